@@ -1,0 +1,287 @@
+"""The adapter for any `torch.nn.Module`.
+
+A site is the output of a submodule, spelt as its name in `named_modules()`, or its input, spelt with
+`:input` behind it. The default sites are the residual stream: the input of the first of a run of same-typed
+blocks, and the output of each. Costs nothing until hooked; knows nothing of surrogates.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from koopman_interp.errors import UnknownSiteError, UnsupportedHostError, nearest
+from koopman_interp.hosts import Hook, SiteSelection
+
+INPUT = ":input"
+_CONTAINERS = (nn.ModuleList, nn.Sequential)
+
+
+class TorchHost:
+    """A plain torch model as a host.
+
+    Args:
+        model: any module; its residual stream is looked for only when no sites are named.
+    """
+
+    adapter: ClassVar[str] = "torch"
+    priority: ClassVar[int] = 0
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.basis = "module outputs"
+        self._modules = dict(model.named_modules())
+
+    @classmethod
+    def accepts(cls, model: object) -> bool:
+        """Accept every module."""
+        return isinstance(model, nn.Module)
+
+    def sites(self, selection: SiteSelection = None) -> tuple[str, ...]:
+        """Resolve a selection to site names.
+
+        Args:
+            selection: a name; a glob, whose `*` stays within one component of a dotted name and whose `**`
+                crosses components; several of these; or a predicate on names. None is the residual stream.
+
+        Returns:
+            Site names; those of a glob or predicate in the order of `named_modules()`.
+
+        Raises:
+            UnknownSiteError: a name or glob matches nothing.
+            UnsupportedHostError: no selection was given and no run of blocks was found.
+        """
+        if selection is None:
+            return self._residual_stream()
+        names = [name for name in self._modules if name]
+        if callable(selection):
+            chosen = [name for name in names if selection(name)]
+            if not chosen:
+                raise UnknownSiteError(f"The predicate chose none of the {len(names)} modules of this model.")
+            return tuple(chosen)
+        patterns = [selection] if isinstance(selection, str) else list(selection)
+        sites = [site for pattern in patterns for site in self._matching(pattern, names)]
+        return tuple(dict.fromkeys(sites))
+
+    @contextmanager
+    def hooked(self, hooks: Mapping[str, Hook]) -> Iterator[None]:
+        """Call each hook with the state at its site; a returned tensor takes the state's place."""
+        with ExitStack() as stack:
+            for site, hook in hooks.items():
+                module = self._modules[site.removesuffix(INPUT)]
+                if site.endswith(INPUT):
+                    handle = module.register_forward_pre_hook(partial(_at_input, hook), with_kwargs=True)
+                else:
+                    handle = module.register_forward_hook(partial(_at_output, hook))
+                stack.callback(handle.remove)
+            yield
+
+    @contextmanager
+    def replaced(self, source: str, target: str, advance: Callable[[Tensor], Tensor]) -> Iterator[bool]:
+        """Put `advance(state at source)` at target.
+
+        Between two sites of one run of blocks the blocks' own compute is skipped: `forward` is set on the
+        instances and taken off again. Elsewhere the state at the target is overwritten by a hook, which
+        gives the same values and saves nothing.
+
+        Yields:
+            Whether the compute of the span is skipped.
+        """
+        skipped = self._blocks_between(source, target)
+        if not skipped:
+            carried: list[Tensor] = []
+            with self.hooked({source: lambda state: carried.append(state), target: lambda _: advance(carried.pop())}):
+                yield False
+            return
+        stand_ins = _SkippedSpan(skipped, advance)
+        with ExitStack() as stack:
+            for index, block in enumerate(skipped):
+                stack.callback(_restore_forward, block, block.__dict__.get("forward"))
+                block.forward = stand_ins.forward_of(index)
+            yield True
+
+    def _residual_stream(self) -> tuple[str, ...]:
+        run = max(self._runs(), key=lambda names: (len(names), self._parameters(names)), default=[])
+        if not run:
+            listed = ", ".join(list(self._modules)[1:9]) or "none"
+            raise UnsupportedHostError(
+                f"{type(self.model).__name__} has no run of two or more same-typed blocks in a ModuleList or "
+                f"Sequential, so its residual stream is not clear. Name the sites: attach(model, sites=[…]). "
+                f"Its first modules: {listed}."
+            )
+        return (run[0] + INPUT, *run)
+
+    def _runs(self) -> list[list[str]]:
+        """List the outermost runs of same-typed blocks; sibling containers of one type join (ResNet stages)."""
+        runs: dict[tuple[str, type[nn.Module]], list[str]] = {}
+        for name, module in self._modules.items():
+            if not isinstance(module, _CONTAINERS) or len(module) == 0:
+                continue
+            kinds = {type(child) for child in module}
+            kind = kinds.pop()
+            if kinds or issubclass(kind, _CONTAINERS) or not any(True for _ in module.parameters()):
+                continue
+            if self._inside(name, runs):
+                continue
+            # Containers of one block each are joined too: a stage may hold a single block.
+            runs.setdefault((name.rpartition(".")[0], kind), []).extend(
+                f"{name}.{key}" if name else key for key, _ in module.named_children()
+            )
+        return [names for names in runs.values() if len(names) > 1]
+
+    @staticmethod
+    def _inside(name: str, runs: Mapping[Any, Sequence[str]]) -> bool:
+        return any(name.startswith(block + ".") for blocks in runs.values() for block in blocks)
+
+    def _parameters(self, names: Sequence[str]) -> int:
+        return sum(parameter.numel() for name in names for parameter in self._modules[name].parameters())
+
+    def _matching(self, pattern: str, names: Sequence[str]) -> list[str]:
+        stem = pattern.removesuffix(INPUT)
+        suffix = pattern[len(stem) :]
+        matches = [name + suffix for name in names if _glob(name.split("."), stem.split("."))]
+        if not matches:
+            raise UnknownSiteError(
+                f"{type(self.model).__name__} has no module that matches {stem!r}. {nearest(stem, names)}"
+            )
+        return matches
+
+    def _blocks_between(self, source: str, target: str) -> list[nn.Module]:
+        """List the blocks from source to target where both lie on the residual stream, else nothing."""
+        for run in self._runs():
+            stream = (run[0] + INPUT, *run)
+            if source in stream and target in stream:
+                first, last = stream.index(source), stream.index(target)
+                return [self._modules[name] for name in stream[first + 1 : last + 1]]
+            # A block's input is its predecessor's output only where one calls the other directly.
+            if any(source == after + INPUT and target in run for _, after in pairwise(run)):
+                first, last = run.index(source.removesuffix(INPUT)), run.index(target)
+                return [self._modules[name] for name in run[first : last + 1]]
+        return []
+
+
+def _glob(name: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Match dotted components; `**` takes any number of them."""
+    if not pattern:
+        return not name
+    if pattern[0] == "**":
+        return any(_glob(name[skip:], pattern[1:]) for skip in range(len(name) + 1))
+    return bool(name) and fnmatch.fnmatchcase(name[0], pattern[0]) and _glob(name[1:], pattern[1:])
+
+
+def _at_input(
+    hook: Hook, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    state = _input_state(args, kwargs)
+    new = hook(state)
+    if new is None:
+        return None
+    if args and args[0] is state:
+        return (new, *args[1:]), kwargs
+    return args, {key: new if value is state else value for key, value in kwargs.items()}
+
+
+def _at_output(hook: Hook, _module: nn.Module, _args: Any, output: Any) -> Any:
+    new = hook(_output_state(output))
+    return None if new is None else _with_state(output, new)
+
+
+def _input_state(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Find the state among a block's arguments: the first positional, or Hugging Face's keyword."""
+    candidates = [*args[:1], kwargs.get("hidden_states"), *kwargs.values()]
+    for candidate in candidates:
+        if isinstance(candidate, Tensor) and candidate.is_floating_point():
+            return candidate
+    raise UnsupportedHostError(
+        "A block was called without a floating-point tensor to read as its state. Choose other sites with sites=."
+    )
+
+
+def _output_state(output: Any) -> Tensor:
+    """Find the state in a module's output: the tensor, or the first entry of a tuple or ModelOutput."""
+    first = output
+    if isinstance(output, Mapping) and output:
+        first = next(iter(output.values()))
+    elif isinstance(output, (tuple, list)) and output:
+        first = output[0]
+    if isinstance(first, Tensor):
+        return first
+    raise UnsupportedHostError(
+        f"A module returned {type(output).__name__}, in which no state was found; known are a tensor, or a tuple or "
+        "mapping whose first entry is one. Choose other sites with sites=."
+    )
+
+
+def _with_state(output: Any, state: Tensor) -> Any:
+    """Return an output of the same kind that carries another state; the given output is left alone."""
+    if isinstance(output, Tensor):
+        return state
+    if isinstance(output, Mapping):
+        key = next(iter(output))
+        changed = dict(output) | {key: state}
+        return changed if type(output) is dict else type(output)(**changed)
+    if hasattr(output, "_fields"):  # a named tuple
+        return type(output)(state, *output[1:])
+    return type(output)((state, *output[1:]))
+
+
+class _SkippedSpan:
+    """Stand-ins for the `forward` of a run of blocks, whose last returns the advanced state.
+
+    What each block returns is learnt by letting the first pass compute the span for real; later passes skip it,
+    unless a block returns tensors beside its state, which nothing but the block itself can supply.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], advance: Callable[[Tensor], Tensor]) -> None:
+        self._originals = [block.forward for block in blocks]
+        self._frames: list[Any] = []
+        self._advance = advance
+        self._advanced: Tensor | None = None
+
+    def forward_of(self, index: int) -> Callable[..., Any]:
+        """Return the stand-in for one block of the span."""
+        return partial(self._forward, index)
+
+    def _forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
+        if index == 0:
+            self._advanced = self._advance(_input_state(args, kwargs))
+        learnt = len(self._frames) == len(self._originals) and not any(map(_holds_tensors, self._frames))
+        if learnt:
+            assert self._advanced is not None
+            # Blocks after the first only pass it on, so the hooks of users at the far end see it too.
+            new = self._advanced if index == 0 else _input_state(args, kwargs)
+            return _with_state(self._frames[index], new)
+        output = self._originals[index](*args, **kwargs)
+        if index == 0:
+            self._frames = []
+        self._frames.append(_with_state(output, _NO_STATE))
+        if index < len(self._originals) - 1:
+            return output
+        assert self._advanced is not None
+        return _with_state(output, self._advanced)
+
+
+_NO_STATE = torch.empty(0)
+
+
+def _holds_tensors(frame: Any) -> bool:
+    """Whether an output frame carries any tensor beside the place of its state."""
+    if isinstance(frame, Tensor):
+        return frame is not _NO_STATE
+    if isinstance(frame, Mapping):
+        return any(map(_holds_tensors, frame.values()))
+    return isinstance(frame, (tuple, list)) and any(map(_holds_tensors, frame))
+
+
+def _restore_forward(block: nn.Module, own: Callable[..., Any] | None) -> None:
+    if own is None:
+        block.__dict__.pop("forward", None)
+    else:
+        block.forward = own

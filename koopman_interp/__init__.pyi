@@ -1,0 +1,11 @@
+from .autoencoder import KoopmanAutoencoder as KoopmanAutoencoder
+from .autoencoder import SurrogateConfig as SurrogateConfig
+from .fit_config import FitConfig as FitConfig
+from .fitting import fit as fit
+from .hosts import Host as Host
+from .hosts import HostFingerprint as HostFingerprint
+from .hosts import host_for as host_for
+from .normalization import NormalizationConfig as NormalizationConfig
+from .observing import Tap as Tap
+from .observing import attach as attach
+from .trajectories import Trajectories as Trajectories

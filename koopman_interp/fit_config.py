@@ -1,0 +1,121 @@
+"""What a fit can be told: one frozen value, checked when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from koopman_interp.autoencoder import ARCHITECTURES, Architecture
+from koopman_interp.errors import InputError
+from koopman_interp.losses import Isometry
+from koopman_interp.normalization import NormalizationConfig
+from koopman_interp.operators import OPERATORS
+
+Pairs = Literal["all", "endpoints"]
+Schedule = Literal["cosine", "cyclic", "constant"]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a Koopman autoencoder is built and fitted.
+
+    Attributes:
+        observables: width of the observable space; None is half as much again as the normalised width.
+        architecture: of encoder and decoder, `linear_plus_nonlinear` or the paper's plain `mlp`.
+        hidden: widths of the encoder's hidden layers, mirrored by the decoder; None is one of twice the
+            normalised width.
+        operator: kind of K: dense, generator, low_rank, identity_plus_low_rank or blocks.
+        rank: of the low-rank kinds; None is 32.
+        normalization: what is done to each depth first.
+        pairs: predict from every depth to every later one, or only from the first to the last.
+        reconstruction, prediction, linearity: weights of the losses.
+        isometry: pairs of samples over which distances are compared: a random matching of the batch, all pairs,
+            or chords (Jacobian-vector products).
+        isometry_weight: its weight; None is one over the normalised width, which puts a mean over pairs on the
+            scale of the other losses' means over entries.
+        steps: gradient steps at most.
+        batch_size: trajectories a step.
+        learning_rate: its peak.
+        weight_decay: of AdamW.
+        schedule: cosine to zero after a tenth of warm-up, triangular cycles, or constant.
+        cycle: steps of a triangular cycle.
+        warm_start: start K by ridge regression on the encoder's first observables.
+        ridge: regularisation of least squares, relative to the mean square of an observable.
+        validation: share of the observed inputs that is held out.
+        evaluate_every: steps between looks at the held-out rows, and between checkpoints.
+        patience: looks without improvement after which the fit stops; None never stops early.
+        seed: of initial weights, split, batches and matchings.
+        device: where to fit; None is CUDA where there is one, else the CPU.
+    """
+
+    observables: int | None = None
+    architecture: Architecture = "linear_plus_nonlinear"
+    hidden: tuple[int, ...] | None = None
+    operator: str = "dense"
+    rank: int | None = None
+    normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
+    pairs: Pairs = "all"
+    reconstruction: float = 1.0
+    prediction: float = 1.0
+    linearity: float = 1.0
+    isometry: Isometry = "matching"
+    isometry_weight: float | None = None
+    steps: int = 1500
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    schedule: Schedule = "cosine"
+    cycle: int = 500
+    warm_start: bool = True
+    ridge: float = 1e-4
+    validation: float = 0.1
+    evaluate_every: int = 100
+    patience: int | None = 5
+    seed: int = 0
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        choices: dict[str, tuple[str, ...]] = {
+            "architecture": tuple(ARCHITECTURES),
+            "operator": tuple(OPERATORS),
+            "pairs": ("all", "endpoints"),
+            "isometry": ("matching", "all_pairs", "chords"),
+            "schedule": ("cosine", "cyclic", "constant"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+        for name in ("steps", "batch_size", "evaluate_every", "cycle"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more; got {getattr(self, name)}.")
+        if self.observables is not None and self.observables < 2:
+            raise InputError(f"A fit needs 2 observables or more; got {self.observables}.")
+        if not 0.0 < self.validation < 1.0:
+            raise InputError(f"validation is a share between 0 and 1, both excluded; got {self.validation}.")
+        if self.learning_rate <= 0:
+            raise InputError(f"learning_rate must be positive; got {self.learning_rate}.")
+        for name in ("reconstruction", "prediction", "linearity", "ridge", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative; got {getattr(self, name)}.")
+        # JSON has lists only; a config read back from a file must equal the one that was written.
+        if self.hidden is not None:
+            object.__setattr__(self, "hidden", tuple(self.hidden))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FitConfig:
+        """Rebuild from plain values.
+
+        Raises:
+            InputError: there is a name that is no setting.
+        """
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise InputError(f"{', '.join(unknown)} is no setting of a fit; there are {', '.join(cls.__dataclass_fields__)}.")
+        nested = values.get("normalization")
+        if isinstance(nested, dict):
+            values = values | {"normalization": NormalizationConfig(**nested)}
+        return cls(**values)

@@ -1,0 +1,225 @@
+"""What the package needs of a host framework, and how it finds the adapter for a model.
+
+A host is a model together with an adapter that can read and write its states at named sites. Adapters live
+outside this package and register under the entry-point group `koopman_interp.hosts`; nothing here imports one
+by name. Reading and writing go through the same `hooked`, so patching is observation run backwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from koopman_interp.errors import HostMismatchError, InputError, UnsupportedHostError, nearest
+
+ENTRY_POINT_GROUP = "koopman_interp.hosts"
+
+Hook = Callable[[Tensor], Tensor | None]
+"""Called with the state at a site, in the host's own shape; a returned tensor takes its place."""
+
+SiteSelection = str | Sequence[str] | Callable[[str], bool] | None
+"""Sites as a name or glob, several of them, a predicate on names, or None for the residual stream."""
+
+
+@runtime_checkable
+class Host(Protocol):
+    """A model whose states can be read and written at named sites.
+
+    `koopman_interp.testing.HostContract` states the laws that each implementation must keep.
+    """
+
+    adapter: ClassVar[str]
+    """Name of the adapter, as `koopman-interp hosts` lists it."""
+    priority: ClassVar[int]
+    """Adapters are asked in descending order; the general torch adapter has 0."""
+
+    model: nn.Module
+    basis: str
+    """Which residual basis the states are in; two hosts with different bases do not share surrogates."""
+
+    @classmethod
+    def accepts(cls, model: object) -> bool:
+        """Whether this adapter is made for the model; must be cheap and import no framework."""
+        ...
+
+    def __init__(self, model: nn.Module) -> None: ...
+
+    def sites(self, selection: SiteSelection = None) -> tuple[str, ...]:
+        """Resolve a selection to site names in order of depth; None means the residual stream.
+
+        Raises:
+            UnknownSiteError: nothing has such a name.
+            UnsupportedHostError: there is no residual stream to default to.
+        """
+        ...
+
+    def hooked(self, hooks: Mapping[str, Hook]) -> AbstractContextManager[None]:
+        """Call each hook whenever its site is reached; all are removed on any exit."""
+        ...
+
+    def replaced(
+        self, source: str, target: str, advance: Callable[[Tensor], Tensor]
+    ) -> AbstractContextManager[bool]:
+        """Put `advance(state at source)` at target, skipping the compute between where that is possible.
+
+        The context's value says whether the compute is skipped.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class HostFingerprint:
+    """What a surrogate or an edit remembers of its host, so that another host can be refused.
+
+    Attributes:
+        model: qualified class name of the model.
+        adapter: name of the host adapter.
+        basis: residual basis of the states.
+        dtype: dtype of the parameters.
+        weights: digest of all parameters and buffers.
+    """
+
+    model: str
+    adapter: str
+    basis: str
+    dtype: str
+    weights: str
+
+    @classmethod
+    def of(cls, host: Host) -> HostFingerprint:
+        """Take the fingerprint of a host."""
+        kind = type(host.model)
+        first = next(iter(host.model.parameters()), None)
+        return cls(
+            model=f"{kind.__module__}.{kind.__qualname__}",
+            adapter=host.adapter,
+            basis=host.basis,
+            dtype=str(first.dtype if first is not None else torch.get_default_dtype()).removeprefix("torch."),
+            weights=weight_digest(host.model),
+        )
+
+    def require(self, other: HostFingerprint, what: str, *, ignoring: Iterable[str] = ()) -> None:
+        """Refuse a host other than the one remembered here.
+
+        The module in which the class was defined is not compared: the same script is `__main__` when run
+        and something else when imported.
+
+        Args:
+            other: fingerprint of the host at hand.
+            what: what is being applied, for the message.
+            ignoring: names of fields that may differ.
+
+        Raises:
+            HostMismatchError: a field differs.
+        """
+        skipped = set(ignoring)
+        ours, theirs = asdict(self), asdict(other)
+        ours["model"], theirs["model"] = self.model.rsplit(".", 1)[-1], other.model.rsplit(".", 1)[-1]
+        for field, expected in ours.items():
+            if field not in skipped and theirs[field] != expected:
+                raise HostMismatchError(
+                    f"This {what} belongs to another host: {field} was {expected}, here it is {theirs[field]}. "
+                    "Load the weights that it was fitted on, or observe and fit this model anew."
+                )
+
+
+def host_for(model: nn.Module | Host) -> Host:
+    """Wrap a model in the adapter made for it; a host is returned as it is.
+
+    Args:
+        model: the model of the user, or a host.
+
+    Returns:
+        The host of the registered adapter with the highest priority that accepts the model.
+
+    Raises:
+        UnsupportedHostError: no adapter accepts the object.
+    """
+    if isinstance(model, Host) and not isinstance(model, nn.Module):
+        return model
+    for adapter in adapters():
+        if adapter.accepts(model):
+            return adapter(model)
+    raise UnsupportedHostError(
+        f"Expected a torch.nn.Module or a model of a known host framework, got {type(model).__name__}. "
+        f"Registered adapters: {', '.join(adapter.adapter for adapter in adapters()) or 'none'}."
+    )
+
+
+def adapters() -> list[type[Host]]:
+    """Load the registered host adapters, those of highest priority first."""
+    loaded: list[type[Host]] = [point.load() for point in entry_points(group=ENTRY_POINT_GROUP)]
+    return sorted(loaded, key=lambda adapter: -adapter.priority)
+
+
+_digests: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
+
+
+def weight_digest(model: nn.Module) -> str:
+    """Digest all parameters and buffers of a model: names, dtypes, shapes and bytes.
+
+    The digest is kept until a tensor is replaced or changed in place, as torch's version counters tell;
+    writing through `.data` escapes them.
+
+    Returns:
+        128 bits of BLAKE2b, in hexadecimal.
+    """
+    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if torch.is_tensor(tensor)}
+    # Inference tensors keep no version counter; such a model is digested anew each time.
+    versions = tuple(
+        (name, tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for name, tensor in state.items()
+    )
+    known = _digests.get(model)
+    if known is not None and known[0] == versions and all(version >= 0 for *_, version in versions):
+        return known[1]
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    _digests[model] = (versions, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def depth_of(sites: Sequence[str], site: str | int) -> int:
+    """Resolve a site name, or a depth that may count from the end, to a depth.
+
+    Raises:
+        InputError: it is not among the sites.
+    """
+    if isinstance(site, str):
+        if site not in sites:
+            raise InputError(f"{site!r} is not among the fitted sites. {nearest(site, sites)}")
+        return list(sites).index(site)
+    if not -len(sites) <= site < len(sites):
+        raise InputError(f"Depth {site} is outside the {len(sites)} fitted sites (0 to {len(sites) - 1}).")
+    return site % len(sites)
+
+
+def span(sites: Sequence[str], source: str | int | None, target: str | int | None) -> tuple[int, int]:
+    """Resolve the two ends of a span to depths.
+
+    Args:
+        sites: the sites in order of depth.
+        source: site name or depth where the span starts; None for the first.
+        target: site name or depth where it ends; None for the last.
+
+    Returns:
+        The depths of source and target, as indices into `sites`.
+
+    Raises:
+        InputError: an end is unknown, or the target does not lie after the source.
+    """
+    first = depth_of(sites, 0 if source is None else source)
+    last = depth_of(sites, -1 if target is None else target)
+    if last <= first:
+        raise InputError(f"A span needs its target after its source; got depth {first} to depth {last}.")
+    return first, last

@@ -1,0 +1,78 @@
+"""States in a host's own shape, and the same states as rows.
+
+A host may hand out `[batch, width]`, `[batch, position, width]` or `[batch, channel, height, width]`. The
+rest of the package knows only rows `[sample, width]`: one sample per batch entry, per token, or per image
+(whose channels and pixels then make up the width, so that depths of different resolution stay aligned).
+"""
+
+from __future__ import annotations
+
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, arange
+
+from koopman_interp.errors import UnsupportedHostError
+
+_SPELT = "[batch, width], [batch, position, width] or [batch, channel, height, width]"
+
+
+def to_rows(state: Float[Tensor, "..."]) -> Float[Tensor, "sample width"]:
+    """Flatten a state to one row a sample.
+
+    >>> import torch
+    >>> to_rows(torch.zeros(2, 5, 8)).shape, to_rows(torch.zeros(2, 3, 4, 4)).shape
+    (torch.Size([10, 8]), torch.Size([2, 48]))
+
+    Raises:
+        UnsupportedHostError: the state has another number of axes.
+    """
+    match state.ndim:
+        case 2:
+            return state
+        case 3:
+            return rearrange(state, "batch position width -> (batch position) width")
+        case 4:
+            return rearrange(state, "batch channel height width -> batch (channel height width)")
+    raise UnsupportedHostError(
+        f"A state of shape {tuple(state.shape)} has {state.ndim} axes; known are {_SPELT}. "
+        "Choose other sites with sites=."
+    )
+
+
+def from_rows(rows: Float[Tensor, "sample width"], shape: tuple[int, ...]) -> Float[Tensor, "..."]:
+    """Undo `to_rows` for a state of the given shape; the batch size is taken from the rows."""
+    match shape:
+        case (_, width):
+            return rows.reshape(-1, width)
+        case (_, positions, _):
+            return rearrange(
+                rows, "(batch position) width -> batch position width", position=positions
+            )
+        case (_, channels, height, width):
+            return rearrange(
+                rows,
+                "batch (channel height width) -> batch channel height width",
+                channel=channels,
+                height=height,
+                width=width,
+            )
+    raise UnsupportedHostError(f"A state of shape {shape} is none of {_SPELT}.")
+
+
+def row_origins(shape: tuple[int, ...]) -> tuple[Int[Tensor, "sample"], Int[Tensor, "sample"]]:
+    """Say for each row of `to_rows` which batch entry and which position it came from.
+
+    >>> entry, position = row_origins((2, 3, 8))
+    >>> entry.tolist(), position.tolist()
+    ([0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2])
+    """
+    positions = shape[1] if len(shape) == 3 else 1
+    rows = arange(shape[0] * positions)
+    return rows // positions, rows % positions
+
+
+def kept_rows(mask: Tensor, shape: tuple[int, ...]) -> Bool[Tensor, "sample"] | None:
+    """Turn an attention mask `[batch, position]` into a row mask, or None where it does not fit the state."""
+    if len(shape) == 3 and tuple(mask.shape) == tuple(shape[:2]):
+        return mask.bool().flatten()
+    return None

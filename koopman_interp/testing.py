@@ -1,0 +1,113 @@
+"""Hosts and data with known answers, for our tests, for adapter authors, and for the demo.
+
+`ResidualMLP` is the host of arXiv 2505.12809; `yin_yang` its data set; `LinearHost` a network whose depth is one
+known matrix, so that a fit can be judged against the truth.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """`relu(x + fc2(relu(fc1 x)))` with batch norm after each linear layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, width)
+        self.norm1 = nn.BatchNorm1d(width)
+        self.fc2 = nn.Linear(width, width)
+        self.norm2 = nn.BatchNorm1d(width)
+
+    def forward(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """Add the block's branch to its input."""
+        branch = self.norm2(self.fc2(torch.relu(self.norm1(self.fc1(x)))))
+        return torch.relu(x + branch)
+
+
+class ResidualMLP(nn.Module):
+    """A residual MLP: embedding, blocks of one width, linear head.
+
+    Args:
+        inputs: width of the input; longer inputs are flattened.
+        width: of the residual stream.
+        blocks: how many.
+        outputs: number of classes.
+    """
+
+    def __init__(self, inputs: int, width: int, blocks: int, outputs: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(inputs, width)
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch output"]:
+        """Return logits."""
+        x = torch.relu(self.embed(x.flatten(1)))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+class LinearBlock(nn.Module):
+    """`x @ K.T` with a given matrix."""
+
+    def __init__(self, K: Float[Tensor, "width width"]) -> None:
+        super().__init__()
+        self.register_buffer("K", K)
+        self.shift = nn.Parameter(torch.zeros(len(K)))
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Take one step."""
+        return x @ self.get_buffer("K").T + self.shift
+
+
+class LinearHost(nn.Module):
+    """A network whose every block is the same known matrix."""
+
+    def __init__(self, K: Float[Tensor, "width width"], blocks: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(LinearBlock(K) for _ in range(blocks)))
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Take all steps."""
+        return self.blocks(x)  # type: ignore[no-any-return]
+
+
+def yin_yang(samples: int, *, seed: int = 0) -> tuple[Float[Tensor, "sample 4"], Int[Tensor, "sample"]]:
+    """Draw the Yin-Yang data set (Kriener et al., arXiv 2102.08211), balanced over its three classes.
+
+    Points `(x, y)` in the disc of radius 0.5 around (0.5, 0.5), given with `(1 − x, 1 − y)` beside them; the
+    classes are yin (0), yang (1) and the two dots of radius 0.1 (2).
+
+    Args:
+        samples: how many points.
+        seed: of the draw.
+
+    Returns:
+        Inputs and labels.
+    """
+    big, small = 0.5, 0.1
+    generator = torch.Generator().manual_seed(seed)
+    wanted = torch.arange(samples) % 3
+    points = torch.zeros(samples, 2)
+    missing = torch.ones(samples, dtype=torch.bool)
+    while missing.any():
+        drawn = torch.rand(int(missing.sum()), 2, generator=generator) * 2 * big
+        x, y = drawn[:, 0], drawn[:, 1]
+        to_right = torch.hypot(x - 1.5 * big, y - big)
+        to_left = torch.hypot(x - 0.5 * big, y - big)
+        yin = ((to_right > small) & (to_right <= 0.5 * big)) | (to_left <= small) | (
+            (y > big) & (to_left > 0.5 * big)
+        )
+        label = torch.where((to_right <= small) | (to_left <= small), 2, (~yin).long())
+        inside = torch.hypot(x - big, y - big) <= big
+        places = missing.nonzero().squeeze(1)
+        accepted = inside & (label == wanted[places])
+        points[places[accepted]] = drawn[accepted]
+        missing[places[accepted]] = False
+    order = torch.randperm(samples, generator=generator)
+    points, labels = points[order], wanted[order]
+    return torch.cat([points, 1 - points], 1), labels

@@ -1,0 +1,196 @@
+"""Trajectories: how each sample's representation moves through the depth of a host.
+
+A frozen value that holds one tensor of rows per depth, since widths may differ, with the labels and the origin
+of each row. It knows nothing of models; what it remembers of its host is a fingerprint.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from koopman_interp.errors import InputError, NonFiniteError
+from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.hosts import HostFingerprint, span
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trajectories:
+    """States of samples over depth.
+
+    Attributes:
+        states: one tensor `[sample, width]` per depth; widths may differ.
+        sites: the site of each depth.
+        times: time of each depth in operator steps, strictly increasing; 1 per layer unless told otherwise.
+        host: fingerprint of the host they were observed on.
+        sequence: `[sample]`, which of the observed inputs each row belongs to.
+        position: `[sample]`, where in that input it stood (0 for inputs without positions).
+        labels: `[sample]` class of each row, or None.
+    """
+
+    states: tuple[Float[Tensor, "sample _"], ...]
+    sites: tuple[str, ...]
+    times: tuple[float, ...]
+    host: HostFingerprint
+    sequence: Int[Tensor, "sample"]
+    position: Int[Tensor, "sample"]
+    labels: Int[Tensor, "sample"] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.states) < 2 or len({len(self.states), len(self.sites), len(self.times)}) != 1:
+            raise InputError(
+                f"Trajectories need two or more depths, each with a site and a time; got {len(self.states)} states, "
+                f"{len(self.sites)} sites and {len(self.times)} times."
+            )
+        if any(later <= earlier for earlier, later in zip(self.times, self.times[1:], strict=False)):
+            raise InputError(f"Times must increase with depth; got {self.times}.")
+        lengths = {len(state) for state in (*self.states, self.sequence, self.position)}
+        if len(lengths) != 1:
+            raise InputError(f"All depths need the same number of samples; got {sorted(lengths)}.")
+        if self.labels is not None and len(self.labels) != len(self):
+            raise InputError(f"Expected {len(self)} labels, one a sample; got {len(self.labels)}.")
+
+    def __len__(self) -> int:
+        return len(self.states[0])
+
+    def __repr__(self) -> str:
+        widths = sorted(set(self.widths))
+        shown = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
+        labelled = "unlabelled" if self.labels is None else f"{len(self.classes)} classes"
+        return (
+            f"Trajectories({len(self):,} samples, {self.depths} depths from {self.sites[0]!r} to "
+            f"{self.sites[-1]!r}, width {shown}, {labelled})"
+        )
+
+    @property
+    def depths(self) -> int:
+        """How many sites each trajectory passes."""
+        return len(self.states)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of the state at each depth."""
+        return tuple(state.shape[1] for state in self.states)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The labels that occur, in ascending order; empty without labels."""
+        return () if self.labels is None else tuple(torch.unique(self.labels).tolist())
+
+    def __getitem__(self, rows: Int[Tensor, "_"] | Bool[Tensor, "_"] | slice) -> Trajectories:
+        """Take some of the samples, by index, mask or slice."""
+        return replace(
+            self,
+            states=tuple(state[rows] for state in self.states),
+            sequence=self.sequence[rows],
+            position=self.position[rows],
+            labels=None if self.labels is None else self.labels[rows],
+        )
+
+    def with_labels(self, labels: Sequence[int] | Tensor) -> Trajectories:
+        """Return the same trajectories with labels, one a sample or one an observed input.
+
+        Raises:
+            InputError: the number of labels fits neither.
+        """
+        return replace(self, labels=labels_of_rows(labels, self.sequence))
+
+    def between(self, source: str | int | None = None, target: str | int | None = None) -> Trajectories:
+        """Keep the depths of a span, both ends included; times start where they were."""
+        first, last = span(self.sites, source, target)
+        kept = slice(first, last + 1)
+        return replace(self, states=self.states[kept], sites=self.sites[kept], times=self.times[kept])
+
+    def split(self, fraction: float, *, seed: int = 0) -> tuple[Trajectories, Trajectories]:
+        """Split at random into two parts; samples of one observed input stay together.
+
+        Args:
+            fraction: share of the observed inputs in the second part, between 0 and 1.
+            seed: of the permutation.
+
+        Returns:
+            The larger and the smaller part, for fitting and for holding out.
+
+        Raises:
+            InputError: one of the parts would be empty.
+        """
+        inputs = torch.unique(self.sequence)
+        held = round(fraction * len(inputs))
+        if not 0 < held < len(inputs):
+            raise InputError(
+                f"Holding out {fraction:.0%} of {len(inputs)} observed inputs leaves one part empty. "
+                "Observe more, or choose another fraction."
+            )
+        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
+        second = torch.isin(self.sequence, inputs[order[:held]])
+        return self[~second], self[second]
+
+    def require_finite(self) -> None:
+        """Check that all states are finite.
+
+        Raises:
+            NonFiniteError: naming the first site with NaN or infinity.
+        """
+        for site, state in zip(self.sites, self.states, strict=True):
+            bad = ~torch.isfinite(state).all(dim=1)
+            if bad.any():
+                raise NonFiniteError(
+                    f"{int(bad.sum())} of {len(self)} samples are NaN or infinite at site {site!r}, the first in "
+                    f"row {int(bad.nonzero()[0])}. Drop them, or observe in a wider dtype."
+                )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to one safetensors file."""
+        tensors = {f"state.{depth}": state for depth, state in enumerate(self.states)}
+        tensors |= {"sequence": self.sequence, "position": self.position}
+        if self.labels is not None:
+            tensors["labels"] = self.labels
+        header: dict[str, Any] = {"sites": self.sites, "times": self.times, "host": asdict(self.host)}
+        write_tensors(path, tensors, kind="trajectories", header=header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trajectories:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileFormatError: the file is truncated or holds something else.
+        """  # noqa: DOC502 (raised by read_tensors)
+        tensors, header = read_tensors(path, kind="trajectories")
+        return cls(
+            states=tuple(tensors[f"state.{depth}"] for depth in range(len(header["sites"]))),
+            sites=tuple(header["sites"]),
+            times=tuple(header["times"]),
+            host=HostFingerprint(**header["host"]),
+            sequence=tensors["sequence"],
+            position=tensors["position"],
+            labels=tensors.get("labels"),
+        )
+
+
+def labels_of_rows(labels: Sequence[int] | Tensor, sequence: Int[Tensor, "sample"]) -> Int[Tensor, "sample"]:
+    """Bring labels, one a row or one an observed input, to one a row.
+
+    Raises:
+        InputError: their number fits neither, or they are not whole numbers.
+    """
+    given = torch.as_tensor(labels).cpu()
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise InputError(f"Labels are whole numbers, one a class; got {given.dtype}.")
+    given = given.flatten().long()
+    if len(given) == len(sequence):
+        return given
+    inputs = int(sequence.max()) + 1 if len(sequence) else 0
+    if len(given) == inputs:
+        return given[sequence]
+    raise InputError(
+        f"Expected {len(sequence):,} labels, one a sample"
+        + (f", or {inputs:,}, one an observed input" if inputs != len(sequence) else "")
+        + f"; got {len(given):,}."
+    )
