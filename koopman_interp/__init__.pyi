@@ -1,5 +1,17 @@
+from .analysis.fidelity import Fidelity as Fidelity
+from .analysis.fidelity import fidelity as fidelity
+from .analysis.spectrum import Spectrum as Spectrum
+from .analysis.spectrum import spectrum as spectrum
+from .analysis.topology import Topology as Topology
+from .analysis.topology import topology as topology
+from .auditing import Audit as Audit
+from .auditing import audit as audit
 from .autoencoder import KoopmanAutoencoder as KoopmanAutoencoder
 from .autoencoder import SurrogateConfig as SurrogateConfig
+from .edits.erase import erase_class as erase_class
+from .edits.operator_edit import Certificate as Certificate
+from .edits.operator_edit import OperatorEdit as OperatorEdit
+from .errors import KoopmanInterpError as KoopmanInterpError
 from .fit_config import FitConfig as FitConfig
 from .fitting import fit as fit
 from .hosts import Host as Host
@@ -8,4 +20,5 @@ from .hosts import host_for as host_for
 from .normalization import NormalizationConfig as NormalizationConfig
 from .observing import Tap as Tap
 from .observing import attach as attach
+from .patching import patched as patched
 from .trajectories import Trajectories as Trajectories

@@ -6,6 +6,7 @@ huggingface_hub's mixin as safetensors and config.json. How it is fitted stands 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_json, write_tensors, write_text
 from koopman_interp.hosts import HostFingerprint, span
+from koopman_interp.layouts import from_rows, to_rows
 from koopman_interp.moments import Moments
 from koopman_interp.normalization import Normalization
 from koopman_interp.operators import operator
@@ -38,7 +40,8 @@ class SurrogateConfig:
     Attributes:
         sites: site of each depth.
         times: time of each depth, in operator steps.
-        widths: width of the host's state at each depth.
+        widths: width of the host's state at each depth, as rows.
+        shapes: shape of one sample's state at each depth, as the host has it.
         dimension: width of the normalised states.
         observables: width of the observable space.
         architecture: of encoder and decoder.
@@ -53,6 +56,7 @@ class SurrogateConfig:
     sites: tuple[str, ...]
     times: tuple[float, ...]
     widths: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     dimension: int
     observables: int
     architecture: Architecture
@@ -67,7 +71,8 @@ class SurrogateConfig:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuild from what `dataclasses.asdict` and JSON made of it."""
         tuples = {name: tuple(values[name]) for name in ("sites", "times", "widths", "hidden", "classes", "history")}
-        return cls(**(values | tuples | {"host": HostFingerprint(**values["host"])}))
+        shapes = tuple(map(tuple, values["shapes"]))
+        return cls(**(values | tuples | {"shapes": shapes, "host": HostFingerprint(**values["host"])}))
 
 
 class LinearPlusNonlinear(nn.Module):
@@ -214,6 +219,27 @@ class KoopmanAutoencoder(
         first, last = span(self.sites, source, target)
         z = self.operator.advance(self.encode(states, first), self.steps(first, last))
         return self.decode(z, last)
+
+    def predict_state(self, state: Float[Tensor, "..."], source: int, target: int) -> Float[Tensor, "..."]:
+        """`predict` on a state in the host's own shape and dtype, between two depths."""
+        rows = self.predict(to_rows(state), source, target)
+        return self.state_from_rows(rows, state, target)
+
+    def state_from_rows(
+        self, rows: Float[Tensor, "sample width"], like: Float[Tensor, "..."], depth: int
+    ) -> Float[Tensor, "..."]:
+        """Give rows at a depth the host's own shape there, with batch, positions and dtype of another state."""
+        batch = like.shape[:2] if like.ndim == 3 else like.shape[:1]
+        return from_rows(rows, (*batch, *self.config.shapes[depth])).to(like.dtype)
+
+    def digest(self) -> str:
+        """Digest all that gives an edit of K its meaning: normalisation, encoder and operator."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.normalization, self.encoder, self.operator):
+            for name, tensor in part.state_dict().items():
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def save_pretrained(  # type: ignore[override]
         self,

@@ -55,7 +55,7 @@ def fit(
         InputError: too few samples, or settings that do not fit the trajectories.
         FitInterrupted: Ctrl-C; the message says what was kept and how to go on.
         NonFiniteError: states that are not finite, or losses that diverged.
-    """  # noqa: DOC502 (some are raised by what is called)
+    """
     config = config or FitConfig()
     if method not in ("gradient", "least_squares"):
         raise InputError(f"method={method!r} is neither 'gradient' nor 'least_squares'.")
@@ -96,6 +96,7 @@ def _surrogate_config(trajectories: Trajectories, config: FitConfig, dimension: 
         sites=trajectories.sites,
         times=trajectories.times,
         widths=trajectories.widths,
+        shapes=trajectories.shapes,
         dimension=dimension,
         observables=config.observables or max(2, dimension * 3 // 2),
         architecture=config.architecture,

@@ -189,6 +189,28 @@ def weight_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def run(model: nn.Module, x: Any) -> Any:
+    """Call a model on a batch, moved to the model's device: a tensor, or a mapping of keyword arguments."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if isinstance(x, Mapping):
+        return model(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in x.items()})
+    return model(x.to(device) if isinstance(x, Tensor) else x)
+
+
+def logits_of(output: Any) -> Tensor:
+    """Find the logits in what a model returned.
+
+    Raises:
+        UnsupportedHostError: it is neither a tensor nor has any in `.logits`.
+    """
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    raise UnsupportedHostError(
+        f"Expected the model to return logits, as a tensor or in .logits; got {type(output).__name__}."
+    )
+
+
 def depth_of(sites: Sequence[str], site: str | int) -> int:
     """Resolve a site name, or a depth that may count from the end, to a depth.
 

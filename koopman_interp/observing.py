@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from koopman_interp.errors import InputError, NonFiniteError, UnknownSiteError
-from koopman_interp.hosts import Host, HostFingerprint, SiteSelection, host_for
+from koopman_interp.hosts import Host, HostFingerprint, SiteSelection, host_for, run
 from koopman_interp.layouts import kept_rows, row_origins, to_rows
 from koopman_interp.trajectories import Trajectories, labels_of_rows
 
@@ -141,7 +141,7 @@ class Tap:
                     x, y = _parted(batch, inputs, column)
                     if y is not None:
                         found.append(torch.as_tensor(y).flatten())
-                    _call(self.host.model, x)
+                    run(self.host.model, x)
         finally:
             recording.stop()
         trajectories = recording.trajectories(self.times)
@@ -163,6 +163,7 @@ class _Recording:
         self._rows: list[list[Tensor]] = [[] for _ in sites]
         self._origins: list[tuple[Tensor, Tensor]] = []
         self._kept: list[Tensor] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._inputs = 0
 
     def start(self) -> None:
@@ -196,6 +197,7 @@ class _Recording:
             )
         self._pending[site] = rows
         self._shape = tuple(state.shape)
+        self._shapes[site] = tuple(state.shape[1:]) if state.ndim == 4 else (state.shape[-1],)
 
     def _end(self, _model: nn.Module, _args: Any, _output: Any) -> None:
         missing = [site for site in self.sites if site not in self._pending]
@@ -225,6 +227,7 @@ class _Recording:
             host=self.fingerprint,
             sequence=torch.cat([entry for entry, _ in self._origins])[kept],
             position=torch.cat([position for _, position in self._origins])[kept],
+            shapes=tuple(self._shapes[site] for site in self.sites),
         )
 
     def labelled(self, trajectories: Trajectories, labels: Sequence[int] | Tensor) -> Trajectories:
@@ -286,11 +289,3 @@ def _are_labels(y: Any, x: Any) -> bool:
     if not isinstance(y, Tensor) or y.is_floating_point():
         return False
     return y.ndim >= 1 and (not isinstance(x, Tensor) or len(y) == len(x))
-
-
-def _call(model: nn.Module, x: Any) -> None:
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if isinstance(x, Mapping):
-        model(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in x.items()})
-    else:
-        model(x.to(device) if isinstance(x, Tensor) else x)

@@ -6,6 +6,8 @@ known matrix, so that a fit can be judged against the truth.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -74,6 +76,52 @@ class LinearHost(nn.Module):
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Take all steps."""
         return self.blocks(x)  # type: ignore[no-any-return]
+
+
+def train_classifier(
+    model: nn.Module,
+    x: Float[Tensor, "sample *input"],
+    y: Int[Tensor, "sample"],
+    *,
+    epochs: int,
+    batch_size: int = 256,
+    peak_rate: float = 4e-3,
+    weight_decay: float = 0.05,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Train a classifier in place by AdamW with one cycle of the learning rate, and leave it in eval mode.
+
+    Args:
+        model: the classifier.
+        x: inputs.
+        y: labels.
+        epochs: passes over the data; the last, incomplete batch of each is dropped.
+        batch_size: rows a step.
+        peak_rate: highest learning rate.
+        weight_decay: of AdamW.
+        augment: applied to each batch of inputs.
+        seed: of the batches and the augmentation.
+
+    Returns:
+        The model.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch_size = min(batch_size, len(x))
+    per_epoch = len(x) // batch_size
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_rate, total_steps=epochs * per_epoch)
+    model.train()
+    for _ in range(epochs):
+        order = torch.randperm(len(x), generator=generator)
+        for rows in order[: per_epoch * batch_size].split(batch_size):
+            batch = x[rows] if augment is None else augment(x[rows], generator)
+            loss = nn.functional.cross_entropy(model(batch), y[rows])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return model.eval()
 
 
 def yin_yang(samples: int, *, seed: int = 0) -> tuple[Float[Tensor, "sample 4"], Int[Tensor, "sample"]]:

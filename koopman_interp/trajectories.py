@@ -32,6 +32,7 @@ class Trajectories:
         sequence: `[sample]`, which of the observed inputs each row belongs to.
         position: `[sample]`, where in that input it stood (0 for inputs without positions).
         labels: `[sample]` class of each row, or None.
+        shapes: shape of one sample's state in the host, per depth: `(width,)`, or `(channel, height, width)`.
     """
 
     states: tuple[Float[Tensor, "sample _"], ...]
@@ -41,8 +42,11 @@ class Trajectories:
     sequence: Int[Tensor, "sample"]
     position: Int[Tensor, "sample"]
     labels: Int[Tensor, "sample"] | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.shapes:
+            object.__setattr__(self, "shapes", tuple((width,) for width in self.widths))
         if len(self.states) < 2 or len({len(self.states), len(self.sites), len(self.times)}) != 1:
             raise InputError(
                 f"Trajectories need two or more depths, each with a site and a time; got {len(self.states)} states, "
@@ -105,7 +109,7 @@ class Trajectories:
         """Keep the depths of a span, both ends included; times start where they were."""
         first, last = span(self.sites, source, target)
         kept = slice(first, last + 1)
-        return replace(self, states=self.states[kept], sites=self.sites[kept], times=self.times[kept])
+        return replace(self, states=self.states[kept], sites=self.sites[kept], times=self.times[kept], shapes=self.shapes[kept])
 
     def split(self, fraction: float, *, seed: int = 0) -> tuple[Trajectories, Trajectories]:
         """Split at random into two parts; samples of one observed input stay together.
@@ -151,7 +155,7 @@ class Trajectories:
         tensors |= {"sequence": self.sequence, "position": self.position}
         if self.labels is not None:
             tensors["labels"] = self.labels
-        header: dict[str, Any] = {"sites": self.sites, "times": self.times, "host": asdict(self.host)}
+        header: dict[str, Any] = {"sites": self.sites, "times": self.times, "shapes": self.shapes, "host": asdict(self.host)}
         write_tensors(path, tensors, kind="trajectories", header=header)
 
     @classmethod
@@ -161,12 +165,13 @@ class Trajectories:
         Raises:
             FileNotFoundError: there is no such file.
             FileFormatError: the file is truncated or holds something else.
-        """  # noqa: DOC502 (raised by read_tensors)
+        """
         tensors, header = read_tensors(path, kind="trajectories")
         return cls(
             states=tuple(tensors[f"state.{depth}"] for depth in range(len(header["sites"]))),
             sites=tuple(header["sites"]),
             times=tuple(header["times"]),
+            shapes=tuple(map(tuple, header["shapes"])),
             host=HostFingerprint(**header["host"]),
             sequence=tensors["sequence"],
             position=tensors["position"],

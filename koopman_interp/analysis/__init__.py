@@ -1,0 +1,1 @@
+"""What a fitted operator says, and how far to believe it: one question a file."""

@@ -1,0 +1,187 @@
+"""Erasing a class: a rank-one oblique projection from moments kept with the fit.
+
+With a = μ_f − μ_r from the retained mean to the forgotten one, and B the offsets of the retained class means from
+μ_r, the reader is the covariance-cheapest w with aᵀw = 1 and Bᵀw = 0:
+
+    w₀ = Σ⁻¹(a − B (BᵀΣ⁻¹B)⁺ BᵀΣ⁻¹a),   w = w₀ / (aᵀw₀),   P: z → z − ((z − μ_r)·w) a
+
+After it the forgotten class's mean is the retained mean, every retained class's mean is where it was, and no linear
+reader does better than chance on class means. Kin of LEACE (arXiv 2306.03819) and SPLINCE (arXiv 2506.10703).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from koopman_interp.autoencoder import KoopmanAutoencoder
+from koopman_interp.edits.operator_edit import Certificate, OperatorEdit
+from koopman_interp.errors import InputError
+from koopman_interp.hosts import depth_of
+from koopman_interp.moments import Moments
+from koopman_interp.trajectories import Trajectories
+
+SHRINKAGE = 1e-3
+"""Part of Σ's mean diagonal that is added to its diagonal; the laws above hold at any value."""
+
+
+@dataclass(frozen=True)
+class Eraser:
+    """The factors of P: `z → z − ((z − centre)·reader) direction`, all float64 `[observable]`."""
+
+    direction: Float[Tensor, "observable"]
+    reader: Float[Tensor, "observable"]
+    centre: Float[Tensor, "observable"]
+
+
+def oblique_eraser(
+    means: Float[Tensor, "class observable"],
+    counts: Float[Tensor, "class"],
+    covariance: Float[Tensor, "observable observable"],
+    forgotten: int,
+    *,
+    shrinkage: float = SHRINKAGE,
+) -> Eraser:
+    """Solve for the rank-one eraser of one class.
+
+    Args:
+        means: class means.
+        counts: class sizes, which weigh the retained mean.
+        covariance: total covariance Σ.
+        forgotten: index of the class.
+        shrinkage: added to Σ's diagonal, relative to its mean.
+
+    Returns:
+        The factors of P.
+
+    Raises:
+        InputError: the class mean lies in the span of the retained ones, so nothing tells it apart.
+    """
+    kept = torch.arange(len(counts)) != forgotten
+    centre = counts[kept] @ means[kept] / counts[kept].sum()
+    a = means[forgotten] - centre
+    B = (means[kept] - centre).T
+    ridge = shrinkage * covariance.diagonal().mean()
+    sigma = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype)
+    factor = torch.linalg.cholesky(sigma)
+    whitened = torch.linalg.solve_triangular(factor, torch.cat([a[:, None], B], 1), upper=False)
+    target, retained = whitened[:, 0], whitened[:, 1:]
+    # The columns of B sum to nothing (they are offsets from their own mean), so a basis is cut from their span.
+    basis, values, _ = torch.linalg.svd(retained, full_matrices=False)
+    basis = basis[:, values > values.max() * 1e-10] if kept.sum() > 1 else basis[:, :0]
+    rest = target - basis @ (basis.T @ target)
+    if rest.norm() < 1e-6 * target.norm() or target.norm() == 0:
+        raise InputError(
+            "The mean of the class to forget lies in the span of the retained class means at this depth, so no "
+            "direction is its own. Fit more observables, or erase at another site."
+        )
+    reader = torch.linalg.solve_triangular(factor.T, rest[:, None], upper=True).squeeze(1)
+    return Eraser(direction=a, reader=reader / (a @ reader), centre=centre)
+
+
+def erase_class(
+    koopman: KoopmanAutoencoder,
+    trajectories: Trajectories | None = None,
+    *,
+    label: int,
+    site: str | int | None = None,
+    strength: float = 1.0,
+    shrinkage: float = SHRINKAGE,
+) -> OperatorEdit:
+    """Edit the operator so that one class is forgotten.
+
+    Everything comes from the moments that were kept with the fit; trajectories serve only to measure the drift.
+
+    Args:
+        koopman: the fitted surrogate.
+        trajectories: held-out rows to measure the certificate's drift on; without them it is a bound from the
+            held-out moments.
+        label: the class to forget.
+        site: site or depth at which to erase; None is the first. The eraser moves with the operator (erasing at
+            the source with moments Σ is erasing after n steps with moments KⁿΣKⁿᵀ), so the choice matters little.
+        strength: multiplies the displacement. 1 puts the class on the retained mean; past 1 it is pushed beyond,
+            which forgets more and is no longer an erasure but a mark of its own.
+        shrinkage: added to Σ's diagonal, relative to its mean.
+
+    Returns:
+        The edit, with its certificate.
+
+    Raises:
+        InputError: the fit saw no labels, not this class, or no other class.
+    """
+    classes = koopman.config.classes
+    if not classes:
+        raise InputError("This surrogate was fitted without labels. Fit trajectories that have them: observe(…, labels=…).")
+    if label not in classes:
+        raise InputError(f"Class {label} does not occur among the fitted rows; there are {', '.join(map(str, classes))}.")
+    if len(classes) == 1:
+        raise InputError(f"Class {label} is the only one, so there is nothing to retain. Fit rows of other classes too.")
+    depth = depth_of(koopman.sites, 0 if site is None else site)
+    index = classes.index(label)
+    moments = koopman.moments
+    eraser = oblique_eraser(
+        moments.mean[depth], moments.count, moments.covariance[depth], index, shrinkage=shrinkage
+    )
+    K = koopman.K.detach().double()
+    direction = (strength * eraser.direction)[:, None]
+    edit = OperatorEdit(
+        description=f"erase class {label}" + ("" if strength == 1 else f" at strength {strength:g}"),
+        site=koopman.sites[depth],
+        depth=depth,
+        directions=direction,
+        readers=eraser.reader[:, None],
+        offset=(eraser.centre @ eraser.reader)[None],
+        moved=K @ direction,
+        host=koopman.config.host,
+        operator=koopman.digest(),
+    )
+    certificate = _certify(edit, koopman, index, trajectories)
+    return replace(edit, certificate=certificate)
+
+
+def _certify(
+    edit: OperatorEdit, koopman: KoopmanAutoencoder, forgotten: int, trajectories: Trajectories | None
+) -> Certificate:
+    held_out, depth = koopman.heldout_moments, edit.depth
+    spread = float(held_out.covariance[depth].trace().sqrt())
+    if trajectories is not None and trajectories.labels is not None:
+        drift, rows = _measured_drift(edit, koopman, trajectories, koopman.config.classes[forgotten])
+    else:
+        drift, rows = _bounded_drift(edit, held_out, forgotten), 0
+    kept = (torch.arange(len(held_out.count)) != forgotten) & (held_out.count > 0)
+    means = held_out.mean[depth][kept]
+    mean_drift = float((edit(means) - means).norm(dim=1).max()) if len(means) else 0.0
+    K = koopman.K.detach().double()
+    undo_error = float((edit.undo(edit.apply(K)) - K).norm() / K.norm())
+    return Certificate(edit.rank, drift / spread, rows, mean_drift / spread, undo_error)
+
+
+@torch.no_grad()
+def _measured_drift(
+    edit: OperatorEdit, koopman: KoopmanAutoencoder, trajectories: Trajectories, label: int
+) -> tuple[float, int]:
+    assert trajectories.labels is not None
+    retained = trajectories.labels != label
+    if not retained.any():
+        raise InputError("None of the given trajectories is of a retained class, so no drift can be measured.")
+    where = depth_of(trajectories.sites, edit.site)
+    z = koopman.encode(trajectories.states[where][retained], edit.depth).double()
+    return float((edit(z) - z).square().sum(1).mean().sqrt()), int(retained.sum())
+
+
+def _bounded_drift(edit: OperatorEdit, held_out: Moments, forgotten: int) -> float:
+    """Bound the drift of retained rows by total moments less the least that the forgotten class contributes.
+
+    With r the readings, `E r² = Σ_c p_c E_c r²` over all rows; the forgotten class gives at least `p_f (E_f r)²`.
+    """
+    depth = edit.depth
+    share = held_out.count / held_out.count.sum()
+    readings = held_out.mean[depth] @ edit.readers - edit.offset
+    total = edit.readers.T @ held_out.covariance[depth] @ edit.readers
+    mean = share @ readings
+    second = total + torch.outer(mean, mean) - share[forgotten] * torch.outer(readings[forgotten], readings[forgotten])
+    squared = torch.einsum("mk,kl,ml->", edit.directions, second, edit.directions) / (1 - share[forgotten])
+    return float(squared.clamp_min(0).sqrt())

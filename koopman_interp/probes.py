@@ -1,0 +1,88 @@
+"""What can still be read of a class in a representation: probes and few-shot prototypes.
+
+All are trained on one half of the given rows and judged on the other. Chance is 50 % for the probes, whose two
+sides are balanced, and one over the number of classes for the prototype. Knows nothing of hosts.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+from torch import Tensor
+
+MOST_ROWS = 1000
+"""Rows of either side that a probe sees in training; more change little and cost much."""
+
+DRAWS = 20
+"""Random draws that a few-shot figure is averaged over."""
+
+
+def probe_accuracy(
+    states: Float[Tensor, "sample width"], forgotten: Bool[Tensor, "sample"], *, kernel: str, seed: int = 0
+) -> float:
+    """Train a probe to tell the forgotten class from the rest, and judge it on other rows.
+
+    Args:
+        states: rows of a representation.
+        forgotten: which rows are of the forgotten class.
+        kernel: `linear` (logistic regression) or `rbf` (support vector machine).
+        seed: of the balanced draw and the split.
+
+    Returns:
+        Accuracy on the half that was not trained on, both classes weighing the same.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sides = [forgotten.nonzero().squeeze(1), (~forgotten).nonzero().squeeze(1)]
+    size = min(2 * MOST_ROWS, *map(len, sides))
+    drawn = [side[torch.randperm(len(side), generator=generator)[:size]] for side in sides]
+    train = torch.cat([side[: size // 2] for side in drawn])
+    test = torch.cat([side[size // 2 :] for side in drawn])
+    x, y = states.double().numpy(), forgotten.numpy()
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(max_iter=1000) if kernel == "linear" else SVC(kernel="rbf")
+    )
+    with warnings.catch_warnings():
+        # A probe that has not converged is still a probe: its accuracy is a lower bound either way.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(x[train], y[train])
+    return float((model.predict(x[test]) == y[test]).mean())
+
+
+def prototype_recall(
+    states: Float[Tensor, "sample width"],
+    labels: Int[Tensor, "sample"],
+    label: int,
+    *,
+    shots: int = 10,
+    seed: int = 0,
+) -> float:
+    """Name rows by the nearest class prototype, each the mean of a few shots.
+
+    Args:
+        states: rows of a representation.
+        labels: class of each.
+        label: the forgotten class.
+        shots: examples a class.
+        seed: of the draws.
+
+    Returns:
+        Share of the forgotten class's other rows that are named rightly, averaged over `DRAWS` draws.
+    """
+    rng = np.random.default_rng(seed)
+    members = {int(c): (labels == c).nonzero().squeeze(1).numpy() for c in torch.unique(labels)}
+    rows = states.double()
+    recalls = []
+    for _ in range(DRAWS):
+        shuffled = {c: rng.permutation(own) for c, own in members.items()}
+        prototypes = torch.stack([rows[own[:shots]].mean(0) for own in shuffled.values()])
+        named = torch.cdist(rows[shuffled[label][shots:]], prototypes).argmin(1)
+        recalls.append(float((named == list(members).index(label)).double().mean()))
+    return float(np.mean(recalls))

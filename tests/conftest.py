@@ -1,0 +1,71 @@
+"""What many tests share: one small host, its data, and one quickly fitted surrogate."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub or datasets
+os.environ["MPLBACKEND"] = "Agg"
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+from jaxtyping import config as jaxtyping_config
+
+import koopman_interp as ki
+from koopman_interp.testing import ResidualMLP, yin_yang
+
+# The same examples on every machine, and no folder of past failures in the repository.
+settings.register_profile("tests", deadline=None, max_examples=25, derandomize=True, database=None)
+settings.load_profile("tests")
+
+
+def _small_host() -> ResidualMLP:
+    """Untrained, with batch norms whose running statistics are not those of a fresh layer, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ResidualMLP(inputs=4, width=10, blocks=4, outputs=3)
+        model.train()
+        with torch.no_grad():
+            for _ in range(3):
+                model(torch.randn(64, 4))
+    return model.eval()
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the type checker, which would refuse an argument of a wrong type before the package does."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def model() -> ResidualMLP:
+    """A host of one's own, to be changed at will."""
+    return _small_host()
+
+
+@pytest.fixture(scope="session")
+def yin_yang_data() -> tuple[torch.Tensor, torch.Tensor]:
+    return yin_yang(600, seed=0)
+
+
+@pytest.fixture(scope="session")
+def trajectories(yin_yang_data: tuple[torch.Tensor, torch.Tensor]) -> ki.Trajectories:
+    """Of the small host on 600 points of Yin-Yang, labelled; treat as read-only."""
+    points, labels = yin_yang_data
+    return ki.attach(_small_host()).observe(points, labels, progress=False)
+
+
+@pytest.fixture(scope="session")
+def quick_config() -> ki.FitConfig:
+    return ki.FitConfig(observables=14, hidden=(16,), steps=60, evaluate_every=20, batch_size=64)
+
+
+@pytest.fixture(scope="session")
+def surrogate(trajectories: ki.Trajectories, quick_config: ki.FitConfig) -> ki.KoopmanAutoencoder:
+    """Fitted in 60 steps; treat as read-only."""
+    return ki.fit(trajectories, quick_config, progress=False)

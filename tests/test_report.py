@@ -1,0 +1,245 @@
+"""A run's folder holds what the run made; its page shows the numbers and nothing that was not escaped."""
+
+import base64
+import json
+import re
+from dataclasses import asdict, replace
+from html import escape
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+import koopman_interp as ki
+from koopman_interp.analysis.fidelity import DepthFidelity, Fidelity, OutputFidelity
+from koopman_interp.auditing import Audit, AuditRow
+from koopman_interp.errors import FileFormatError
+from koopman_interp.files import read_json, write_json
+from koopman_interp.report import build_page, write_run
+
+EVIL = '<script>alert("x")</script> & $style'
+FREE = {"identity": 1.5321, "mean": 1.0001, "endpoint linear": 0.3456}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, surrogate, trajectories):
+    """A folder that write_run wrote, with harmful text wherever text goes in, and the values given."""
+    sites = surrogate.sites
+    start = DepthFidelity(sites[0], {"surrogate": 0.0123, **dict.fromkeys(FREE)}, None, (0.9, 1.0, 1.1))
+    end = DepthFidelity(EVIL, {"surrogate": 0.0789, **FREE}, float("nan"), (0.9, 1.0, 1.1))
+    outputs = (OutputFidelity("host", None, 1.0, 0.0), OutputFidelity("surrogate", None, 0.9123, 0.0712))
+    rows = (
+        AuditRow("host", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567),
+        AuditRow(EVIL, 0.0, 0.9756, 0.0111, 0.9978, 0.9989, 0.9501),
+        AuditRow("edit (delta)", 0.0123, 0.9645, float("inf"), 0.7167, 0.9389, 0.4012),
+    )
+    edit = ki.erase_class(surrogate, trajectories, label=2)
+    values = {
+        "koopman": surrogate,
+        "trajectories": trajectories,
+        "spectrum": replace(ki.spectrum(surrogate, trajectories), condition=float("inf")),
+        "topologies": {EVIL: ki.topology(trajectories, points=30)},
+        "fidelity": Fidelity((start, end), outputs, 1234),
+        "edit": replace(edit, description=EVIL),
+        "audits": [Audit(2, EVIL, rows, 4321, 9876)],
+    }
+    folder = tmp_path_factory.mktemp("run")
+    page = write_run(
+        folder,
+        title=EVIL,
+        command=EVIL,
+        host={EVIL: EVIL, "layers": (1, 2)},
+        seconds={EVIL: 1.5, "fit": 2.25},
+        **values,
+    )
+    assert page == folder / "report.html"
+    return folder, values
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return (run[0] / "report.html").read_text(encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and visible text, and checks that tags close in order."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.text, self.closed_well = [], [], "", True
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        self.closed_well &= bool(self.open) and self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_surrogate_edit_and_trajectories_load_as_they_were_given(run):
+    folder, values = run
+    koopman = ki.KoopmanAutoencoder.from_pretrained(folder / "koopman")
+    given = values["koopman"]
+    assert koopman.config == given.config
+    assert all(torch.equal(given.state_dict()[name], tensor) for name, tensor in koopman.state_dict().items())
+    edit, was = ki.OperatorEdit.load(folder / "edit.safetensors"), values["edit"]
+    assert (edit.description, edit.site, edit.depth, edit.certificate) == (
+        was.description,
+        was.site,
+        0,
+        was.certificate,
+    )
+    for name in ("directions", "readers", "offset", "moved"):
+        assert torch.equal(getattr(edit, name), getattr(was, name))
+    states, were = ki.Trajectories.load(folder / "trajectories.safetensors"), values["trajectories"]
+    assert all(torch.equal(*pair) for pair in zip(states.states, were.states, strict=True))
+    assert torch.equal(states.labels, were.labels)
+
+
+def test_the_numbers_are_those_of_the_values_and_are_finite(run):
+    folder, values = run
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    found = json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
+    assert found["audits"][0]["rows"][0] == asdict(values["audits"][0].rows[0])
+    assert found["audits"][0]["rows"][-1]["kl"] is None
+    assert found["edit"]["certificate"] == asdict(values["edit"].certificate)
+    assert found["spectrum"]["condition"] is None
+    assert found["spectrum"]["residuals"] == pytest.approx(values["spectrum"].residuals.tolist(), rel=1e-12)
+    assert found["topologies"][EVIL] == values["topologies"][EVIL].as_dict()
+    assert found["fidelity"]["rows"] == 1234
+    assert found["surrogate"]["history"] == list(values["koopman"].config.history)
+
+
+def test_the_page_shows_every_number_of_the_audit(run, page):
+    for audit in read_json(run[0] / "metrics.json")["audits"]:
+        counts = f"{audit['forget_rows']:,} held-out rows"
+        table = next(part for part in page.split("<caption>") if part.startswith(counts))
+        for row in audit["rows"]:
+            line = next(line for line in table.split("<tr") if f">{escape(row['name'])}</th>" in line)
+            cells = re.findall(r"<td>(.*?)</td>", line)
+            measures = ("forgotten", "retained", "linear_probe", "rbf_probe", "prototype")
+            shares = [f"{100 * row[name]:.1f}" for name in measures]
+            kl = "–" if row["kl"] is None else f"{row['kl']:.4f}"
+            assert cells == [*shares[:2], kl, *shares[2:]]
+    assert "Reversible suppression: probe still finds the class at 93.9 %" in page
+
+
+def test_only_the_edit_is_highlighted_in_the_audit(page):
+    marked = re.findall(r'<tr class="marked"><th scope="row">(.*?)</th>', page)
+    assert marked == ["edit (delta)", "surrogate"]
+
+
+def test_the_page_shows_fidelity_beside_what_is_free(page):
+    for number in ("0.0123", "0.0789", "1.5321", "1.0001", "0.3456", "91.2", "0.0712"):
+        assert f">{number}</td>" in page
+
+
+def test_sections_come_in_the_order_of_trust(page):
+    order = ["done", "audit-0", "edit", "fidelity", "spectrum", "topology-0", "fit", "trajectories", "files"]
+    assert re.findall(r'<h2 id="(.*?)">', page) == order
+
+
+def test_text_that_means_harm_stays_text(page):
+    assert "<script" not in page.lower()
+    assert escape(EVIL) in page
+    reader = Reader(page)
+    assert not any(name.startswith("on") for _, attributes in reader.tags for name in attributes)
+    assert reader.text.count(EVIL) >= 6
+
+
+def test_the_page_is_well_formed_and_needs_nothing_from_outside(run, page):
+    reader = Reader(page)
+    assert reader.closed_well
+    assert not reader.open
+    identities = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
+    assert len(set(identities)) == len(identities)
+    assert {tag for tag, _ in reader.tags}.isdisjoint({"script", "link", "iframe", "object", "base"})
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "url(" not in page
+    images = [attributes for tag, attributes in reader.tags if tag == "img"]
+    assert all(image["alt"] for image in images)
+    embedded = {base64.b64decode(image["src"].removeprefix("data:image/svg+xml;base64,")) for image in images}
+    assert embedded == {path.read_bytes() for path in (run[0] / "figures").glob("*.svg")}
+    assert all(b"<script" not in svg and b'href="http' not in svg for svg in embedded)
+
+
+def test_tables_have_captions_and_headers_with_scope(page):
+    assert page.count("<table>") == page.count("<caption>") >= 6
+    assert "<th>" not in page
+
+
+def test_a_rebuilt_page_is_the_same_bytes(run):
+    folder, _ = run
+    before = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    assert build_page(folder).read_bytes() == before
+
+
+def test_the_slowest_modes_are_listed_with_their_residuals(run, page):
+    spectrum = run[1]["spectrum"]
+    listed = page.split("Slowest modes first")[-1].split("</table>")[0]
+    upper = [index for index, value in enumerate(spectrum.eigenvalues) if value.imag >= 0][:12]
+    shown = [
+        (int(i), float(size), float(residual))
+        for i, size, residual in re.findall(
+            r'row">(\d+)</th><td>([\d.]+)</td><td>.*?</td><td>([\d.]+)</td>', listed
+        )
+    ]
+    assert [i for i, _, _ in shown] == upper
+    assert np.allclose([size for _, size, _ in shown], spectrum.decay[upper], atol=1e-4)
+    assert np.allclose([residual for _, _, residual in shown], spectrum.residuals[upper], atol=1e-3)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A folder with the numbers alone, to be spoilt; it names no figures."""
+    write_json(tmp_path / "metrics.json", read_json(run[0] / "metrics.json"))
+    return tmp_path
+
+
+def test_numbers_that_are_missing_foreign_or_broken_are_refused(copy, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        build_page(tmp_path / "nowhere")
+    values = read_json(copy / "metrics.json")
+    for other in ([1, 2], {"kind": "something else"}, {}):
+        write_json(copy / "metrics.json", other)
+        with pytest.raises(FileFormatError, match="does not hold the numbers"):
+            build_page(copy)
+    (copy / "metrics.json").write_text(json.dumps(values)[:-9])
+    with pytest.raises(FileFormatError, match="not whole JSON"):
+        build_page(copy)
+
+
+def test_a_missing_figure_is_named(copy):
+    with pytest.raises(FileNotFoundError, match=r"spectrum\.svg"):
+        build_page(copy)
+
+
+@pytest.mark.parametrize(
+    "key", ["title", "audits", "fidelity", "spectrum", "edit", "seconds", "figures", "host"]
+)
+def test_numbers_without_a_part_are_refused_with_its_name(run, key):
+    folder, _ = run
+    whole = (folder / "metrics.json").read_bytes()
+    page = (folder / "report.html").read_bytes()
+    values = json.loads(whole)
+    del values[key]
+    try:
+        write_json(folder / "metrics.json", values)
+        with pytest.raises(FileFormatError, match=f"incomplete: KeyError '{key}'"):
+            build_page(folder)
+    finally:
+        (folder / "metrics.json").write_bytes(whole)
+    assert (folder / "report.html").read_bytes() == page

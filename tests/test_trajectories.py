@@ -1,0 +1,190 @@
+"""Trajectories are values: they split by input, save and load, and refuse what does not fit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from koopman_interp import HostFingerprint, Trajectories
+from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
+
+HOST = HostFingerprint(model="m.M", adapter="torch", basis="b", dtype="float32", weights="0" * 32)
+
+
+def made(inputs=20, positions=3, widths=(4, 5, 6), times=(0.0, 1.0, 2.5), labelled=True):
+    rows = inputs * positions
+    generator = torch.Generator().manual_seed(0)
+    return Trajectories(
+        states=tuple(torch.randn(rows, width, generator=generator) for width in widths),
+        sites=tuple(f"s{depth}" for depth in range(len(widths))),
+        times=times,
+        host=HOST,
+        sequence=torch.arange(inputs).repeat_interleave(positions),
+        position=torch.arange(positions).repeat(inputs),
+        labels=torch.arange(rows) % 3 if labelled else None,
+    )
+
+
+def same(first, second):
+    tensors = [*first.states, first.sequence, first.position]
+    others = [*second.states, second.sequence, second.position]
+    assert first.sites == second.sites
+    assert first.times == second.times
+    assert first.host == second.host
+    assert first.shapes == second.shapes
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(tensors, others, strict=True))
+    assert (first.labels is None) == (second.labels is None)
+    assert first.labels is None or torch.equal(first.labels, second.labels)
+    return True
+
+
+def test_a_split_keeps_each_input_whole_and_loses_no_row():
+    whole = made()
+    first, second = whole.split(0.3, seed=4)
+    assert set(first.sequence.tolist()).isdisjoint(second.sequence.tolist())
+    assert len(torch.unique(second.sequence)) == 6
+    rows = [
+        (s, p)
+        for part in (first, second)
+        for s, p in zip(part.sequence.tolist(), part.position.tolist(), strict=True)
+    ]
+    assert sorted(rows) == sorted(zip(whole.sequence.tolist(), whole.position.tolist(), strict=True))
+    for part in (first, second):
+        at = part.sequence * 3 + part.position
+        assert all(torch.equal(state[at], own) for state, own in zip(whole.states, part.states, strict=True))
+        assert torch.equal(whole.labels[at], part.labels)
+
+
+def test_a_split_is_fixed_by_its_seed_and_leaves_the_random_state_alone():
+    whole = made()
+    before = torch.get_rng_state()
+    assert same(whole.split(0.3, seed=1)[1], whole.split(0.3, seed=1)[1])
+    assert torch.equal(torch.get_rng_state(), before)
+    others = [whole.split(0.3, seed=seed)[1].sequence.tolist() for seed in range(5)]
+    assert len({tuple(sequence) for sequence in others}) > 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "fraction"), [(20, 0.0), (20, 1.0), (20, 0.01), (1, 0.5), (20, 1.4), (20, -0.2)]
+)
+def test_a_split_with_an_empty_part_is_refused(inputs, fraction):
+    with pytest.raises(InputError, match=f"of {inputs} observed inputs"):
+        made(inputs).split(fraction)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_what_is_saved_is_loaded(tmp_path, labelled):
+    whole = made(labelled=labelled)
+    whole = replace(whole, states=tuple(state.to(torch.bfloat16) for state in whole.states))
+    whole.save(tmp_path / "t.safetensors")
+    assert same(Trajectories.load(tmp_path / "t.safetensors"), whole)
+
+
+def test_a_selection_can_be_saved(tmp_path):
+    part = made()[3:9]
+    part.save(tmp_path / "t.safetensors")
+    assert same(Trajectories.load(tmp_path / "t.safetensors"), part)
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    path = tmp_path / "t.safetensors"
+    made().save(path)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(FileFormatError, match="cut short"):
+        Trajectories.load(path)
+    with pytest.raises(FileNotFoundError):
+        Trajectories.load(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("times", [(0.0, 0.0, 1.0), (0.0, 2.0, 1.0), (0.0, 1.0, float("nan"))])
+def test_times_must_increase(times):
+    with pytest.raises(InputError, match="Times must increase"):
+        made(times=times)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_depths_and_rows_must_agree():
+    whole = made()
+    with pytest.raises(InputError, match="two or more depths"):
+        replace(whole, states=whole.states[:1], sites=whole.sites[:1], times=whole.times[:1])
+    with pytest.raises(InputError, match="3 states, 2 sites and 3 times"):
+        replace(whole, sites=whole.sites[:2])
+    with pytest.raises(InputError, match="same number of samples"):
+        replace(whole, states=(whole.states[0][:5], *whole.states[1:]))
+    with pytest.raises(InputError, match="same number of samples"):
+        replace(whole, position=whole.position[:5])
+    with pytest.raises(InputError, match="60 labels"):
+        replace(whole, labels=torch.zeros(59, dtype=torch.long))
+
+
+def test_it_is_frozen():
+    with pytest.raises(AttributeError):
+        made().sites = ()
+
+
+def test_rows_are_taken_by_slice_index_and_mask():
+    whole = made()
+    index = torch.tensor([5, 2, 9])
+    mask = torch.zeros(60, dtype=torch.bool)
+    mask[[2, 5, 9]] = True
+    assert torch.equal(whole[index].states[2], whole.states[2][index])
+    assert torch.equal(whole[index].labels, whole.labels[index])
+    assert same(whole[mask], whole[torch.tensor([2, 5, 9])])
+    assert same(whole[2:5], whole[torch.tensor([2, 3, 4])])
+    assert len(whole[:7]) == 7
+
+
+def test_between_keeps_a_span_with_its_times():
+    whole = made()
+    part = whole.between("s1")
+    assert part.sites == ("s1", "s2")
+    assert part.times == (1.0, 2.5)
+    assert part.widths == (5, 6)
+    assert all(a is b for a, b in zip(part.states, whole.states[1:], strict=True))
+    assert whole.between(0, -2).sites == ("s0", "s1")
+    with pytest.raises(InputError, match="target after its source"):
+        whole.between("s2", "s1")
+    with pytest.raises(InputError, match="Nearest: s"):
+        whole.between("s9")
+
+
+def test_labels_may_be_one_a_row_or_one_an_input():
+    bare = made(labelled=False)
+    by_input = torch.arange(20) * 2
+    assert torch.equal(bare.with_labels(by_input).labels, by_input[bare.sequence])
+    assert bare.with_labels(list(range(60))).labels.tolist() == list(range(60))
+    assert bare.with_labels(torch.tensor([3, 1] * 30)).classes == (1, 3)
+    assert bare.classes == ()
+    assert bare.labels is None
+
+
+def test_labels_by_input_follow_a_selection():
+    part = made(labelled=False)[torch.tensor([0, 1, 30, 59])]
+    assert part.with_labels(torch.arange(20)).labels.tolist() == [0, 0, 10, 19]
+
+
+@pytest.mark.parametrize("count", [0, 19, 21, 59, 61])
+def test_labels_of_another_number_are_refused_with_both_numbers(count):
+    with pytest.raises(InputError, match=f"Expected 60 labels.*20, one an observed input; got {count}"):
+        made().with_labels(torch.ones(count, dtype=torch.long))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("labels", [[0.5] * 60, [True] * 60, torch.zeros(60)])
+def test_labels_that_are_no_whole_numbers_are_refused(labels):
+    with pytest.raises(InputError, match="whole numbers"):
+        made().with_labels(labels)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_states_that_are_not_finite_name_site_and_row(number):
+    whole = made()
+    whole.require_finite()
+    whole.states[1][7, 2] = number
+    with pytest.raises(NonFiniteError, match=r"1 of 60 samples.*'s1'.*row 7") as caught:
+        whole.require_finite()
+    assert isinstance(caught.value, ArithmeticError)
+
+
+def test_it_shows_what_it_holds():
+    assert repr(made()) == "Trajectories(60 samples, 3 depths from 's0' to 's2', width 4 to 6, 3 classes)"
