@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
@@ -68,7 +68,7 @@ class SurrogateConfig:
     history: tuple[dict[str, float], ...] = field(default=(), repr=False)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls, values: dict[str, Any]) -> SurrogateConfig:
         """Rebuild from what `dataclasses.asdict` and JSON made of it."""
         tuples = {name: tuple(values[name]) for name in ("sites", "times", "widths", "hidden", "classes", "history")}
         shapes = tuple(map(tuple, values["shapes"]))
@@ -205,7 +205,7 @@ class KoopmanAutoencoder(
         states: Float[Tensor, "sample width"],
         source: str | int | None = None,
         target: str | int | None = None,
-    ) -> Float[Tensor, "sample width"]:
+    ) -> Float[Tensor, "sample _"]:
         """`D(K^n E(x))`: states at the target from states at the source.
 
         Args:
@@ -279,7 +279,7 @@ class KoopmanAutoencoder(
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **download: Any
-    ) -> Self:
+    ) -> KoopmanAutoencoder:
         """Load from a folder, or from the Hub by name.
 
         Args:

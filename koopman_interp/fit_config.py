@@ -11,7 +11,7 @@ from koopman_interp.losses import Isometry
 from koopman_interp.normalization import NormalizationConfig
 from koopman_interp.operators import OPERATORS
 
-Pairs = Literal["all", "endpoints"]
+Pairs = Literal["sampled", "all", "endpoints"]
 Schedule = Literal["cosine", "cyclic", "constant"]
 
 
@@ -27,7 +27,8 @@ class FitConfig:
         operator: kind of K: dense, generator, low_rank, identity_plus_low_rank or blocks.
         rank: of the low-rank kinds; None is 32.
         normalization: what is done to each depth first.
-        pairs: predict from every depth to every later one, or only from the first to the last.
+        pairs: of depths to predict between, at each step: the whole span and one other pair, drawn; all of them;
+            or the ends alone. The held-out loss takes all pairs, unless only the ends are fitted.
         reconstruction, prediction, linearity: weights of the losses.
         isometry: pairs of samples over which distances are compared: a random matching of the batch, all pairs,
             or chords (Jacobian-vector products).
@@ -54,7 +55,7 @@ class FitConfig:
     operator: str = "dense"
     rank: int | None = None
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
-    pairs: Pairs = "all"
+    pairs: Pairs = "sampled"
     reconstruction: float = 1.0
     prediction: float = 1.0
     linearity: float = 1.0
@@ -78,7 +79,7 @@ class FitConfig:
         choices: dict[str, tuple[str, ...]] = {
             "architecture": tuple(ARCHITECTURES),
             "operator": tuple(OPERATORS),
-            "pairs": ("all", "endpoints"),
+            "pairs": ("sampled", "all", "endpoints"),
             "isometry": ("matching", "all_pairs", "chords"),
             "schedule": ("cosine", "cyclic", "constant"),
         }

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from koopman_interp.losses import (
     prediction,
     reconstruction,
 )
+from koopman_interp.operators import Propagator
 
 States = Float[Tensor, "depth sample width"]
 
@@ -65,17 +66,17 @@ class Trainer:
         surrogate: KoopmanAutoencoder,
         config: FitConfig,
         train: States,
-        held_out: States,
+        held_out: Float[Tensor, "depth held_out width"],
         checkpoint: str | os.PathLike[str] | None,
     ) -> None:
         self.surrogate = surrogate
         self.config = config
         ends = [0, len(train) - 1]
-        self.train = train if config.pairs == "all" else train[ends]
+        self.train = train[ends] if config.pairs == "endpoints" else train
         held_out = held_out[:, :_HELD_OUT_ROWS]
-        self.held_out = held_out if config.pairs == "all" else held_out[ends]
+        self.held_out = held_out[ends] if config.pairs == "endpoints" else held_out
         times = surrogate.config.times
-        self.times = times if config.pairs == "all" else (times[0], times[-1])
+        self.times = (times[0], times[-1]) if config.pairs == "endpoints" else times
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.parameters = [
             parameter
@@ -142,18 +143,35 @@ class Trainer:
             group["lr"] = learning_rate(self.config, step)
         batch = self.train[:, self._rows(step)]
         generator = torch.Generator().manual_seed(_mixed(self.config.seed, step))
-        loss = self.objective(batch, generator)
+        loss = self.objective(batch, generator, whole=self.config.pairs != "sampled")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
-    def objective(self, states: States, generator: torch.Generator) -> Float[Tensor, ""]:
-        """Weigh the four losses on a batch of trajectories."""
+    def objective(self, states: States, generator: torch.Generator, *, whole: bool = True) -> Float[Tensor, ""]:
+        """Weigh the four losses on a batch of trajectories.
+
+        Args:
+            states: the batch.
+            generator: of the matching, and of the drawn pair of depths.
+            whole: take all pairs of depths, or only the whole span and one other pair, drawn.
+
+        Returns:
+            The weighted sum.
+        """
         config, surrogate = self.config, self.surrogate
+        times = self.times
+        pairs = list(combinations(range(len(states)), 2))
+        if not whole and len(pairs) > 2:
+            pairs = drawn_pairs(len(states), generator)
+            depths = sorted({depth for pair in pairs for depth in pair})
+            states, times = states[depths], tuple(times[depth] for depth in depths)
+            pairs = [(depths.index(i), depths.index(j)) for i, j in pairs]
         z = surrogate.encoder(states)
         total = config.reconstruction * reconstruction(surrogate.decoder(z), states)
-        advanced, targets = self._rollout(z)
-        z_target, x_target = z.flatten(0, 1)[targets], states.flatten(0, 1)[targets]
+        advanced = torch.stack(self._advanced(z, times, pairs))
+        arriving = [later for _, later in pairs]
+        z_target, x_target = z[arriving], states[arriving]
         total = total + config.linearity * linearity(advanced, z_target)
         total = total + config.prediction * prediction(surrogate.decoder(advanced), x_target)
         weight = 1 / states.shape[-1] if config.isometry_weight is None else config.isometry_weight
@@ -168,28 +186,21 @@ class Trainer:
                 isometry = chord_isometry(surrogate.encoder, states, generator)
         return total + weight * isometry  # type: ignore[no-any-return]
 
-    def _rollout(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Advance every depth to every later one.
+    def _advanced(self, z: Tensor, times: Sequence[float], pairs: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Advance the observables of each pair's earlier depth to its later one.
 
-        Returns:
-            The advanced observables `[pair · batch, observable]`, and for each row the row of the flattened
-            `[depth · batch]` that it should arrive at.
+        A rollout that passes through a depth on its way to a later one is continued, not begun anew.
         """
-        gaps = [later - earlier for earlier, later in pairwise(self.times)]
-        propagators = {gap: self.surrogate.operator.propagator(gap) for gap in set(gaps)}
-        rows = torch.arange(z.shape[0] * z.shape[1], device=z.device).view(z.shape[:2])
-        advanced, targets = [], []
-        moving = z
-        for offset in range(1, len(z)):
-            # After `offset` steps, row i of `moving` started at depth i and arrives at depth i + offset.
-            arriving = gaps[offset - 1 :]
-            if len(propagators) == 1:
-                moving = propagators[gaps[0]](moving[:-1])
-            else:
-                moving = torch.stack([propagators[gap](points) for gap, points in zip(arriving, moving, strict=False)])
-            advanced.append(moving.flatten(0, 1))
-            targets.append(rows[offset:].flatten())
-        return torch.cat(advanced), torch.cat(targets)
+        propagators: dict[float, Propagator] = {}
+        reached = {(depth, depth): z[depth] for depth in range(len(z))}
+        for i, j in pairs:
+            nearest = max(k for (start, k) in reached if start == i and k <= j)
+            gap = times[j] - times[nearest]
+            if gap not in propagators:
+                propagators[gap] = self.surrogate.operator.propagator(gap)
+            if nearest < j:
+                reached[i, j] = propagators[gap](reached[i, nearest])
+        return [reached[pair] for pair in pairs]
 
     def _rows(self, step: int) -> Tensor:
         samples = self.train.shape[1]
@@ -301,6 +312,12 @@ def learning_rate(config: FitConfig, step: int) -> float:
     if step < warm_up:
         return peak * (step + 1) / warm_up
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, config.steps - warm_up)))
+
+
+def drawn_pairs(depths: int, generator: torch.Generator) -> list[tuple[int, int]]:
+    """Draw one pair of depths beside the whole span; over many steps every pair has its turn."""
+    others = [pair for pair in combinations(range(depths), 2) if pair != (0, depths - 1)]
+    return [(0, depths - 1), others[int(torch.randint(len(others), (1,), generator=generator))]]
 
 
 def held_out_figures(surrogate: KoopmanAutoencoder, states: States, times: tuple[float, ...]) -> dict[str, float]:

@@ -154,9 +154,9 @@ def host_for(model: nn.Module | Host) -> Host:
     )
 
 
-def adapters() -> list[type[Host]]:
+def adapters() -> list[Any]:
     """Load the registered host adapters, those of highest priority first."""
-    loaded: list[type[Host]] = [point.load() for point in entry_points(group=ENTRY_POINT_GROUP)]
+    loaded: list[Any] = [point.load() for point in entry_points(group=ENTRY_POINT_GROUP)]
     return sorted(loaded, key=lambda adapter: -adapter.priority)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -148,7 +148,7 @@ class OperatorEdit:
         write_tensors(path, tensors, kind="edit", header=header)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str]) -> OperatorEdit:
         """Read what `save` wrote.
 
         Raises:
