@@ -231,6 +231,8 @@ class PaperRecipe:
             steps=steps,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
+            operator_rate=1.0,
+            clip=None,
             weight_decay=5e-4,
             schedule="cyclic",
             cycle=steps,

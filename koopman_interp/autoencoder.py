@@ -70,7 +70,9 @@ class SurrogateConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SurrogateConfig:
         """Rebuild from what `dataclasses.asdict` and JSON made of it."""
-        tuples = {name: tuple(values[name]) for name in ("sites", "times", "widths", "hidden", "classes", "history")}
+        tuples = {
+            name: tuple(values[name]) for name in ("sites", "times", "widths", "hidden", "classes", "history")
+        }
         shapes = tuple(map(tuple, values["shapes"]))
         return cls(**(values | tuples | {"shapes": shapes, "host": HostFingerprint(**values["host"])}))
 
@@ -196,7 +198,9 @@ class KoopmanAutoencoder(
         """Lift states at a depth to observables."""
         return self.encoder(self.normalization.normalize(states, depth))  # type: ignore[no-any-return]
 
-    def decode(self, observables: Float[Tensor, "sample observable"], depth: int) -> Float[Tensor, "sample width"]:
+    def decode(
+        self, observables: Float[Tensor, "sample observable"], depth: int
+    ) -> Float[Tensor, "sample width"]:
         """Bring observables back to states at a depth."""
         return self.normalization.denormalize(self.decoder(observables), depth)
 
@@ -238,7 +242,7 @@ class KoopmanAutoencoder(
         for part in (self.normalization, self.encoder, self.operator):
             for name, tensor in part.state_dict().items():
                 digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().numpy().data)
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def save_pretrained(  # type: ignore[override]
@@ -273,8 +277,10 @@ class KoopmanAutoencoder(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = asdict(self.config)
-        write_tensors(save_directory / WEIGHTS_FILE, self.state_dict(), kind="surrogate", header={"config": config})
         write_json(save_directory / CONFIG_FILE, config)
+        write_tensors(
+            save_directory / WEIGHTS_FILE, self.state_dict(), kind="surrogate", header={"config": config}
+        )
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -305,12 +311,13 @@ class KoopmanAutoencoder(
         tensors, header = read_tensors(weights, kind="surrogate")
         try:
             surrogate = cls(SurrogateConfig.from_dict(header["config"]))
-            surrogate.load_state_dict(tensors)
+            # Assigned, not copied, so that the dtype that was saved is the dtype that comes back.
+            surrogate.load_state_dict(tensors, assign=True)
         except (KeyError, TypeError, RuntimeError) as error:
             raise FileFormatError(
                 f"{weights} does not hold the surrogate that its header describes. Write it again from its source."
             ) from error
-        return surrogate.eval()
+        return surrogate.eval().requires_grad_(False)
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:

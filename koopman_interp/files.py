@@ -40,9 +40,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
-    temporary.chmod(0o666 & ~_umask())
     try:
         yield temporary
+        # Only now: some writers put a file of their own, with other rights, in this one's place.
+        temporary.chmod(0o666 & ~_umask())
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(target)
@@ -99,9 +100,12 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
             f"{source} is not a whole safetensors file ({error}). It was cut short or is something else: "
             "write it again from its source."
         ) from error
-    if described is None:
+    try:
+        header = json.loads(described or "null")
+    except json.JSONDecodeError:
+        header = None
+    if not isinstance(header, dict):
         raise FileFormatError(f"{source} is a safetensors file, but was not written by koopman-interp.")
-    header = json.loads(described)
     if header.get("kind") != kind:
         raise FileFormatError(f"{source} holds {header.get('kind')!r}, not the {kind!r} that was asked for.")
     if header.get("version") != FORMAT_VERSION:
@@ -136,4 +140,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(source.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{source} is not whole JSON ({error}). Write it again from its source.") from error
+        raise FileFormatError(
+            f"{source} is not whole JSON ({error}). Write it again from its source."
+        ) from error

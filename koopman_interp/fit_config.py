@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -37,6 +38,9 @@ class FitConfig:
         steps: gradient steps at most.
         batch_size: trajectories a step.
         learning_rate: its peak.
+        operator_rate: learning rate of K, relative to the rest. K is applied many times over, so the same step
+            moves it much farther.
+        clip: largest norm of the gradient; None does not clip.
         weight_decay: of AdamW.
         schedule: cosine to zero after a tenth of warm-up, triangular cycles, or constant.
         cycle: steps of a triangular cycle.
@@ -63,7 +67,9 @@ class FitConfig:
     isometry_weight: float | None = None
     steps: int = 1500
     batch_size: int = 256
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
+    operator_rate: float = 0.2
+    clip: float | None = 1.0
     weight_decay: float = 1e-4
     schedule: Schedule = "cosine"
     cycle: int = 500
@@ -93,14 +99,14 @@ class FitConfig:
             raise InputError(f"A fit needs 2 observables or more; got {self.observables}.")
         if not 0.0 < self.validation < 1.0:
             raise InputError(f"validation is a share between 0 and 1, both excluded; got {self.validation}.")
-        if self.learning_rate <= 0:
-            raise InputError(f"learning_rate must be positive; got {self.learning_rate}.")
-        for name in ("reconstruction", "prediction", "linearity", "ridge", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must not be negative; got {getattr(self, name)}.")
-        # JSON has lists only; a config read back from a file must equal the one that was written.
-        if self.hidden is not None:
-            object.__setattr__(self, "hidden", tuple(self.hidden))
+        for name in ("learning_rate", "operator_rate", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be positive and finite; got {value}.")
+        for name in ("reconstruction", "prediction", "linearity", "isometry_weight", "ridge", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"{name} must be finite and not negative; got {value}.")
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -115,8 +121,15 @@ class FitConfig:
         """
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
-            raise InputError(f"{', '.join(unknown)} is no setting of a fit; there are {', '.join(cls.__dataclass_fields__)}.")
-        nested = values.get("normalization")
-        if isinstance(nested, dict):
-            values = values | {"normalization": NormalizationConfig(**nested)}
+            raise InputError(
+                f"{', '.join(unknown)} is no setting of a fit; there are {', '.join(cls.__dataclass_fields__)}."
+            )
+        values = dict(values)
+        if isinstance(nested := values.get("normalization"), dict):
+            unknown = sorted(set(nested) - set(NormalizationConfig.__dataclass_fields__))
+            if unknown:
+                raise InputError(f"{', '.join(unknown)} is no setting of a normalisation.")
+            values["normalization"] = NormalizationConfig(**nested)
+        if isinstance(hidden := values.get("hidden"), list):  # JSON has no tuples
+            values["hidden"] = tuple(hidden)
         return cls(**values)

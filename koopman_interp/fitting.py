@@ -65,10 +65,10 @@ def fit(
     train, held_out = trajectories.split(config.validation, seed=config.seed)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     normalization = fit_normalization(_chunks(train), config.normalization)
-    _require_samples(len(train), normalization.dimension)
+    _require_samples(len(train), len(held_out), normalization.dimension)
 
     # Initial weights come from the seed alone, and the caller's random state is left as it was.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         surrogate = KoopmanAutoencoder(_surrogate_config(trajectories, config, normalization.dimension))
     surrogate.normalization = normalization
@@ -108,7 +108,11 @@ def _surrogate_config(trajectories: Trajectories, config: FitConfig, dimension: 
     )
 
 
-def _require_samples(samples: int, dimension: int) -> None:
+def _require_samples(samples: int, held_out: int, dimension: int) -> None:
+    if held_out < 2:
+        raise InputError(
+            f"A fit is judged on 2 held-out samples or more; got {held_out}. Observe more, or hold out more."
+        )
     if samples <= dimension:
         raise InputError(
             f"A fit of width {dimension} needs more than {dimension} samples to fit on; there are {samples} after "

@@ -83,9 +83,12 @@ class Trainer:
             for part in (surrogate.encoder, surrogate.operator, surrogate.decoder)
             for parameter in part.parameters()
         ]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        own = {id(parameter) for parameter in surrogate.operator.parameters()}
+        groups = [
+            {"params": [parameter for parameter in self.parameters if id(parameter) not in own], "rate": 1.0},
+            {"params": list(surrogate.operator.parameters()), "rate": config.operator_rate},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.progress = Progress()
         self.best = self._weights()
 
@@ -128,7 +131,7 @@ class Trainer:
 
     def _steps(self, bar: Any) -> Iterator[int]:
         state, patience = self.progress, self.config.patience
-        if state.step == 0:
+        if not state.history:
             self._look(bar)
         while state.step < self.config.steps and (patience is None or state.stale < patience):
             self._descend(state.step)
@@ -140,15 +143,19 @@ class Trainer:
 
     def _descend(self, step: int) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
+            group["lr"] = group["rate"] * learning_rate(self.config, step)
         batch = self.train[:, self._rows(step)]
         generator = torch.Generator().manual_seed(_mixed(self.config.seed, step))
         loss = self.objective(batch, generator, whole=self.config.pairs != "sampled")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
 
-    def objective(self, states: States, generator: torch.Generator, *, whole: bool = True) -> Float[Tensor, ""]:
+    def objective(
+        self, states: States, generator: torch.Generator, *, whole: bool = True
+    ) -> Float[Tensor, ""]:
         """Weigh the four losses on a batch of trajectories.
 
         Args:
@@ -245,11 +252,13 @@ class Trainer:
         """What must agree for a checkpoint to be this fit's: settings, sites, host, and the data's normalisation."""
         digest = hashlib.blake2b(digest_size=16)
         for buffer in self.surrogate.normalization.buffers():
-            digest.update(buffer.detach().cpu().contiguous().numpy().data)
+            digest.update(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         settings = {key: value for key, value in self.config.as_dict().items() if key != "device"}
+        hidden = self.config.hidden
         return {
-            "settings": settings | {"hidden": list(self.config.hidden) if self.config.hidden else None},
+            "settings": settings | {"hidden": None if hidden is None else list(hidden)},
             "sites": list(self.surrogate.sites),
+            "times": list(self.surrogate.config.times),
             "host": self.surrogate.config.host.weights,
             "data": digest.hexdigest(),
         }
@@ -265,7 +274,9 @@ class Trainer:
 
     def _load(self) -> None:
         if self.checkpoint is None:
-            raise InputError("resume=True needs the checkpoint to go on from: fit(…, checkpoint=path, resume=True).")
+            raise InputError(
+                "resume=True needs the checkpoint to go on from: fit(…, checkpoint=path, resume=True)."
+            )
         tensors, header = read_tensors(self.checkpoint, kind="checkpoint")
         own = self._identity()
         differing = [name for name, value in own.items() if header["fit"][name] != value]
@@ -320,7 +331,9 @@ def drawn_pairs(depths: int, generator: torch.Generator) -> list[tuple[int, int]
     return [(0, depths - 1), others[int(torch.randint(len(others), (1,), generator=generator))]]
 
 
-def held_out_figures(surrogate: KoopmanAutoencoder, states: States, times: tuple[float, ...]) -> dict[str, float]:
+def held_out_figures(
+    surrogate: KoopmanAutoencoder, states: States, times: tuple[float, ...]
+) -> dict[str, float]:
     """Two figures to watch a fit by.
 
     `unexplained` is the variance of the last depth that the prediction from the first leaves unexplained;
@@ -329,10 +342,11 @@ def held_out_figures(surrogate: KoopmanAutoencoder, states: States, times: tuple
     z = surrogate.encoder(states)
     predicted = surrogate.decoder(surrogate.operator.advance(z[0], times[-1] - times[0]))
     last = states[-1]
-    unexplained = (predicted - last).square().sum() / (last - last.mean(0)).square().sum()
+    smallest = torch.finfo(last.dtype).tiny
+    unexplained = (predicted - last).square().sum() / (last - last.mean(0)).square().sum().clamp_min(smallest)
     before = (states - states.roll(1, dims=1)).norm(dim=-1)
     after = (z - z.roll(1, dims=1)).norm(dim=-1)
-    stress = (after - before).square().sum() / before.square().sum()
+    stress = (after - before).square().sum() / before.square().sum().clamp_min(smallest)
     return {"unexplained": float(unexplained), "stress": float(stress)}
 
 

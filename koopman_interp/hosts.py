@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -160,11 +160,11 @@ def adapters() -> list[Any]:
     return sorted(loaded, key=lambda adapter: -adapter.priority)
 
 
-_digests: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
+_digests: WeakKeyDictionary[nn.Module, tuple[list[tuple[ref[Tensor], int]], str]] = WeakKeyDictionary()
 
 
 def weight_digest(model: nn.Module) -> str:
-    """Digest all parameters and buffers of a model: names, dtypes, shapes and bytes.
+    """Digest the state dict of a model: names, dtypes, shapes and bytes of parameters and persistent buffers.
 
     The digest is kept until a tensor is replaced or changed in place, as torch's version counters tell;
     writing through `.data` escapes them.
@@ -172,20 +172,25 @@ def weight_digest(model: nn.Module) -> str:
     Returns:
         128 bits of BLAKE2b, in hexadecimal.
     """
-    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if torch.is_tensor(tensor)}
-    # Inference tensors keep no version counter; such a model is digested anew each time.
-    versions = tuple(
-        (name, tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for name, tensor in state.items()
-    )
-    known = _digests.get(model)
-    if known is not None and known[0] == versions and all(version >= 0 for *_, version in versions):
-        return known[1]
+    state = {
+        name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if torch.is_tensor(tensor)
+    }
+    # Inference tensors keep no version counter; a model that has any is digested anew each time.
+    versioned = not any(tensor.is_inference() for tensor in state.values())
+    if versioned and model in _digests:
+        seen, known = _digests[model]
+        if len(seen) == len(state) and all(
+            old() is tensor and version == tensor._version
+            for (old, version), tensor in zip(seen, state.values(), strict=True)
+        ):
+            return known
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    _digests[model] = (versions, digest.hexdigest())
+    if versioned:
+        _digests[model] = ([(ref(tensor), tensor._version) for tensor in state.values()], digest.hexdigest())
     return digest.hexdigest()
 
 
@@ -193,7 +198,9 @@ def run(model: nn.Module, x: Any) -> Any:
     """Call a model on a batch, moved to the model's device: a tensor, or a mapping of keyword arguments."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if isinstance(x, Mapping):
-        return model(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in x.items()})
+        return model(
+            **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in x.items()}
+        )
     return model(x.to(device) if isinstance(x, Tensor) else x)
 
 

@@ -45,9 +45,7 @@ def from_rows(rows: Float[Tensor, "sample width"], shape: tuple[int, ...]) -> Fl
         case (_, width):
             return rows.reshape(-1, width)
         case (_, positions, _):
-            return rearrange(
-                rows, "(batch position) width -> batch position width", position=positions
-            )
+            return rearrange(rows, "(batch position) width -> batch position width", position=positions)
         case (_, channels, height, width):
             return rearrange(
                 rows,

@@ -23,11 +23,15 @@ def ridge(
 ) -> Float[Tensor, "inputs outputs"]:
     """Solve `(G + strength · mean(diag G) · I) B = C` for the map B of rows."""
     shift = strength * gram.diagonal().mean()
-    return torch.linalg.solve(gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross)
+    return torch.linalg.solve(
+        gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross
+    )
 
 
 @torch.no_grad()
-def start_operator(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float) -> None:
+def start_operator(
+    surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float
+) -> None:
     """Set K to the ridge regression of each depth's observables on those of the depth before.
 
     Sites that lie several steps apart give a power of K, of which the principal root is taken; the root of a
@@ -87,11 +91,15 @@ def random_features(surrogate: KoopmanAutoencoder, generator: torch.Generator) -
         layer.bias.zero_()
     extra = encoder.layers_out()[-1].weight[width:]
     if len(extra):
-        extra.copy_(torch.randn(extra.shape, generator=generator).to(extra) * _FEATURE_SCALE * extra.shape[1] ** -0.5)
+        extra.copy_(
+            torch.randn(extra.shape, generator=generator).to(extra) * _FEATURE_SCALE * extra.shape[1] ** -0.5
+        )
 
 
 @torch.no_grad()
-def refit_decoder(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float) -> None:
+def refit_decoder(
+    surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float
+) -> None:
     """Set the decoder's linear part to the ridge regression of states on observables, over all depths."""
     decoder = surrogate.decoder
     assert isinstance(decoder, LinearPlusNonlinear)

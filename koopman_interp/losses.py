@@ -24,7 +24,9 @@ def reconstruction(
     return mse_loss(decoded, states)
 
 
-def prediction(decoded: Float[Tensor, "*batch width"], states: Float[Tensor, "*batch width"]) -> Float[Tensor, ""]:
+def prediction(
+    decoded: Float[Tensor, "*batch width"], states: Float[Tensor, "*batch width"]
+) -> Float[Tensor, ""]:
     """`mean (D(K^{j−i} E(x_i)) − x_j)²`: decoded after advancing, the state is the later one (2505.12809, eq. 3)."""
     return mse_loss(decoded, states)
 

@@ -45,7 +45,9 @@ class Moments(nn.Module):
         """Mean over all rows at a depth."""
         return self.count @ self.mean[depth] / self.count.sum()
 
-    def update(self, observables: Float[Tensor, "depth sample observable"], labels: Int[Tensor, "sample"] | None) -> None:
+    def update(
+        self, observables: Float[Tensor, "depth sample observable"], labels: Int[Tensor, "sample"] | None
+    ) -> None:
         """Add a chunk of rows.
 
         The running mean and covariance are merged with the chunk's (Chan, Golub & LeVeque 1983), which stays
@@ -55,7 +57,11 @@ class Moments(nn.Module):
         if labels is None or not self.classes:
             group = torch.zeros(z.shape[1], dtype=torch.long, device=z.device)
         else:
-            group = torch.searchsorted(torch.tensor(self.classes, device=z.device), labels.to(z.device))
+            known = torch.tensor(self.classes, device=z.device)
+            assert torch.isin(labels.to(z.device), known).all(), (
+                "a label that is not among the moments' classes"
+            )
+            group = torch.searchsorted(known, labels.to(z.device))
         member = torch.nn.functional.one_hot(group, len(self.count)).to(z)
         added, before = member.sum(0), self.count.sum()
         total = before + added.sum()

@@ -71,12 +71,16 @@ class Normalization(nn.Module):
             self.register_buffer(f"forward_{depth}", torch.eye(width, dimension))
             self.register_buffer(f"inverse_{depth}", torch.eye(dimension, width))
 
-    def normalize(self, states: Float[Tensor, "*batch width"], depth: int) -> Float[Tensor, "*batch dimension"]:
+    def normalize(
+        self, states: Float[Tensor, "*batch width"], depth: int
+    ) -> Float[Tensor, "*batch dimension"]:
         """Map states at a depth to the common space."""
         mean, forward, _ = self._maps(depth)
         return (states.to(mean.dtype) - mean) @ forward
 
-    def denormalize(self, points: Float[Tensor, "*batch dimension"], depth: int) -> Float[Tensor, "*batch width"]:
+    def denormalize(
+        self, points: Float[Tensor, "*batch dimension"], depth: int
+    ) -> Float[Tensor, "*batch width"]:
         """Map points of the common space back to states at a depth."""
         mean, _, inverse = self._maps(depth)
         return mean + points @ inverse
@@ -96,7 +100,7 @@ class Normalization(nn.Module):
 
 
 def fit_normalization(
-    batches: Iterable[Sequence[Float[Tensor, "sample _"]]],
+    batches: Iterable[Sequence[Float[Tensor, "_ _"]]],
     config: NormalizationConfig | None = None,
     *,
     dtype: torch.dtype = torch.float32,
@@ -146,7 +150,9 @@ class _Moments:
         self.count = 0
         generator = torch.Generator().manual_seed(0)
         self._tests = [self._test_matrix(width, generator) for width in widths]
-        sketched = [width if test is None else test.shape[1] for width, test in zip(widths, self._tests, strict=True)]
+        sketched = [
+            width if test is None else test.shape[1] for width, test in zip(widths, self._tests, strict=True)
+        ]
         self._origins: list[Tensor] = []
         self._sums = [torch.zeros(width, dtype=torch.float64) for width in widths]
         self._squares = torch.zeros(len(widths), dtype=torch.float64)
@@ -161,7 +167,9 @@ class _Moments:
             for width in widths
         ]
         self._left = [
-            torch.zeros(size, widths[-1], dtype=torch.float64) if config.align and last_wide else torch.zeros(0)
+            torch.zeros(size, widths[-1], dtype=torch.float64)
+            if config.align and last_wide
+            else torch.zeros(0)
             for size in sketched
         ]
 

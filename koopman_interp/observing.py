@@ -26,7 +26,7 @@ LABEL_COLUMNS = ("label", "labels")
 
 
 def attach(
-    model: nn.Module | Host, sites: SiteSelection = None, *, times: Sequence[float] | None = None
+    model: nn.Module | Host, sites: SiteSelection = None, *, times: Sequence[float | int] | None = None
 ) -> Tap:
     """Attach to a model; nothing is hooked until something is recorded.
 
@@ -49,7 +49,7 @@ def attach(
         raise InputError(f"A trajectory needs two or more sites; {sites!r} chose only {', '.join(chosen)}.")
     if times is not None and len(times) != len(chosen):
         raise InputError(f"Expected {len(chosen)} times, one a site ({', '.join(chosen)}); got {len(times)}.")
-    return Tap(host, chosen, tuple(times) if times is not None else tuple(map(float, range(len(chosen)))))
+    return Tap(host, chosen, tuple(map(float, range(len(chosen)) if times is None else times)))
 
 
 class Tap:
@@ -76,6 +76,10 @@ class Tap:
         return f"Tap({type(self.host.model).__name__}, {len(self.sites)} sites: {', '.join(self.sites)})"
 
     def __enter__(self) -> Tap:
+        if self._recording is not None and self._recording.running:
+            raise InputError(
+                "This tap is recording already. Leave its `with` block before entering it again."
+            )
         self._recording = _Recording(self.host, self.sites)
         self._recording.start()
         return self
@@ -137,7 +141,9 @@ class Tap:
         recording.start()
         try:
             with torch.no_grad():
-                for batch in tqdm(_batches(batches, batch_size), desc="observe", unit="batch", disable=_hidden(progress)):
+                for batch in tqdm(
+                    _batches(batches, batch_size), desc="observe", unit="batch", disable=_hidden(progress)
+                ):
                     x, y = _parted(batch, inputs, column)
                     if y is not None:
                         found.append(torch.as_tensor(y).flatten())
@@ -158,6 +164,7 @@ class _Recording:
         self.sites = sites
         self.fingerprint = HostFingerprint.of(host)
         self._stack = ExitStack()
+        self._running = False
         self._pending: dict[str, Tensor] = {}
         self._mask: Tensor | None = None
         self._rows: list[list[Tensor]] = [[] for _ in sites]
@@ -166,7 +173,13 @@ class _Recording:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._inputs = 0
 
+    @property
+    def running(self) -> bool:
+        """Whether the hooks are on."""
+        return self._running
+
     def start(self) -> None:
+        self._running = True
         model = self.host.model
         with ExitStack() as stack:
             stack.callback(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
@@ -175,6 +188,7 @@ class _Recording:
             self._stack = stack.pop_all()
 
     def stop(self) -> None:
+        self._running = False
         self._stack.close()
         self._pending = {}
 
@@ -190,35 +204,43 @@ class _Recording:
             )
         # The copy matters: an in-place activation further on would write into what was kept.
         rows = to_rows(state.detach()).to("cpu", copy=True)
+        shape = tuple(state.shape)
+        keep = kept_rows(self._mask.cpu(), shape) if self._mask is not None else None
+        if keep is not None:
+            rows = rows[keep]
         if not torch.isfinite(rows).all():
             raise NonFiniteError(
                 f"Site {site!r} gave NaN or infinity in batch {len(self._origins)} (counted from 0). "
                 "Check that batch, or run the model in a wider dtype."
             )
         self._pending[site] = rows
-        self._shape = tuple(state.shape)
-        self._shapes[site] = tuple(state.shape[1:]) if state.ndim == 4 else (state.shape[-1],)
+        self._shape, self._keep = shape, keep
+        self._shapes[site] = shape[1:] if state.ndim == 4 else shape[-1:]
 
     def _end(self, _model: nn.Module, _args: Any, _output: Any) -> None:
         missing = [site for site in self.sites if site not in self._pending]
         if missing:
-            raise UnknownSiteError(f"The forward pass never reached {', '.join(missing)}. Choose other sites.")
+            raise UnknownSiteError(
+                f"The forward pass never reached {', '.join(missing)}. Choose other sites."
+            )
         counts = {site: len(rows) for site, rows in self._pending.items()}
         if len(set(counts.values())) != 1:
-            raise InputError(f"The sites differ in their number of samples ({counts}). Choose sites that agree.")
+            raise InputError(
+                f"The sites differ in their number of samples ({counts}). Choose sites that agree."
+            )
         entry, position = row_origins(self._shape)
-        keep = kept_rows(self._mask.cpu(), self._shape) if self._mask is not None else None
-        self._kept.append(torch.ones(len(entry), dtype=torch.bool) if keep is None else keep)
+        self._kept.append(torch.ones(len(entry), dtype=torch.bool) if self._keep is None else self._keep)
         self._origins.append((entry + self._inputs, position))
         for rows, site in zip(self._rows, self.sites, strict=True):
-            whole = self._pending[site]
-            rows.append(whole if keep is None else whole[keep])
+            rows.append(self._pending[site])
         self._inputs += self._shape[0]
         self._pending = {}
 
     def trajectories(self, times: tuple[float, ...]) -> Trajectories:
-        if not self._origins:
-            raise InputError("No forward pass was recorded: there were no batches, or the model was not called.")
+        if not self._inputs:
+            raise InputError(
+                "No forward pass was recorded: there were no batches, or the model was not called."
+            )
         kept = torch.cat(self._kept)
         return Trajectories(
             states=tuple(torch.cat(rows) for rows in self._rows),
@@ -269,6 +291,11 @@ def _parted(batch: Any, inputs: str | Callable[[Any], Any] | None, column: str |
             raise InputError(f"There is no column {inputs!r} for the inputs; there are {', '.join(batch)}.")
         x = inputs(batch) if callable(inputs) else rest if inputs is None else batch[inputs]
         return x, y
+    if column is not None or isinstance(inputs, str):
+        raise InputError(
+            f"Columns ({', '.join(filter(None, (inputs if isinstance(inputs, str) else None, column)))}) are of batches "
+            f"that are mappings; this batch is a {type(batch).__name__}."
+        )
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and _are_labels(batch[1], batch[0]):
         y = batch[1]
     if callable(inputs):

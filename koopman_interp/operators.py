@@ -18,6 +18,7 @@ from scipy.linalg import logm, schur
 from torch import Tensor, nn
 
 from koopman_interp.errors import InputError
+from koopman_interp.matrix_functions import power_increment
 
 Matrix = Float[Tensor, "observable observable"]
 Points = Float[Tensor, "*batch observable"]
@@ -197,9 +198,8 @@ class IdentityPlusLowRankOperator(Operator):
                 power = power + power @ S
                 total = total + power
         else:
-            # f(S) is the off-diagonal block of a power of [[I + S, I], [0, I]]: no division by a singular S.
-            block = torch.cat([torch.cat([one + S, one], 1), torch.cat([torch.zeros_like(one), one], 1)])
-            total = _real_power(block, steps)[: len(S), len(S) :]
+            _require_real_power(one + S, steps)
+            total = power_increment(S, steps)
         return lambda z: z + (z @ self.V) @ total.T @ self.U.T
 
 
@@ -239,10 +239,13 @@ class BlockOperator(Operator):
         return torch.from_numpy(Q).to(K)
 
     def _propagator(self, steps: float) -> Propagator:
-        whole = steps == int(steps)
-        powers = torch.linalg.matrix_power(self.blocks, int(steps)) if whole else _real_power(self.blocks, steps)
-        if not whole and (self.single <= 0).any():
-            raise _no_real_power(steps)
+        if steps == int(steps):
+            powers = torch.linalg.matrix_power(self.blocks, int(steps))
+        else:
+            _require_real_power(self.blocks, steps)
+            _require_real_power(self.single[..., None, None], steps)
+            S = self.blocks - torch.eye(2, dtype=self.blocks.dtype, device=self.blocks.device)
+            powers = S @ power_increment(S, steps) + torch.eye(2).to(S)
         paired = 2 * len(self.blocks)
 
         def move(z: Tensor) -> Tensor:
@@ -298,17 +301,11 @@ def _paired(T: np.ndarray) -> list[int]:
     return pairs + singles
 
 
-def _real_power(matrices: Float[Tensor, "*batch n n"], power: float) -> Float[Tensor, "*batch n n"]:
-    """Principal real power by eigendecomposition, differentiable where the eigenvalues are distinct."""
-    values, vectors = torch.linalg.eig(matrices)
+@torch.no_grad()
+def _require_real_power(matrices: Float[Tensor, "*batch n n"], power: float) -> None:
+    values = torch.linalg.eigvals(matrices)
     if ((values.imag.abs() < 1e-7) & (values.real <= 0)).any():
-        raise _no_real_power(power)
-    raised = vectors * values.unsqueeze(-2) ** power
-    return torch.linalg.solve(vectors, raised, left=False).real
-
-
-def _no_real_power(power: float) -> InputError:
-    return InputError(
-        f"K has an eigenvalue that is zero or negative, so its real power K^{power} does not exist. "
-        "Use whole steps, or fit with operator='generator'."
-    )
+        raise InputError(
+            f"K has an eigenvalue that is zero or negative, so its real power K^{power} does not exist. "
+            "Use whole steps, or fit with operator='generator'."
+        )

@@ -97,7 +97,9 @@ class Motion:
         edits: in the order in which they act at their depths.
     """
 
-    def __init__(self, koopman: KoopmanAutoencoder, first: int, last: int, edits: Sequence[OperatorEdit]) -> None:
+    def __init__(
+        self, koopman: KoopmanAutoencoder, first: int, last: int, edits: Sequence[OperatorEdit]
+    ) -> None:
         for edit in edits:
             if not first <= edit.depth <= last:
                 raise InputError(

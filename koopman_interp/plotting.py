@@ -1,4 +1,4 @@
-"""Figures of spectra, topologies, fidelities, fits, trajectories and audits.
+"""Figures of spectra, topologies, fidelities, fits and audits; those of states are in `trajectory_plots`.
 
 Each `plot_…` takes a value and the axes to draw on, and returns the axes. Without axes it makes a
 `matplotlib.figure.Figure` of its own (`axes.figure`), so no pyplot state, backend or setting changes. All
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, to_hex
@@ -29,16 +28,11 @@ from koopman_interp.analysis.topology import Topology
 from koopman_interp.auditing import SHOTS, Audit, AuditRow
 from koopman_interp.errors import InputError
 from koopman_interp.files import replacing
-from koopman_interp.trajectories import Trajectories
 
-# Okabe and Ito's palette for lines, Tol's muted one for classes: both are told apart by colour-blind readers.
+# Okabe and Ito's palette, whose colours are told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
 # Viridis without its yellow, which white paper swallows.
 DARK_TO_LIGHT = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)))
-_CLASSES = {
-    "#332288": "o", "#CC6677": "^", "#117733": "s", "#DDAA33": "D", "#88CCEE": "v",
-    "#882255": "P", "#44AA99": "X", "#999933": "<", "#AA4499": ">", "#000000": "*",
-}  # fmt: skip
 _PREDICTORS = {
     "surrogate": (BLUE, "o", "-"),
     "identity": (ORANGE, "s", "--"),
@@ -47,13 +41,11 @@ _PREDICTORS = {
 }
 _LINES = ("-", "--", "-.", ":")
 
-OTHERS = "others"
-
 _FLOOR = 1e-8
 """Shares below this are drawn here, since a logarithmic axis has no zero."""
-_MOST_DEPTHS = 8
+MOST_DEPTHS = 8
+"""Lines or panels of a figure; of more depths a part is drawn, both ends included."""
 _MOST_TICKS = 14
-_MOST_POINTS = 450
 _SALT = "koopman-interp"
 
 
@@ -83,7 +75,7 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
     ax.axvline(0, color=GREY, linewidth=0.5)
     ax.set_aspect("equal")
     ax.set(xlabel="Re λ", ylabel="Im λ", title="Eigenvalues of K, per operator step")
-    _plain(ax)
+    plain(ax)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, fontsize=8)
     return ax
 
@@ -102,12 +94,12 @@ def plot_topology(topology: Topology, dimension: int = 0, ax: Axes | None = None
     curves = np.array([[cloud[dimension] for cloud in topology.betti(float(scale))] for scale in scales]).T
     settled = np.flatnonzero((curves != curves[:, -1:]).any(axis=0))
     last = float(scales[settled[-1]]) if len(settled) else topology.threshold
-    shown = _thinned(len(curves), _MOST_DEPTHS)
+    shown = thinned(len(curves), MOST_DEPTHS)
     places = _clear_places(np.log(curves[shown]) if dimension == 0 else curves[shown])
     for order, cloud in enumerate(shown):
         colour = DARK_TO_LIGHT(order / max(1, len(shown) - 1))
         style = _LINES[order % len(_LINES)]
-        label = f"{cloud}  {_short(topology.names[cloud])}"
+        label = f"{cloud}  {short(topology.names[cloud])}"
         ax.plot(scales, curves[cloud], style, color=colour, drawstyle="steps-post", label=label)
         at = (scales[places[order]], curves[cloud, places[order]])
         box = {"boxstyle": "circle,pad=0.18", "facecolor": "white", "edgecolor": colour}
@@ -124,7 +116,7 @@ def plot_topology(topology: Topology, dimension: int = 0, ax: Axes | None = None
         ylabel=f"β{dimension}: number of {what}",
         title=f"Betti-{dimension} curves, {topology.points} points a depth{_of(shown, curves, 'depths')}",
     )
-    _plain(ax)
+    plain(ax)
     ax.legend(title="depth", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=3)
     return ax
 
@@ -148,7 +140,7 @@ def plot_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
         ylabel="unexplained share of variance (log)",
         title=f"From {fidelity.depths[0].site} onwards, {fidelity.rows:,} held-out rows: lower is better",
     )
-    _plain(ax)
+    plain(ax)
     _label_ends(ax, ends)
     return ax
 
@@ -169,7 +161,7 @@ def plot_output_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
     ax.set_yticks(list(rows), [row.name for row in fidelity.outputs])
     ax.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5), xlabel="% of held-out rows")
     ax.set_title("At the host's output, with each predictor in place of the span")
-    _plain(ax)
+    plain(ax)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -1.1 / len(rows)), ncols=2, frameon=False)
     return ax
 
@@ -204,54 +196,9 @@ def plot_fit(history: Sequence[Mapping[str, int | float]], ax: Axes | None = Non
     if "step" not in history[-1]:
         ax.set_xticks([0], ["least squares: one solve"])
         ax.set_xlabel("")
-    _plain(ax)
+    plain(ax)
     _label_ends(ax, ends, gap=0.14)
     return ax
-
-
-def plot_trajectories(trajectories: Trajectories, axes: ndarray | None = None) -> ndarray:
-    """Draw the states at each depth in the plane of their first two principal components, marked by class.
-
-    Planes are fitted per depth, since widths may differ; each is then turned and mirrored so that the points
-    lie nearest to where they lay at the depth before. Of many depths, classes or rows a part is drawn.
-    The axes are in order of depth.
-
-    Raises:
-        InputError: more axes than depths, or none, were given.
-    """
-    if axes is not None and not 0 < np.size(axes) <= trajectories.depths:
-        raise InputError(f"Expected 1 to {trajectories.depths} axes, one a depth; got {np.size(axes)}.")
-    shown = _thinned(trajectories.depths, _MOST_DEPTHS if axes is None else np.size(axes))
-    columns = min(4, math.ceil(len(shown) / math.ceil(len(shown) / 4)))
-    own = None
-    if axes is None:
-        lines = math.ceil(len(shown) / columns)
-        own = Figure(figsize=(2.6 * columns, 2.7 * lines + 0.7), layout="constrained")
-        axes = own.subplots(lines, columns, squeeze=False).ravel()
-        for spare in axes[len(shown) :]:
-            spare.remove()
-    drawn: ndarray = np.asarray(axes).ravel()[: len(shown)]
-    order = torch.randperm(len(trajectories), generator=torch.Generator().manual_seed(0))
-    subset = trajectories[order[:_MOST_POINTS]]
-    groups = _groups(subset)
-    before = None
-    for ax, depth in zip(drawn, shown, strict=True):
-        points, share = _plane(subset.states[depth].double().numpy(), before)
-        before = points
-        for (name, rows), (colour, marker) in zip(groups.items(), _CLASSES.items(), strict=False):
-            look = {"marker": marker, "color": GREY if name == OTHERS else colour, "label": name}
-            ax.scatter(*points[rows].T, s=14, alpha=0.75, linewidths=0, **look)
-        ax.set_title(f"{depth}  {_short(trajectories.sites[depth])}\n{share:.0%} of variance", fontsize=10)
-        ax.set_aspect("equal", adjustable="datalim")
-        _plain(ax)
-        ax.tick_params(labelsize=8)
-    if own is None:
-        drawn[-1].legend(fontsize=8)
-    else:
-        handles, names = drawn[0].get_legend_handles_labels()
-        own.supxlabel("plane of the first two principal components, in units of the state", fontsize=10)
-        own.legend(handles, names, loc="outside upper center", ncols=6, frameon=False, markerscale=1.8)
-    return drawn
 
 
 def plot_audit(audit: Audit, axes: ndarray | None = None) -> ndarray:
@@ -333,7 +280,7 @@ def _dots(ax: Axes, rows: Sequence[AuditRow], measure: str, colour: str, chance:
         text.set(fontsize=9, fontweight=weight)
     ax.set(xlim=(-6, 106), xticks=[0, 50, 100])
     ax.xaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
-    _plain(ax)
+    plain(ax)
 
 
 def _clear_places(curves: ndarray) -> list[int]:
@@ -353,45 +300,18 @@ def _clear_places(curves: ndarray) -> list[int]:
     return places
 
 
-def _plane(states: ndarray, before: ndarray | None) -> tuple[ndarray, float]:
-    """Project rows on their first two principal components, turned towards an earlier picture."""
-    centred = states - states.mean(0)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
-    points = np.zeros((len(states), 2))
-    points[:, : min(2, len(s))] = u[:, :2] * s[:2]
-    if before is not None:
-        left, _, right = np.linalg.svd(points.T @ before)
-        points = points @ left @ right
-    total = float((s**2).sum())
-    return points, float((s[:2] ** 2).sum()) / total if total else 0.0
-
-
-def _groups(trajectories: Trajectories) -> dict[str, ndarray]:
-    """Rows by class, the rarest together where there are more classes than marks; all rows without labels."""
-    if trajectories.labels is None:
-        return {"unlabelled": np.arange(len(trajectories))}
-    labels = trajectories.labels.numpy()
-    classes, counts = np.unique(labels, return_counts=True)
-    most = len(_CLASSES)
-    kept = (
-        classes if len(classes) <= most else np.sort(classes[np.argsort(-counts, kind="stable")[: most - 1]])
-    )
-    groups = {f"class {label}": np.flatnonzero(labels == label) for label in kept}
-    rest = np.flatnonzero(~np.isin(labels, kept))
-    return groups | ({OTHERS: rest} if len(rest) else {})
-
-
 def _axes(ax: Axes | None, width: float, height: float) -> Axes:
     return Figure(figsize=(width, height), layout="constrained").add_subplot() if ax is None else ax
 
 
-def _plain(ax: Axes) -> None:
+def plain(ax: Axes) -> None:
+    """Leave axes with a faint grid and no frame above and to the right."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="#e6e6e6", linewidth=0.7)
     ax.set_axisbelow(True)
 
 
-def _thinned(count: int, most: int) -> list[int]:
+def thinned(count: int, most: int) -> list[int]:
     """Indices spread evenly over a range, both ends included."""
     return sorted({round(index) for index in np.linspace(0, count - 1, min(count, most))})
 
@@ -400,14 +320,15 @@ def _of(shown: Sequence[int], whole: Sequence[object] | ndarray, what: str) -> s
     return "" if len(shown) == len(whole) else f" ({len(shown)} of {len(whole)} {what})"
 
 
-def _short(name: str, most: int = 22) -> str:
+def short(name: str, most: int = 22) -> str:
+    """Cut a name to its end, which tells sites apart."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def _ticks_of_sites(ax: Axes, sites: Sequence[str]) -> None:
-    shown = _thinned(len(sites), _MOST_TICKS)
+    shown = thinned(len(sites), _MOST_TICKS)
     ax.set_xticks(
-        shown, [_short(sites[index]) for index in shown], rotation=35, ha="right", rotation_mode="anchor"
+        shown, [short(sites[index]) for index in shown], rotation=35, ha="right", rotation_mode="anchor"
     )
     ax.set_xlabel("site, in order of depth")
 

@@ -147,8 +147,10 @@ def yin_yang(samples: int, *, seed: int = 0) -> tuple[Float[Tensor, "sample 4"],
         x, y = drawn[:, 0], drawn[:, 1]
         to_right = torch.hypot(x - 1.5 * big, y - big)
         to_left = torch.hypot(x - 0.5 * big, y - big)
-        yin = ((to_right > small) & (to_right <= 0.5 * big)) | (to_left <= small) | (
-            (y > big) & (to_left > 0.5 * big)
+        yin = (
+            ((to_right > small) & (to_right <= 0.5 * big))
+            | (to_left <= small)
+            | ((y > big) & (to_left > 0.5 * big))
         )
         label = torch.where((to_right <= small) | (to_left <= small), 2, (~yin).long())
         inside = torch.hypot(x - big, y - big) <= big

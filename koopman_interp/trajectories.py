@@ -52,7 +52,7 @@ class Trajectories:
                 f"Trajectories need two or more depths, each with a site and a time; got {len(self.states)} states, "
                 f"{len(self.sites)} sites and {len(self.times)} times."
             )
-        if any(later <= earlier for earlier, later in zip(self.times, self.times[1:], strict=False)):
+        if any(not later > earlier for earlier, later in zip(self.times, self.times[1:], strict=False)):
             raise InputError(f"Times must increase with depth; got {self.times}.")
         lengths = {len(state) for state in (*self.states, self.sequence, self.position)}
         if len(lengths) != 1:
@@ -109,7 +109,13 @@ class Trajectories:
         """Keep the depths of a span, both ends included; times start where they were."""
         first, last = span(self.sites, source, target)
         kept = slice(first, last + 1)
-        return replace(self, states=self.states[kept], sites=self.sites[kept], times=self.times[kept], shapes=self.shapes[kept])
+        return replace(
+            self,
+            states=self.states[kept],
+            sites=self.sites[kept],
+            times=self.times[kept],
+            shapes=self.shapes[kept],
+        )
 
     def split(self, fraction: float, *, seed: int = 0) -> tuple[Trajectories, Trajectories]:
         """Split at random into two parts; samples of one observed input stay together.
@@ -155,7 +161,12 @@ class Trajectories:
         tensors |= {"sequence": self.sequence, "position": self.position}
         if self.labels is not None:
             tensors["labels"] = self.labels
-        header: dict[str, Any] = {"sites": self.sites, "times": self.times, "shapes": self.shapes, "host": asdict(self.host)}
+        header: dict[str, Any] = {
+            "sites": self.sites,
+            "times": self.times,
+            "shapes": self.shapes,
+            "host": asdict(self.host),
+        }
         write_tensors(path, tensors, kind="trajectories", header=header)
 
     @classmethod

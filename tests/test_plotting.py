@@ -17,6 +17,7 @@ from koopman_interp.analysis.spectrum import Spectrum
 from koopman_interp.analysis.topology import Topology
 from koopman_interp.auditing import Audit, AuditRow
 from koopman_interp.errors import InputError
+from koopman_interp.trajectory_plots import plot_trajectories
 
 SPECTRUM = Spectrum(
     eigenvalues=np.array([1.1, 0.8 + 0.3j, 0.8 - 0.3j, 0.2], dtype=complex),
@@ -114,7 +115,7 @@ def test_nothing_global_changes(trajectories, tmp_path):
     before, open_before = dict(matplotlib.rcParams), pyplot.get_fignums()
     for draw in SINGLE.values():
         draw()
-    plotting.plot_trajectories(trajectories)
+    plot_trajectories(trajectories)
     plotting.plot_audit(AUDIT)
     plotting.save_figure(plotting.plot_fit(HISTORY), tmp_path, "fit")
     assert dict(matplotlib.rcParams) == before
@@ -199,7 +200,7 @@ def test_a_least_squares_fit_is_one_dot_each():
 
 
 def test_trajectories_show_every_class_at_every_depth_with_its_own_mark(trajectories):
-    drawn = plotting.plot_trajectories(trajectories)
+    drawn = plot_trajectories(trajectories)
     assert len(drawn) == trajectories.depths
     assert len(drawn[0].figure.legends) == 1
     for ax in drawn:
@@ -216,7 +217,7 @@ def test_a_plane_keeps_all_distances_that_lie_in_it(trajectories):
     made = replace(
         trajectories[:60], states=(flat, flat @ turn[:2]), sites=("a", "b"), times=(0.0, 1.0), shapes=()
     )
-    first, second = plotting.plot_trajectories(made)
+    first, second = plot_trajectories(made)
     for before, after in zip(first.collections, second.collections, strict=True):
         assert np.allclose(before.get_offsets(), after.get_offsets())
     assert "100% of variance" in second.get_title()
@@ -224,23 +225,23 @@ def test_a_plane_keeps_all_distances_that_lie_in_it(trajectories):
 
 def test_more_classes_than_marks_and_no_classes_at_all(trajectories):
     many = trajectories.with_labels(torch.arange(len(trajectories)) % 30)
-    names = [points.get_label() for points in plotting.plot_trajectories(many)[0].collections]
+    names = [points.get_label() for points in plot_trajectories(many)[0].collections]
     assert len(names) == 10
     assert names[-1] == "others"
     bare = replace(trajectories, labels=None)
-    assert [len(ax.collections) for ax in plotting.plot_trajectories(bare)] == [1] * trajectories.depths
+    assert [len(ax.collections) for ax in plot_trajectories(bare)] == [1] * trajectories.depths
 
 
 def test_trajectories_draw_on_the_axes_given(trajectories):
     axes = Figure().subplots(1, 2)
-    drawn = plotting.plot_trajectories(trajectories, axes)
+    drawn = plot_trajectories(trajectories, axes)
     assert drawn.tolist() == axes.tolist()
     assert [ax.get_title().split("\n")[0] for ax in drawn] == [
         f"0  {trajectories.sites[0]}",
         f"{trajectories.depths - 1}  {trajectories.sites[-1]}",
     ]
     with pytest.raises(InputError, match="one a depth; got 9"):
-        plotting.plot_trajectories(trajectories, Figure().subplots(3, 3))
+        plot_trajectories(trajectories, Figure().subplots(3, 3))
 
 
 def test_an_audit_shows_every_way_under_every_measure_with_chance_for_the_probes():

@@ -16,7 +16,8 @@ from koopman_interp.analysis.fidelity import DepthFidelity, Fidelity, OutputFide
 from koopman_interp.auditing import Audit, AuditRow
 from koopman_interp.errors import FileFormatError
 from koopman_interp.files import read_json, write_json
-from koopman_interp.report import build_page, write_run
+from koopman_interp.page import build_page
+from koopman_interp.report import write_run
 
 EVIL = '<script>alert("x")</script> & $style'
 FREE = {"identity": 1.5321, "mean": 1.0001, "endpoint linear": 0.3456}

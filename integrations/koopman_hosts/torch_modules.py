@@ -75,7 +75,7 @@ class TorchHost:
         """Call each hook with the state at its site; a returned tensor takes the state's place."""
         with ExitStack() as stack:
             for site, hook in hooks.items():
-                module = self._modules[site.removesuffix(INPUT)]
+                module = self._module(site)
                 if site.endswith(INPUT):
                     handle = module.register_forward_pre_hook(partial(_at_input, hook), with_kwargs=True)
                 else:
@@ -97,15 +97,27 @@ class TorchHost:
         skipped = self._blocks_between(source, target)
         if not skipped:
             carried: list[Tensor] = []
-            with self.hooked({source: lambda state: carried.append(state), target: lambda _: advance(carried.pop())}):
+            with self.hooked(
+                {source: lambda state: carried.append(state), target: lambda _: advance(carried.pop())}
+            ):
                 yield False
             return
         stand_ins = _SkippedSpan(skipped, advance)
         with ExitStack() as stack:
+            stack.enter_context(self.hooked({source: stand_ins.read}))
             for index, block in enumerate(skipped):
                 stack.callback(_restore_forward, block, block.__dict__.get("forward"))
                 block.forward = stand_ins.forward_of(index)
             yield True
+
+    def _module(self, site: str) -> nn.Module:
+        name = site.removesuffix(INPUT)
+        if name not in self._modules:
+            known = [known for known in self._modules if known]
+            raise UnknownSiteError(
+                f"{type(self.model).__name__} has no module {name!r}. {nearest(name, known)}"
+            )
+        return self._modules[name]
 
     def _residual_stream(self) -> tuple[str, ...]:
         run = max(self._runs(), key=lambda names: (len(names), self._parameters(names)), default=[])
@@ -233,39 +245,42 @@ def _with_state(output: Any, state: Tensor) -> Any:
 
 
 class _SkippedSpan:
-    """Stand-ins for the `forward` of a run of blocks, whose last returns the advanced state.
+    """Stand-ins for the `forward` of a run of blocks, whose last returns the advanced state of the source.
 
-    What each block returns is learnt by letting the first pass compute the span for real; later passes skip it,
-    unless a block returns tensors beside its state, which nothing but the block itself can supply.
+    What each block returns is learnt by letting the first pass compute the span for real. Later passes skip it,
+    unless the model does something of its own between the blocks, or a block returns tensors beside its state:
+    then only the blocks themselves can supply what follows, and every pass is like the first.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], advance: Callable[[Tensor], Tensor]) -> None:
         self._originals = [block.forward for block in blocks]
-        self._frames: list[Any] = []
         self._advance = advance
+        self._frames: list[Any] = []
+        self._chained = False
+        self._flowing: Tensor | None = None
         self._advanced: Tensor | None = None
+
+    def read(self, state: Tensor) -> None:
+        """Take the state at the source; a hook there."""
+        self._flowing = state
+        self._advanced = self._advance(state)
 
     def forward_of(self, index: int) -> Callable[..., Any]:
         """Return the stand-in for one block of the span."""
         return partial(self._forward, index)
 
     def _forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
-        if index == 0:
-            self._advanced = self._advance(_input_state(args, kwargs))
-        learnt = len(self._frames) == len(self._originals) and not any(map(_holds_tensors, self._frames))
-        if learnt:
-            assert self._advanced is not None
-            # Blocks after the first only pass it on, so the hooks of users at the far end see it too.
-            new = self._advanced if index == 0 else _input_state(args, kwargs)
-            return _with_state(self._frames[index], new)
-        output = self._originals[index](*args, **kwargs)
-        if index == 0:
-            self._frames = []
-        self._frames.append(_with_state(output, _NO_STATE))
-        if index < len(self._originals) - 1:
-            return output
         assert self._advanced is not None
-        return _with_state(output, self._advanced)
+        learnt = len(self._frames) == len(self._originals)
+        if learnt and self._chained and not any(map(_holds_tensors, self._frames)):
+            return _with_state(self._frames[index], self._advanced)
+        if index == 0:
+            self._frames, self._chained = [], True
+        self._chained &= _input_state(args, kwargs) is self._flowing
+        output = self._originals[index](*args, **kwargs)
+        self._flowing = _output_state(output)
+        self._frames.append(_with_state(output, _NO_STATE))
+        return output if index < len(self._originals) - 1 else _with_state(output, self._advanced)
 
 
 _NO_STATE = torch.empty(0)

@@ -103,7 +103,9 @@ class Spectrum:
 
 
 @torch.no_grad()
-def spectrum(koopman: KoopmanAutoencoder, trajectories: Trajectories, *, tolerance: float = TOLERANCE) -> Spectrum:
+def spectrum(
+    koopman: KoopmanAutoencoder, trajectories: Trajectories, *, tolerance: float = TOLERANCE
+) -> Spectrum:
     """Decompose K and measure each eigenpair's residual.
 
     Args:
@@ -154,7 +156,9 @@ def _residuals(
     return np.sqrt(np.maximum(missed, 0) / np.maximum(size, np.finfo(float).tiny))
 
 
-def _grams(koopman: KoopmanAutoencoder, trajectories: Trajectories, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+def _grams(
+    koopman: KoopmanAutoencoder, trajectories: Trajectories, depth: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gather `Z*Z`, `Z*Z⁺` and `Z⁺*Z⁺` between a depth and the next."""
     size = koopman.config.observables
     G, A, L = (torch.zeros(size, size, dtype=torch.float64) for _ in range(3))

@@ -62,7 +62,9 @@ class Topology:
         ]
 
     def __repr__(self) -> str:
-        return f"Topology({len(self.names)} clouds of {self.points} points, up to {self.threshold:g} diameters)"
+        return (
+            f"Topology({len(self.names)} clouds of {self.points} points, up to {self.threshold:g} diameters)"
+        )
 
     def __str__(self) -> str:
         header = ["", *(f"β{k} at {s:g}" for s in REPORTED_SCALES for k in range(len(self.diagrams[0])))]

@@ -1,0 +1,201 @@
+"""Betti numbers of shapes that are known, and of points counted by linear algebra over two elements."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import pdist, squareform
+
+import koopman_interp as ki
+from koopman_interp.errors import InputError
+
+HOST = ki.HostFingerprint(model="m.M", adapter="torch", basis="b", dtype="float64", weights="0" * 32)
+
+
+def trajectories_of(*clouds):
+    return ki.Trajectories(
+        states=tuple(torch.as_tensor(cloud, dtype=torch.float64) for cloud in clouds),
+        sites=tuple(f"site.{depth}" for depth in range(len(clouds))),
+        times=tuple(map(float, range(len(clouds)))),
+        host=HOST,
+        sequence=torch.arange(len(clouds[0])),
+        position=torch.zeros(len(clouds[0]), dtype=torch.long),
+    )
+
+
+def ring(points, centre=0.0):
+    angle = np.arange(points) / points * 2 * np.pi
+    return np.c_[np.cos(angle) + centre, np.sin(angle)]
+
+
+CIRCLE = ring(120)
+RINGS = np.r_[ring(60), ring(60, centre=3.0)]
+BLOB = np.random.default_rng(0).normal(size=(120, 2))
+
+
+def rank_over_two(columns):
+    """Rank of a 0/1 matrix given as sets of rows, by elimination."""
+    pivots = {}
+    for column in columns:
+        column = set(column)
+        while column and max(column) in pivots:
+            column ^= pivots[max(column)]
+        if column:
+            pivots[max(column)] = column
+    return len(pivots)
+
+
+def naive_betti(distances, scale, most):
+    """βₖ = simplices − rank ∂ₖ − rank ∂ₖ₊₁ of the Vietoris–Rips complex."""
+    n = len(distances)
+    simplices = [
+        [
+            s
+            for s in combinations(range(n), k + 1)
+            if all(distances[i, j] <= scale for i, j in combinations(s, 2))
+        ]
+        for k in range(most + 2)
+    ]
+    places = [{s: index for index, s in enumerate(level)} for level in simplices]
+    ranks = [0]
+    for k in range(1, most + 2):
+        faces = [[places[k - 1][face] for face in combinations(s, k)] for s in simplices[k]]
+        ranks.append(rank_over_two(faces))
+    return [len(simplices[k]) - ranks[k] - ranks[k + 1] for k in range(most + 1)]
+
+
+def test_a_circle_is_a_circle_and_two_rings_are_two():
+    found = ki.topology(trajectories_of(CIRCLE, RINGS))
+    assert found.betti(0.1) == [[1, 1], [2, 2]]
+    assert found.betti(0.0) == [[120, 0], [120, 0]]
+    # Past the gap between them the rings are one piece, and past √3/5 of the diameter they are filled.
+    assert found.betti(0.25) == [[1, 1], [1, 2]]
+    assert found.betti(0.5)[1][0] == 1
+    np.testing.assert_allclose(found.diameters, [2, 5], atol=1e-12)
+    assert (found.names, found.points) == (("site.0", "site.1"), 120)
+
+
+def test_a_loop_outlives_a_low_threshold_and_dies_under_a_high_one():
+    low, high = (ki.topology(trajectories_of(CIRCLE, BLOB), threshold=t).diagrams[0][1] for t in (0.5, 1.0))
+    assert np.isinf(low).sum() == 1
+    assert len(low) == 1
+    # A circle's loop lives until the triangle with sides √3 r appears.
+    np.testing.assert_allclose(high[0, 1], np.sqrt(3) / 2, atol=0.02)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_are_those_counted_over_all_simplices(seed, most):
+    draw = np.random.default_rng(seed)
+    # Noisy rings have loops, which a blob of so few points seldom has.
+    clouds = [ring(13) + 0.15 * draw.normal(size=(13, 2)), draw.normal(size=(13, 3))]
+    found = ki.topology(trajectories_of(*clouds), max_dimension=most, threshold=1.0)
+    seen = set()
+    for index, cloud in enumerate(clouds):
+        distances = squareform(pdist(cloud)) / pdist(cloud).max()
+        steps = np.unique(distances)
+        for scale in (steps[1:] + steps[:-1])[::4] / 2:
+            expected = naive_betti(distances, scale, most)
+            assert found.betti(float(scale))[index] == expected
+            seen.add(tuple(expected))
+    assert len(seen) > 4
+
+
+def test_scales_are_shares_of_the_diameter():
+    plain, scaled = (ki.topology(trajectories_of(cloud, BLOB)) for cloud in (RINGS, RINGS * 1000 + 7))
+    for ours, theirs in zip(plain.diagrams[0], scaled.diagrams[0], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert scaled.diameters[0] == pytest.approx(1000 * plain.diameters[0])
+
+
+@pytest.mark.parametrize("scale", [-0.01, 0.31, 2.0])
+def test_a_scale_past_the_threshold_is_refused(scale):
+    found = ki.topology(trajectories_of(CIRCLE, BLOB), threshold=0.3)
+    assert found.betti(0.3)[0] == [1, 1]
+    with pytest.raises(InputError, match=r"from 0 to 0\.3 diameters"):
+        found.betti(scale)
+
+
+def test_only_scales_under_the_threshold_are_reported():
+    found = ki.topology(trajectories_of(CIRCLE, RINGS), threshold=0.15)
+    values = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert values["betti"] == {
+        "0.05": {"site.0": [1, 1], "site.1": [2, 2]},
+        "0.1": {"site.0": [1, 1], "site.1": [2, 2]},
+    }
+    assert values["diameters"] == list(found.diameters)
+    head = str(found).split("\n")[1]
+    assert "β1 at 0.1" in head
+    assert "at 0.2" not in head
+    assert str(found).split("\n")[3].split() == ["site.1", "2", "2", "2", "2"]
+
+
+def test_points_that_coincide_are_refused():
+    with pytest.raises(InputError, match=r"All 120 points coincide at 'site\.1'"):
+        ki.topology(trajectories_of(CIRCLE, np.ones((120, 3))))
+
+
+def test_points_that_coincide_in_part_are_one():
+    twice = np.r_[ring(30), ring(30)]
+    assert ki.topology(trajectories_of(twice, ring(60))).betti(0.2) == [[1, 1], [1, 1]]
+    assert ki.topology(trajectories_of(twice, ring(60))).betti(0.0)[0][0] == 30
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, 1.5])
+def test_a_threshold_is_a_share(threshold):
+    with pytest.raises(InputError, match="between 0 and 1"):
+        ki.topology(trajectories_of(CIRCLE, BLOB), threshold=threshold)
+
+
+def test_one_point_has_no_shape():
+    with pytest.raises(InputError, match="two or more points; got 1"):
+        ki.topology(trajectories_of(CIRCLE[:1], BLOB[:1]))
+    with pytest.raises(InputError, match="two or more points; got 1"):
+        ki.topology(trajectories_of(CIRCLE, BLOB), points=1)
+
+
+def test_a_subset_is_drawn_by_the_seed_and_is_the_same_at_each_depth():
+    found = [ki.topology(trajectories_of(BLOB, BLOB), points=40, seed=seed) for seed in (0, 0, 1)]
+    assert all(one.points == 40 for one in found)
+    for ours, theirs in zip(found[0].diagrams, found[1].diagrams, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert not np.array_equal(found[0].diagrams[0][0], found[2].diagrams[0][0])
+    assert np.array_equal(found[0].diagrams[0][0], found[0].diagrams[1][0])
+    assert len(found[0].diagrams[0][0]) == 40
+
+
+def test_the_iterates_of_a_surrogate(surrogate, trajectories):
+    some = trajectories[:60]
+    found = ki.topology(some, surrogate, threshold=1.0)
+    assert found.names == ("K^0", "K^1", "K^2", "K^3", "K^4")
+    z, K = surrogate.encode(some.states[0], 0).double().numpy(), surrogate.K.double().numpy()
+    for step, (diameter, diagrams) in enumerate(zip(found.diameters, found.diagrams, strict=True)):
+        distances = pdist(z @ np.linalg.matrix_power(K, step).T)
+        assert diameter == pytest.approx(distances.max(), rel=1e-5)
+        # The pieces of a cloud join along its shortest spanning tree.
+        np.testing.assert_allclose(
+            np.sort(diagrams[0][:-1, 1]), spanning_tree(squareform(distances / distances.max())), atol=1e-5
+        )
+
+
+def spanning_tree(distances):
+    """Edge lengths of the shortest spanning tree, by Prim's algorithm."""
+    reach, lengths = distances[0].copy(), []
+    outside = set(range(1, len(distances)))
+    while outside:
+        nearest = min(outside, key=lambda point: reach[point])
+        lengths.append(reach[nearest])
+        outside.remove(nearest)
+        reach = np.minimum(reach, distances[nearest])
+    return np.sort(lengths)
+
+
+def test_states_of_the_host_without_a_surrogate(trajectories):
+    found = ki.topology(trajectories, points=80)
+    assert found.names == trajectories.sites
+    assert len(found.diagrams) == 5
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(0))[:80]
+    for diameter, state in zip(found.diameters, trajectories.states, strict=True):
+        assert diameter == pytest.approx(pdist(state[order].double().numpy()).max())

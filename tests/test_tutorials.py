@@ -1,0 +1,97 @@
+"""Each tutorial runs as a script on a small slice, leaves what it names, and its null edit changes no bit."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import koopman_interp as ki
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(name, folder, rows, **more):
+    """Run a tutorial in a folder of its own, and return what it printed."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(folder / "cache"),
+        "MPLBACKEND": "Agg",
+        "PYTHONIOENCODING": "utf-8",
+        "KOOPMAN_INTERP_SLICE": str(rows),
+        "KOOPMAN_INTERP_OUT": "out",
+    }
+    environment.pop("KOOPMAN_INTERP_HOST", None)
+    found = subprocess.run(
+        [sys.executable, ROOT / "tutorials" / name],
+        cwd=folder,
+        env=environment | more,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr[-4000:]
+    return found.stdout
+
+
+def require_figures(folder, names):
+    """Check that figures stand in a folder, in both formats and not empty."""
+    for name in names:
+        for suffix in ("png", "svg"):
+            assert (folder / f"{name}.{suffix}").stat().st_size > 1000, name
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Folder of data sets that holds MNIST."""
+    given = os.environ.get("KOOPMAN_INTERP_DATA")
+    folders = [Path(given)] if given else [ROOT.parent / "shared" / "datasets"]
+    for folder in folders:
+        if (folder / "mnist").is_dir():
+            return folder
+    pytest.skip(f"There is no mnist in {folders[0]}; set KOOPMAN_INTERP_DATA to a folder that has it.")
+
+
+def test_observe_and_fit(tmp_path):
+    printed = run("01_observe_and_fit.py", tmp_path, 600)
+    out = tmp_path / "out"
+    require_figures(out / "figures", ["trajectories", "fit", "fidelity", "output", "spectrum"])
+    require_figures(
+        out / "figures", [f"topology-{name}-{k}" for name in ("host", "iterates") for k in (0, 1)]
+    )
+    koopman = ki.KoopmanAutoencoder.from_pretrained(out / "koopman")
+    assert ki.Trajectories.load(out / "trajectories.safetensors").sites == koopman.sites
+    assert "The two recordings are bit-identical." in printed
+    assert "the loaded surrogate predicts the same bits" in printed
+    assert "HostMismatchError" in printed
+    kinds = ("dense", "generator", "low_rank", "identity_plus_low_rank", "blocks")
+    for name in (*kinds, "endpoint linear", "mean", "identity"):
+        assert re.search(rf"^{name} +\d", printed, re.MULTILINE), name
+
+
+def test_unlearn_a_class(tmp_path, data):
+    printed = run(
+        "02_unlearn_a_class.py",
+        tmp_path,
+        2000,
+        KOOPMAN_INTERP_DATA=str(data),
+        KOOPMAN_INTERP_HOST="kept/host.safetensors",
+    )
+    out = tmp_path / "out"
+    null = next(line for line in printed.splitlines() if line.startswith("Null edit"))
+    assert "bit-identical to the host's" in null
+    assert "Outside of the context the host predicts exactly as before" in printed
+    classes = printed.split("== All ten classes")[1].split("\n\n")[0]
+    assert re.findall(r"^(\d) +\d", classes, re.MULTILINE) == [str(label) for label in range(10)]
+    ways = ("host", "logit mask", "mean difference", "retrained", r"edit \(delta\)", r"edit \(replace\)")
+    for name in ways:
+        assert re.search(rf"^{name} +\d", printed, re.MULTILINE), name
+    edit = ki.OperatorEdit.load(out / "edit.safetensors")
+    assert edit.description.startswith("erase class 4")
+    assert edit.operator == ki.KoopmanAutoencoder.from_pretrained(out / "koopman").digest()
+    for path in (out / "report.html", out / "metrics.json", tmp_path / "kept" / "host.safetensors"):
+        assert path.stat().st_size > 1000
+    require_figures(out / "figures", ["output", "fit", "spectrum", "trajectories", "audit-0", "audit-1"])
