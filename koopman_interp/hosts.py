@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary, ref
@@ -154,6 +155,7 @@ def host_for(model: nn.Module | Host) -> Host:
     )
 
 
+@cache
 def adapters() -> list[Any]:
     """Load the registered host adapters, those of highest priority first."""
     loaded: list[Any] = [point.load() for point in entry_points(group=ENTRY_POINT_GROUP)]

@@ -293,7 +293,7 @@ def _parted(batch: Any, inputs: str | Callable[[Any], Any] | None, column: str |
         return x, y
     if column is not None or isinstance(inputs, str):
         raise InputError(
-            f"Columns ({', '.join(filter(None, (inputs if isinstance(inputs, str) else None, column)))}) are of batches "
+            f"A column ({', '.join(filter(None, (inputs if isinstance(inputs, str) else None, column)))}) goes with batches "
             f"that are mappings; this batch is a {type(batch).__name__}."
         )
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and _are_labels(batch[1], batch[0]):

@@ -19,6 +19,7 @@ from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import HostMismatchError, InputError
 from koopman_interp.hosts import Host, HostFingerprint, host_for, span
 from koopman_interp.layouts import to_rows
+from koopman_interp.operators import Propagator
 
 Mode = Literal["delta", "replace"]
 Edits = OperatorEdit | Sequence[OperatorEdit] | None
@@ -113,9 +114,10 @@ class Motion:
 
     def advanced(self, z: Tensor, *, edited: bool) -> Tensor:
         """Move observables from source to target, through the edits on the way."""
-        for steps, edit in self._legs if edited else [(self.koopman.steps(self.first, self.last), None)]:
-            z = self.koopman.operator.advance(z, steps)
-            if edit is not None:
+        # Both motions take the same legs, so that an edit of strength nothing rounds to nothing.
+        for propagate, edit in self._legs:
+            z = propagate(z)
+            if edited and edit is not None:
                 z = edit(z)
         return z
 
@@ -133,14 +135,17 @@ class Motion:
         rows = self.koopman.normalization.denormalize_difference(change, self.last)
         return state + self.koopman.state_from_rows(rows, state, self.last)
 
-    def _planned(self) -> list[tuple[float, OperatorEdit | None]]:
-        """Cut the span at the depths where edits act: steps to go, then the edit to apply."""
-        legs: list[tuple[float, OperatorEdit | None]] = []
+    def _planned(self) -> list[tuple[Propagator, OperatorEdit | None]]:
+        """Cut the span at the depths where edits act: the power of K to take, then the edit to apply."""
+        legs: list[tuple[Propagator, OperatorEdit | None]] = []
         here = self.first
         for edit in sorted(self.edits, key=lambda edit: edit.depth):
-            legs.append((self.koopman.steps(here, edit.depth), edit))
+            legs.append((self._power(here, edit.depth), edit))
             here = edit.depth
-        return [*legs, (self.koopman.steps(here, self.last), None)]
+        return [*legs, (self._power(here, self.last), None)]
+
+    def _power(self, source: int, target: int) -> Propagator:
+        return self.koopman.operator.propagator(self.koopman.steps(source, target))
 
 
 def _require_own(

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from koopman_interp.errors import InputError, NonFiniteError
+from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts import HostFingerprint, span
 
@@ -178,16 +178,19 @@ class Trajectories:
             FileFormatError: the file is truncated or holds something else.
         """
         tensors, header = read_tensors(path, kind="trajectories")
-        return cls(
-            states=tuple(tensors[f"state.{depth}"] for depth in range(len(header["sites"]))),
-            sites=tuple(header["sites"]),
-            times=tuple(header["times"]),
-            shapes=tuple(map(tuple, header["shapes"])),
-            host=HostFingerprint(**header["host"]),
-            sequence=tensors["sequence"],
-            position=tensors["position"],
-            labels=tensors.get("labels"),
-        )
+        try:
+            return cls(
+                states=tuple(tensors[f"state.{depth}"] for depth in range(len(header["sites"]))),
+                sites=tuple(header["sites"]),
+                times=tuple(header["times"]),
+                shapes=tuple(map(tuple, header["shapes"])),
+                host=HostFingerprint(**header["host"]),
+                sequence=tensors["sequence"],
+                position=tensors["position"],
+                labels=tensors.get("labels"),
+            )
+        except KeyError as error:
+            raise FileFormatError(f"{path} lacks parts of trajectories. Write it again from its source.") from error
 
 
 def labels_of_rows(labels: Sequence[int] | Tensor, sequence: Int[Tensor, "sample"]) -> Int[Tensor, "sample"]:

@@ -127,7 +127,7 @@ def spectrum(
     values, left, right = scipy.linalg.eig(K, left=True, right=True)
     # Within a conjugate pair the upper member comes first.
     order = np.lexsort((-values.imag, np.round(-np.abs(values), 12)))
-    values, left, right = values[order], left[:, order].conj(), right[:, order]
+    values, left, right = values[order].astype(complex), left[:, order].conj().astype(complex), right[:, order].astype(complex)
     norms = np.linalg.norm(right, axis=0)
     return Spectrum(
         eigenvalues=values,

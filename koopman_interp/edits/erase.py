@@ -60,18 +60,20 @@ def oblique_eraser(
     Raises:
         InputError: the class mean lies in the span of the retained ones, so nothing tells it apart.
     """
-    kept = torch.arange(len(counts)) != forgotten
+    kept = (torch.arange(len(counts)) != forgotten) & (counts > 0)
     centre = counts[kept] @ means[kept] / counts[kept].sum()
     a = means[forgotten] - centre
     B = (means[kept] - centre).T
     ridge = shrinkage * covariance.diagonal().mean()
     sigma = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype)
-    factor = torch.linalg.cholesky(sigma)
+    factor, failed = torch.linalg.cholesky_ex(sigma)
+    if failed:
+        raise InputError("The covariance of the observables cannot be inverted. Raise shrinkage, or fit more rows.")
     whitened = torch.linalg.solve_triangular(factor, torch.cat([a[:, None], B], 1), upper=False)
     target, retained = whitened[:, 0], whitened[:, 1:]
     # The columns of B sum to nothing (they are offsets from their own mean), so a basis is cut from their span.
     basis, values, _ = torch.linalg.svd(retained, full_matrices=False)
-    basis = basis[:, values > values.max() * 1e-10] if kept.sum() > 1 else basis[:, :0]
+    basis = basis[:, values > max(values.max(), target.norm()) * 1e-10]
     rest = target - basis @ (basis.T @ target)
     if rest.norm() < 1e-6 * target.norm() or target.norm() == 0:
         raise InputError(
@@ -117,14 +119,11 @@ def erase_class(
         raise InputError(
             "This surrogate was fitted without labels. Fit trajectories that have them: observe(…, labels=…)."
         )
-    if label not in classes:
-        raise InputError(
-            f"Class {label} does not occur among the fitted rows; there are {', '.join(map(str, classes))}."
-        )
-    if len(classes) == 1:
-        raise InputError(
-            f"Class {label} is the only one, so there is nothing to retain. Fit rows of other classes too."
-        )
+    seen = [c for c, count in zip(classes, koopman.moments.count, strict=True) if count > 0]
+    if label not in seen:
+        raise InputError(f"Class {label} does not occur among the fitted rows; there are {', '.join(map(str, seen))}.")
+    if len(seen) == 1:
+        raise InputError(f"Class {label} is the only one, so there is nothing to retain. Fit rows of other classes too.")
     depth = depth_of(koopman.sites, 0 if site is None else site)
     index = classes.index(label)
     moments = koopman.moments

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from koopman_interp.errors import HostMismatchError, InputError
+from koopman_interp.errors import FileFormatError, HostMismatchError, InputError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts import HostFingerprint
 
@@ -156,13 +156,16 @@ class OperatorEdit:
             FileFormatError: the file is truncated or holds something else.
         """
         tensors, header = read_tensors(path, kind="edit")
-        known = header["certificate"]
-        return cls(
-            **tensors,
-            description=header["description"],
-            site=header["site"],
-            depth=header["depth"],
-            host=HostFingerprint(**header["host"]),
-            operator=header["operator"],
-            certificate=None if known is None else Certificate(**known),
-        )
+        try:
+            known = header["certificate"]
+            return cls(
+                **tensors,
+                description=header["description"],
+                site=header["site"],
+                depth=header["depth"],
+                host=HostFingerprint(**header["host"]),
+                operator=header["operator"],
+                certificate=None if known is None else Certificate(**known),
+            )
+        except (KeyError, TypeError) as error:
+            raise FileFormatError(f"{path} lacks parts of an edit. Write it again from its source.") from error
