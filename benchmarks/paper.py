@@ -321,9 +321,7 @@ def fit_ours(trajectories: ki.Trajectories, arguments: argparse.Namespace) -> Fi
     return Fitted("ours", koopman, record, f"{passes:.1f} ({record.steps} of {ki.FitConfig().steps} steps)")
 
 
-def figures(
-    name: str, model: nn.Module, data: Data, fitted: Fitted, forgotten: int, patch: Factory
-) -> Figures:
+def figures(name: str, model: nn.Module, data: Data, fitted: Fitted, forgotten: int, patch: Factory) -> Figures:
     """Judge one edit of one surrogate on test rows."""
     own = predictions(model, data.x_test)
     with ki.patched(model, fitted.koopman, mode="replace"):
@@ -347,9 +345,7 @@ def figures(
     )
 
 
-def erasures(
-    model: nn.Module, data: Data, fitted: Fitted, forgotten: int, modes: Sequence[str]
-) -> list[Figures]:
+def erasures(model: nn.Module, data: Data, fitted: Fitted, forgotten: int, modes: Sequence[str]) -> list[Figures]:
     """Judge `erase_class` on a surrogate, in some modes and at each strength."""
     rows = []
     for strength in STRENGTHS:

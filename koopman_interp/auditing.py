@@ -204,9 +204,7 @@ class _Seen:
             stack.enter_context(patch)
             # Entered after the patch, this hook sees the state that the patch has written.
             stack.enter_context(
-                host.hooked(
-                    {site: lambda state: states.append(to_rows(state).to("cpu", torch.float64, copy=True))}
-                )
+                host.hooked({site: lambda state: states.append(to_rows(state).to("cpu", torch.float64, copy=True))})
             )
             for x, _ in (*gone, *kept):
                 logp.append(log_softmax(logits_of(run(host.model, x)).flatten(0, -2).double().cpu(), dim=1))
@@ -260,16 +258,9 @@ def _mean_difference(plain: _Seen, label: int) -> Callable[[Tensor], Tensor]:
 
 def _gather_batches(data: Labelled) -> list[tuple[Any, Tensor]]:
     """Bring a pair of tensors, or batches, to a list of batches."""
-    if (
-        isinstance(data, tuple)
-        and len(data) == 2
-        and isinstance(data[0], Tensor)
-        and isinstance(data[1], Tensor)
-    ):
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor) and isinstance(data[1], Tensor):
         if len(data[0]) != len(data[1]):
-            raise InputError(
-                f"Expected one label an input; got {len(data[0])} inputs and {len(data[1])} labels."
-            )
+            raise InputError(f"Expected one label an input; got {len(data[0])} inputs and {len(data[1])} labels.")
         return list(zip(data[0].split(512), data[1].split(512), strict=True))
     return list(_pairs(data))
 

@@ -70,9 +70,7 @@ class SurrogateConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SurrogateConfig:
         """Rebuild from what `dataclasses.asdict` and JSON made of it."""
-        tuples = {
-            name: tuple(values[name]) for name in ("sites", "times", "widths", "hidden", "classes", "history")
-        }
+        tuples = {name: tuple(values[name]) for name in ("sites", "times", "widths", "hidden", "classes", "history")}
         shapes = tuple(map(tuple, values["shapes"]))
         return cls(**(values | tuples | {"shapes": shapes, "host": HostFingerprint(**values["host"])}))
 
@@ -120,7 +118,7 @@ class PlainMLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Map rows."""
-        return self.layers(x)  # type: ignore[no-any-return]
+        return self.layers(x)
 
     def layers_in(self) -> list[nn.Linear]:
         """The layer that sees the input first."""
@@ -160,9 +158,7 @@ class KoopmanAutoencoder(
     def __init__(self, config: SurrogateConfig) -> None:
         super().__init__()
         if config.architecture not in ARCHITECTURES:
-            raise InputError(
-                f"There is no architecture {config.architecture!r}; there are {', '.join(ARCHITECTURES)}."
-            )
+            raise InputError(f"There is no architecture {config.architecture!r}; there are {', '.join(ARCHITECTURES)}.")
         build = ARCHITECTURES[config.architecture]
         depths = len(config.sites)
         self.config = config
@@ -196,11 +192,9 @@ class KoopmanAutoencoder(
 
     def encode(self, states: Float[Tensor, "sample width"], depth: int) -> Float[Tensor, "sample observable"]:
         """Lift states at a depth to observables."""
-        return self.encoder(self.normalization.normalize(states, depth))  # type: ignore[no-any-return]
+        return self.encoder(self.normalization.normalize(states, depth))
 
-    def decode(
-        self, observables: Float[Tensor, "sample observable"], depth: int
-    ) -> Float[Tensor, "sample width"]:
+    def decode(self, observables: Float[Tensor, "sample observable"], depth: int) -> Float[Tensor, "sample width"]:
         """Bring observables back to states at a depth."""
         return self.normalization.denormalize(self.decoder(observables), depth)
 
@@ -245,7 +239,7 @@ class KoopmanAutoencoder(
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
         *,
@@ -278,12 +272,10 @@ class KoopmanAutoencoder(
     def _save_pretrained(self, save_directory: Path) -> None:
         config = asdict(self.config)
         write_json(save_directory / CONFIG_FILE, config)
-        write_tensors(
-            save_directory / WEIGHTS_FILE, self.state_dict(), kind="surrogate", header={"config": config}
-        )
+        write_tensors(save_directory / WEIGHTS_FILE, self.state_dict(), kind="surrogate", header={"config": config})
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **download: Any
     ) -> KoopmanAutoencoder:
         """Load from a folder, or from the Hub by name.

@@ -140,6 +140,4 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(source.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FileFormatError(
-            f"{source} is not whole JSON ({error}). Write it again from its source."
-        ) from error
+        raise FileFormatError(f"{source} is not whole JSON ({error}). Write it again from its source.") from error

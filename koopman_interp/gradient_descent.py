@@ -148,14 +148,12 @@ class Trainer:
         generator = torch.Generator().manual_seed(_mixed(self.config.seed, step))
         loss = self.objective(batch, generator, whole=self.config.pairs != "sampled")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.config.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
 
-    def objective(
-        self, states: States, generator: torch.Generator, *, whole: bool = True
-    ) -> Float[Tensor, ""]:
+    def objective(self, states: States, generator: torch.Generator, *, whole: bool = True) -> Float[Tensor, ""]:
         """Weigh the four losses on a batch of trajectories.
 
         Args:
@@ -183,7 +181,7 @@ class Trainer:
         total = total + config.prediction * prediction(surrogate.decoder(advanced), x_target)
         weight = 1 / states.shape[-1] if config.isometry_weight is None else config.isometry_weight
         if weight == 0:
-            return total  # type: ignore[no-any-return]
+            return total
         match config.isometry:
             case "matching":
                 isometry = matching_isometry(z, states, generator)
@@ -191,7 +189,7 @@ class Trainer:
                 isometry = all_pairs_isometry(z, states)
             case _:
                 isometry = chord_isometry(surrogate.encoder, states, generator)
-        return total + weight * isometry  # type: ignore[no-any-return]
+        return total + weight * isometry
 
     def _advanced(self, z: Tensor, times: Sequence[float], pairs: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Advance the observables of each pair's earlier depth to its later one.
@@ -274,9 +272,7 @@ class Trainer:
 
     def _load(self) -> None:
         if self.checkpoint is None:
-            raise InputError(
-                "resume=True needs the checkpoint to go on from: fit(…, checkpoint=path, resume=True)."
-            )
+            raise InputError("resume=True needs the checkpoint to go on from: fit(…, checkpoint=path, resume=True).")
         tensors, header = read_tensors(self.checkpoint, kind="checkpoint")
         own = self._identity()
         differing = [name for name, value in own.items() if header["fit"][name] != value]
@@ -331,9 +327,7 @@ def drawn_pairs(depths: int, generator: torch.Generator) -> list[tuple[int, int]
     return [(0, depths - 1), others[int(torch.randint(len(others), (1,), generator=generator))]]
 
 
-def held_out_figures(
-    surrogate: KoopmanAutoencoder, states: States, times: tuple[float, ...]
-) -> dict[str, float]:
+def held_out_figures(surrogate: KoopmanAutoencoder, states: States, times: tuple[float, ...]) -> dict[str, float]:
     """Two figures to watch a fit by.
 
     `unexplained` is the variance of the last depth that the prediction from the first leaves unexplained;

@@ -66,9 +66,7 @@ class Host(Protocol):
         """Call each hook whenever its site is reached; all are removed on any exit."""
         ...
 
-    def replaced(
-        self, source: str, target: str, advance: Callable[[Tensor], Tensor]
-    ) -> AbstractContextManager[bool]:
+    def replaced(self, source: str, target: str, advance: Callable[[Tensor], Tensor]) -> AbstractContextManager[bool]:
         """Put `advance(state at source)` at target, skipping the compute between where that is possible.
 
         The context's value says whether the compute is skipped.
@@ -174,9 +172,7 @@ def weight_digest(model: nn.Module) -> str:
     Returns:
         128 bits of BLAKE2b, in hexadecimal.
     """
-    state = {
-        name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if torch.is_tensor(tensor)
-    }
+    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if torch.is_tensor(tensor)}
     # Inference tensors keep no version counter; a model that has any is digested anew each time.
     versioned = not any(tensor.is_inference() for tensor in state.values())
     if versioned and model in _digests:
@@ -200,9 +196,7 @@ def run(model: nn.Module, x: Any) -> Any:
     """Call a model on a batch, moved to the model's device: a tensor, or a mapping of keyword arguments."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if isinstance(x, Mapping):
-        return model(
-            **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in x.items()}
-        )
+        return model(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in x.items()})
     return model(x.to(device) if isinstance(x, Tensor) else x)
 
 

@@ -23,15 +23,11 @@ def ridge(
 ) -> Float[Tensor, "inputs outputs"]:
     """Solve `(G + strength · mean(diag G) · I) B = C` for the map B of rows."""
     shift = strength * gram.diagonal().mean()
-    return torch.linalg.solve(
-        gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross
-    )
+    return torch.linalg.solve(gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross)
 
 
 @torch.no_grad()
-def start_operator(
-    surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float
-) -> None:
+def start_operator(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float) -> None:
     """Set K to the ridge regression of each depth's observables on those of the depth before.
 
     Sites that lie several steps apart give a power of K, of which the principal root is taken; the root of a
@@ -45,9 +41,7 @@ def start_operator(
         gram = torch.zeros(size, size, dtype=torch.float64, device=states.device)
         cross = torch.zeros_like(gram)
         for depth in (depth for depth, own in enumerate(gaps) if own == gap):
-            for before, after in zip(
-                states[depth].split(_CHUNK), states[depth + 1].split(_CHUNK), strict=True
-            ):
+            for before, after in zip(states[depth].split(_CHUNK), states[depth + 1].split(_CHUNK), strict=True):
                 z, z_next = surrogate.encoder(before).double(), surrogate.encoder(after).double()
                 gram += z.T @ z
                 cross += z.T @ z_next
@@ -91,15 +85,11 @@ def random_features(surrogate: KoopmanAutoencoder, generator: torch.Generator) -
         layer.bias.zero_()
     extra = encoder.layers_out()[-1].weight[width:]
     if len(extra):
-        extra.copy_(
-            torch.randn(extra.shape, generator=generator).to(extra) * _FEATURE_SCALE * extra.shape[1] ** -0.5
-        )
+        extra.copy_(torch.randn(extra.shape, generator=generator).to(extra) * _FEATURE_SCALE * extra.shape[1] ** -0.5)
 
 
 @torch.no_grad()
-def refit_decoder(
-    surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float
-) -> None:
+def refit_decoder(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float) -> None:
     """Set the decoder's linear part to the ridge regression of states on observables, over all depths."""
     decoder = surrogate.decoder
     assert isinstance(decoder, LinearPlusNonlinear)
@@ -116,11 +106,11 @@ def refit_decoder(
 def _turn(surrogate: KoopmanAutoencoder, Q: Float[Tensor, "observable observable"]) -> None:
     """Turn the observable space, `z → z Q`, with encoder and decoder following."""
     assert isinstance(surrogate.encoder.layers_out, object)
-    for layer in surrogate.encoder.layers_out():  # type: ignore[operator]
+    for layer in surrogate.encoder.layers_out():
         layer.weight.copy_(Q.T @ layer.weight)
         if layer.bias is not None:
             layer.bias.copy_(layer.bias @ Q)
-    for layer in surrogate.decoder.layers_in():  # type: ignore[operator]
+    for layer in surrogate.decoder.layers_in():
         layer.weight.copy_(layer.weight @ Q)
 
 

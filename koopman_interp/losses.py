@@ -17,16 +17,12 @@ from torch.nn.functional import mse_loss
 Isometry = Literal["matching", "all_pairs", "chords"]
 
 
-def reconstruction(
-    decoded: Float[Tensor, "*batch width"], states: Float[Tensor, "*batch width"]
-) -> Float[Tensor, ""]:
+def reconstruction(decoded: Float[Tensor, "*batch width"], states: Float[Tensor, "*batch width"]) -> Float[Tensor, ""]:
     """`mean (D(E(x)) − x)²`: the decoder undoes the encoder."""
     return mse_loss(decoded, states)
 
 
-def prediction(
-    decoded: Float[Tensor, "*batch width"], states: Float[Tensor, "*batch width"]
-) -> Float[Tensor, ""]:
+def prediction(decoded: Float[Tensor, "*batch width"], states: Float[Tensor, "*batch width"]) -> Float[Tensor, ""]:
     """`mean (D(K^{j−i} E(x_i)) − x_j)²`: decoded after advancing, the state is the later one (2505.12809, eq. 3)."""
     return mse_loss(decoded, states)
 
@@ -49,9 +45,7 @@ def matching_isometry(
     """
     order = torch.randperm(states.shape[1], generator=generator).to(states.device)
     other = order.roll(1)
-    return mse_loss(
-        _norms(observables[:, order] - observables[:, other]), _norms(states[:, order] - states[:, other])
-    )
+    return mse_loss(_norms(observables[:, order] - observables[:, other]), _norms(states[:, order] - states[:, other]))
 
 
 def all_pairs_isometry(
@@ -75,7 +69,7 @@ def chord_isometry(
     chords = ends - starts
     lengths = chords.norm(dim=-1, keepdim=True)
     directions = chords / lengths.clamp_min(torch.finfo(chords.dtype).tiny)
-    _, moved = torch.func.jvp(lambda x: encoder(x), ((ends + starts) / 2,), (directions,))
+    moved = torch.func.jvp(lambda x: encoder(x), ((ends + starts) / 2,), (directions,))[1]
     # Duplicate points have no chord and say nothing.
     return ((_norms(moved) - 1).square() * (lengths.squeeze(-1) > 0)).mean()
 

@@ -31,9 +31,7 @@ def power_increment(S: Float[Tensor, "*batch n n"], power: float) -> Float[Tenso
     return power * torch.linalg.matrix_exp(block)[..., :n, n:] @ g
 
 
-def _log_over(
-    S: Float[Tensor, "*batch n n"], one: Float[Tensor, "*batch n n"]
-) -> Float[Tensor, "*batch n n"]:
+def _log_over(S: Float[Tensor, "*batch n n"], one: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """Return `g` with `log(I + S) = S g`."""
     A, g = one + S, one
     for _ in range(_ROOTS):
@@ -50,9 +48,7 @@ def _log_over(
     return g @ integral
 
 
-def _square_root(
-    A: Float[Tensor, "*batch n n"], one: Float[Tensor, "*batch n n"]
-) -> Float[Tensor, "*batch n n"]:
+def _square_root(A: Float[Tensor, "*batch n n"], one: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """Principal square root by the iteration of Denman and Beavers (1976)."""
     root, inverse_root = A, one
     for _ in range(_ROOT_ITERATIONS):

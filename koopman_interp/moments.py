@@ -58,9 +58,7 @@ class Moments(nn.Module):
             group = torch.zeros(z.shape[1], dtype=torch.long, device=z.device)
         else:
             known = torch.tensor(self.classes, device=z.device)
-            assert torch.isin(labels.to(z.device), known).all(), (
-                "a label that is not among the moments' classes"
-            )
+            assert torch.isin(labels.to(z.device), known).all(), "a label that is not among the moments' classes"
             group = torch.searchsorted(known, labels.to(z.device))
         member = torch.nn.functional.one_hot(group, len(self.count)).to(z)
         added, before = member.sum(0), self.count.sum()
@@ -76,7 +74,7 @@ class Moments(nn.Module):
         self.count.add_(added)
         self.mean.copy_(sums / self.count.clamp_min(1)[:, None])
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Follow moves to another device, but stay in float64 when a surrogate is cast."""
         precise = {name: buffer for name, buffer in self.named_buffers()}
         super()._apply(fn, recurse)

@@ -71,16 +71,12 @@ class Normalization(nn.Module):
             self.register_buffer(f"forward_{depth}", torch.eye(width, dimension))
             self.register_buffer(f"inverse_{depth}", torch.eye(dimension, width))
 
-    def normalize(
-        self, states: Float[Tensor, "*batch width"], depth: int
-    ) -> Float[Tensor, "*batch dimension"]:
+    def normalize(self, states: Float[Tensor, "*batch width"], depth: int) -> Float[Tensor, "*batch dimension"]:
         """Map states at a depth to the common space."""
         mean, forward, _ = self._maps(depth)
         return (states.to(mean.dtype) - mean) @ forward
 
-    def denormalize(
-        self, points: Float[Tensor, "*batch dimension"], depth: int
-    ) -> Float[Tensor, "*batch width"]:
+    def denormalize(self, points: Float[Tensor, "*batch dimension"], depth: int) -> Float[Tensor, "*batch width"]:
         """Map points of the common space back to states at a depth."""
         mean, _, inverse = self._maps(depth)
         return mean + points @ inverse
@@ -150,9 +146,7 @@ class _Moments:
         self.count = 0
         generator = torch.Generator().manual_seed(0)
         self._tests = [self._test_matrix(width, generator) for width in widths]
-        sketched = [
-            width if test is None else test.shape[1] for width, test in zip(widths, self._tests, strict=True)
-        ]
+        sketched = [width if test is None else test.shape[1] for width, test in zip(widths, self._tests, strict=True)]
         self._origins: list[Tensor] = []
         self._sums = [torch.zeros(width, dtype=torch.float64) for width in widths]
         self._squares = torch.zeros(len(widths), dtype=torch.float64)
@@ -167,9 +161,7 @@ class _Moments:
             for width in widths
         ]
         self._left = [
-            torch.zeros(size, widths[-1], dtype=torch.float64)
-            if config.align and last_wide
-            else torch.zeros(0)
+            torch.zeros(size, widths[-1], dtype=torch.float64) if config.align and last_wide else torch.zeros(0)
             for size in sketched
         ]
 
@@ -203,7 +195,7 @@ class _Moments:
         for depth, (forward, inverse) in enumerate(maps):
             if self.config.align and depth < len(maps) - 1:
                 rotation = _procrustes(self._cross(depth, forward, last_forward))
-                forward, inverse = forward @ rotation, rotation.T @ inverse  # noqa: PLW2901
+                forward, inverse = forward @ rotation, rotation.T @ inverse
             buffers = normalization._maps(depth)
             for buffer, value in zip(buffers, (self._mean(depth), forward, inverse), strict=True):
                 buffer.copy_(value)

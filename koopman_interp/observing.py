@@ -25,9 +25,7 @@ from koopman_interp.trajectories import Trajectories, labels_of_rows
 LABEL_COLUMNS = ("label", "labels")
 
 
-def attach(
-    model: nn.Module | Host, sites: SiteSelection = None, *, times: Sequence[float | int] | None = None
-) -> Tap:
+def attach(model: nn.Module | Host, sites: SiteSelection = None, *, times: Sequence[float | int] | None = None) -> Tap:
     """Attach to a model; nothing is hooked until something is recorded.
 
     Args:
@@ -77,9 +75,7 @@ class Tap:
 
     def __enter__(self) -> Tap:
         if self._recording is not None and self._recording.running:
-            raise InputError(
-                "This tap is recording already. Leave its `with` block before entering it again."
-            )
+            raise InputError("This tap is recording already. Leave its `with` block before entering it again.")
         self._recording = _Recording(self.host, self.sites)
         self._recording.start()
         return self
@@ -220,14 +216,10 @@ class _Recording:
     def _end(self, _model: nn.Module, _args: Any, _output: Any) -> None:
         missing = [site for site in self.sites if site not in self._pending]
         if missing:
-            raise UnknownSiteError(
-                f"The forward pass never reached {', '.join(missing)}. Choose other sites."
-            )
+            raise UnknownSiteError(f"The forward pass never reached {', '.join(missing)}. Choose other sites.")
         counts = {site: len(rows) for site, rows in self._pending.items()}
         if len(set(counts.values())) != 1:
-            raise InputError(
-                f"The sites differ in their number of samples ({counts}). Choose sites that agree."
-            )
+            raise InputError(f"The sites differ in their number of samples ({counts}). Choose sites that agree.")
         entry, position = row_origins(self._shape)
         self._kept.append(torch.ones(len(entry), dtype=torch.bool) if self._keep is None else self._keep)
         self._origins.append((entry + self._inputs, position))
@@ -238,9 +230,7 @@ class _Recording:
 
     def trajectories(self, times: tuple[float, ...]) -> Trajectories:
         if not self._inputs:
-            raise InputError(
-                "No forward pass was recorded: there were no batches, or the model was not called."
-            )
+            raise InputError("No forward pass was recorded: there were no batches, or the model was not called.")
         kept = torch.cat(self._kept)
         return Trajectories(
             states=tuple(torch.cat(rows) for rows in self._rows),

@@ -150,9 +150,10 @@ class LowRankOperator(Operator):
     kind = "low_rank"
 
     def __init__(self, observables: int, rank: int | None = None) -> None:
-        super().__init__(observables, _checked_rank(observables, rank))
-        self.U = nn.Parameter(torch.eye(observables, self.rank))
-        self.V = nn.Parameter(torch.eye(observables, self.rank))
+        rank = _checked_rank(observables, rank)
+        super().__init__(observables, rank)
+        self.U = nn.Parameter(torch.eye(observables, rank))
+        self.V = nn.Parameter(torch.eye(observables, rank))
 
     def matrix(self) -> Matrix:
         """Return U Vᵀ."""
@@ -177,9 +178,10 @@ class IdentityPlusLowRankOperator(Operator):
     fractional = True
 
     def __init__(self, observables: int, rank: int | None = None) -> None:
-        super().__init__(observables, _checked_rank(observables, rank))
-        self.U = nn.Parameter(torch.zeros(observables, self.rank))
-        self.V = nn.Parameter(torch.eye(observables, self.rank))
+        rank = _checked_rank(observables, rank)
+        super().__init__(observables, rank)
+        self.U = nn.Parameter(torch.zeros(observables, rank))
+        self.V = nn.Parameter(torch.eye(observables, rank))
 
     def matrix(self) -> Matrix:
         """Return I + U Vᵀ."""

@@ -117,12 +117,8 @@ def _audit(audit: Mapping[str, Any], index: int, figures: Mapping[str, str]) -> 
         "RBF probe %",
     ]
     found = _percent(max(ours["linear_probe"], ours["rbf_probe"]))
-    alt = (
-        f"Dot plot of the table above: {', '.join(names)}, by what is suppressed and what probes still find."
-    )
-    counts = (
-        f"{audit['forget_rows']:,} held-out rows of class {label}, {audit['retain_rows']:,} of the others"
-    )
+    alt = f"Dot plot of the table above: {', '.join(names)}, by what is suppressed and what probes still find."
+    counts = f"{audit['forget_rows']:,} held-out rows of class {label}, {audit['retain_rows']:,} of the others"
     return _section(
         f"audit-{index}",
         f"Audit: {audit['edit']}, {ours['name']}",
@@ -130,9 +126,7 @@ def _audit(audit: Mapping[str, Any], index: int, figures: Mapping[str, str]) -> 
         "(50 % is chance). Nothing has been removed from the weights.</p>",
         _table(f"{counts}.", [*header, f"{SHOTS}-shot prototype %"], body, marked=len(rows) - 1),
         AUDIT_KEY if index == 0 else "",
-        _figure(
-            figures, f"audit-{index}", alt, "What each way suppresses at the output, and what is still there."
-        ),
+        _figure(figures, f"audit-{index}", alt, "What each way suppresses at the output, and what is still there."),
     )
 
 
@@ -141,11 +135,7 @@ def _edit(edit: Mapping[str, Any]) -> str:
     if known is None:
         body = "<p>This edit has no certificate: it was composed or scaled after it was made.</p>"
     else:
-        source = (
-            f"measured on {known['drift_rows']:,} rows"
-            if known["drift_rows"]
-            else "a bound from held-out moments"
-        )
+        source = f"measured on {known['drift_rows']:,} rows" if known["drift_rows"] else "a bound from held-out moments"
         rows = [
             ["rank of the change of K", str(known["rank"])],
             [
@@ -165,8 +155,7 @@ def _edit(edit: Mapping[str, Any]) -> str:
 def _fidelity(fidelity: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     outputs, depths = fidelity["outputs"], fidelity["depths"]
     at_output = [
-        [row["name"], _percent(row["accuracy"]), _percent(row["agreement"]), _number(row["kl"], 4)]
-        for row in outputs
+        [row["name"], _percent(row["accuracy"]), _percent(row["agreement"]), _number(row["kl"], 4)] for row in outputs
     ]
     marked = next(index for index, row in enumerate(outputs) if row["name"] == "surrogate")
     names = list(depths[-1]["unexplained"])
@@ -254,10 +243,7 @@ def _topology(name: str, topology: Mapping[str, Any], index: int, figures: Mappi
         f"Topology of the {name}",
         f"<p>{topology['points']:,} points a depth. β0 counts connected pieces and β1 loops; scales are "
         "shares of each cloud's own diameter.</p>",
-        *(
-            _figure(figures, each, f"Betti-{each[-1]} curves of the {name}, one line a depth.")
-            for each in drawn
-        ),
+        *(_figure(figures, each, f"Betti-{each[-1]} curves of the {name}, one line a depth.") for each in drawn),
         _table("Betti numbers by scale.", header, rows) if rows else "",
     )
 
@@ -283,16 +269,12 @@ def _trajectories(trajectories: Mapping[str, Any], figures: Mapping[str, str]) -
         "trajectories",
         "Trajectories",
         f"<p>{escape(trajectories['description'])}. {text}</p>",
-        _figure(
-            figures, "trajectories", "States in their first two principal components, one panel a depth."
-        ),
+        _figure(figures, "trajectories", "States in their first two principal components, one panel a depth."),
     )
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    body = "".join(
-        f"<dt>{escape(str(name))}</dt><dd>{escape(_fact(value))}</dd>" for name, value in facts.items()
-    )
+    body = "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(_fact(value))}</dd>" for name, value in facts.items())
     return f"<dl>{body}</dl>"
 
 
@@ -306,9 +288,7 @@ def _fact(value: Any) -> str:
 
 def _seconds(seconds: Mapping[str, float]) -> str:
     rows = [[name, f"{spent:.2f}"] for name, spent in seconds.items()]
-    return _table(
-        "Time per stage.", ["stage", "seconds"], [*rows, ["together", f"{sum(seconds.values()):.2f}"]]
-    )
+    return _table("Time per stage.", ["stage", "seconds"], [*rows, ["together", f"{sum(seconds.values()):.2f}"]])
 
 
 def _section(name: str, heading: str, *parts: str) -> str:
@@ -358,9 +338,7 @@ def _figure(figures: Mapping[str, str], name: str, alt: str, caption: str = "") 
 
 def _image(path: Path) -> str:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no figure {path}, which {METRICS_FILE} names. Write the run again."
-        )
+        raise FileNotFoundError(f"There is no figure {path}, which {METRICS_FILE} names. Write the run again.")
     return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 

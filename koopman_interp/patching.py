@@ -98,9 +98,7 @@ class Motion:
         edits: in the order in which they act at their depths.
     """
 
-    def __init__(
-        self, koopman: KoopmanAutoencoder, first: int, last: int, edits: Sequence[OperatorEdit]
-    ) -> None:
+    def __init__(self, koopman: KoopmanAutoencoder, first: int, last: int, edits: Sequence[OperatorEdit]) -> None:
         for edit in edits:
             if not first <= edit.depth <= last:
                 raise InputError(
@@ -148,9 +146,7 @@ class Motion:
         return self.koopman.operator.propagator(self.koopman.steps(source, target))
 
 
-def _require_own(
-    host: Host, koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], check_weights: bool
-) -> None:
+def _require_own(host: Host, koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], check_weights: bool) -> None:
     ignoring = () if check_weights else ("weights",)
     found = HostFingerprint.of(host)
     koopman.config.host.require(found, "surrogate", ignoring=ignoring)

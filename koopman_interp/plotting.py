@@ -232,9 +232,7 @@ def plot_audit(audit: Audit, axes: ndarray | None = None) -> ndarray:
     return axes
 
 
-def save_figure(
-    drawn: Figure | Axes | ndarray, folder: str | os.PathLike[str], name: str
-) -> tuple[Path, Path]:
+def save_figure(drawn: Figure | Axes | ndarray, folder: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
     """Write a figure as `name.png` (150 dpi) and `name.svg` (text as outlines), the same bytes each time.
 
     Args:
@@ -327,9 +325,7 @@ def short(name: str, most: int = 22) -> str:
 
 def _ticks_of_sites(ax: Axes, sites: Sequence[str]) -> None:
     shown = thinned(len(sites), _MOST_TICKS)
-    ax.set_xticks(
-        shown, [short(sites[index]) for index in shown], rotation=35, ha="right", rotation_mode="anchor"
-    )
+    ax.set_xticks(shown, [short(sites[index]) for index in shown], rotation=35, ha="right", rotation_mode="anchor")
     ax.set_xlabel("site, in order of depth")
 
 

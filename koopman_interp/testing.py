@@ -50,7 +50,7 @@ class ResidualMLP(nn.Module):
         x = torch.relu(self.embed(x.flatten(1)))
         for block in self.blocks:
             x = block(x)
-        return self.head(x)  # type: ignore[no-any-return]
+        return self.head(x)
 
 
 class LinearBlock(nn.Module):
@@ -75,7 +75,7 @@ class LinearHost(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Take all steps."""
-        return self.blocks(x)  # type: ignore[no-any-return]
+        return self.blocks(x)
 
 
 def train_classifier(
@@ -118,7 +118,7 @@ def train_classifier(
             batch = x[rows] if augment is None else augment(x[rows], generator)
             loss = nn.functional.cross_entropy(model(batch), y[rows])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
     return model.eval()
@@ -147,11 +147,7 @@ def yin_yang(samples: int, *, seed: int = 0) -> tuple[Float[Tensor, "sample 4"],
         x, y = drawn[:, 0], drawn[:, 1]
         to_right = torch.hypot(x - 1.5 * big, y - big)
         to_left = torch.hypot(x - 0.5 * big, y - big)
-        yin = (
-            ((to_right > small) & (to_right <= 0.5 * big))
-            | (to_left <= small)
-            | ((y > big) & (to_left > 0.5 * big))
-        )
+        yin = ((to_right > small) & (to_right <= 0.5 * big)) | (to_left <= small) | ((y > big) & (to_left > 0.5 * big))
         label = torch.where((to_right <= small) | (to_left <= small), 2, (~yin).long())
         inside = torch.hypot(x - big, y - big) <= big
         places = missing.nonzero().squeeze(1)

@@ -94,9 +94,7 @@ def _groups(trajectories: Trajectories) -> dict[str, ndarray]:
     labels = trajectories.labels.numpy()
     classes, counts = np.unique(labels, return_counts=True)
     most = len(_CLASSES)
-    kept = (
-        classes if len(classes) <= most else np.sort(classes[np.argsort(-counts, kind="stable")[: most - 1]])
-    )
+    kept = classes if len(classes) <= most else np.sort(classes[np.argsort(-counts, kind="stable")[: most - 1]])
     groups = {f"class {label}": np.flatnonzero(labels == label) for label in kept}
     rest = np.flatnonzero(~np.isin(labels, kept))
     return groups | ({OTHERS: rest} if len(rest) else {})

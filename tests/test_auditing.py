@@ -78,11 +78,7 @@ def figures(case, logits, host_logits):
     """Recognised, right and divergent, counted directly."""
     guess, gone = logits.argmax(1), len(case.forget[1])
     logp, host = log_softmax(logits[gone:], axis=1), log_softmax(host_logits[gone:], axis=1)
-    kl = (
-        np.where(np.isneginf(logp), 0, np.exp(logp) * (np.where(np.isneginf(logp), 0, logp) - host))
-        .sum(1)
-        .mean()
-    )
+    kl = np.where(np.isneginf(logp), 0, np.exp(logp) * (np.where(np.isneginf(logp), 0, logp) - host)).sum(1).mean()
     return (guess[:gone] == LABEL).mean(), (guess[gone:] == case.retain[1].numpy()).mean(), kl
 
 

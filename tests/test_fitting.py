@@ -27,9 +27,7 @@ def same_weights(first, second):
 def known_operator(size=6, seed=0):
     """Two rotations and two real decays, in a basis that is not orthogonal."""
     draw = np.random.default_rng(seed)
-    turns = [
-        r * np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) for r, a in ((0.95, 0.4), (0.8, 1.1))
-    ]
+    turns = [r * np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) for r, a in ((0.95, 0.4), (0.8, 1.1))]
     basis = np.eye(size) + 0.2 * draw.normal(size=(size, size))
     return torch.from_numpy(basis @ block_diag(*turns, 0.9, 0.6) @ np.linalg.inv(basis)).float()
 
@@ -76,9 +74,7 @@ def test_least_squares_takes_the_root_over_several_steps():
 
 def test_the_warm_start_alone_recovers_the_eigenvalues():
     K = known_operator()
-    config = ki.FitConfig(
-        observables=6, normalization=PLAIN, ridge=0.0, steps=1, learning_rate=1e-9, hidden=()
-    )
+    config = ki.FitConfig(observables=6, normalization=PLAIN, ridge=0.0, steps=1, learning_rate=1e-9, hidden=())
     fitted = ki.fit(linear_trajectories(K), config, progress=False)
     # The encoder is linear here, so K is the known one in other coordinates.
     np.testing.assert_allclose(eigenvalues(fitted.K), eigenvalues(K), atol=1e-3)
@@ -114,9 +110,7 @@ WAYS = [
 
 @pytest.mark.parametrize("settings", WAYS, ids=str)
 def test_twenty_steps_lower_the_loss(trajectories, settings):
-    config = ki.FitConfig(
-        **({"observables": 12, "hidden": (12,), "rank": 4} | settings), steps=20, evaluate_every=20
-    )
+    config = ki.FitConfig(**({"observables": 12, "hidden": (12,), "rank": 4} | settings), steps=20, evaluate_every=20)
     fitted = ki.fit(trajectories, config, progress=False)
     first, last = fitted.config.history[0], fitted.config.history[-1]
     assert (first["step"], last["step"]) == (0, 20)
@@ -160,8 +154,7 @@ def test_endpoints_look_at_nothing_between(trajectories, quick_config):
     spoilt = list(trajectories.states)
     spoilt[2] = spoilt[2].flip(0) * 3
     first, second = (
-        ki.fit(data, config, progress=False)
-        for data in (trajectories, replace(trajectories, states=tuple(spoilt)))
+        ki.fit(data, config, progress=False) for data in (trajectories, replace(trajectories, states=tuple(spoilt)))
     )
     for part in ("encoder", "operator", "decoder"):
         assert same_weights(getattr(first, part), getattr(second, part))
@@ -189,9 +182,7 @@ def test_moments_are_those_of_the_rows_fitted_and_held_out(surrogate, trajectori
         z = surrogate.encode(part.states[2], 2).double()
         torch.testing.assert_close(moments.total_mean(2), z.mean(0), rtol=1e-5, atol=1e-5)
         for index, label in enumerate(trajectories.classes):
-            torch.testing.assert_close(
-                moments.mean[2, index], z[part.labels == label].mean(0), rtol=1e-5, atol=1e-5
-            )
+            torch.testing.assert_close(moments.mean[2, index], z[part.labels == label].mean(0), rtol=1e-5, atol=1e-5)
     assert surrogate.config.classes == (0, 1, 2)
 
 
@@ -268,25 +259,19 @@ def test_a_fit_may_be_interrupted_twice(trajectories, quick_config, surrogate, t
         with pytest.raises(FitInterrupted):
             ki.fit(trajectories, quick_config, checkpoint=path, resume=stop > 25, progress=False)
         mend()
-    assert same_weights(
-        ki.fit(trajectories, quick_config, checkpoint=path, resume=True, progress=False), surrogate
-    )
+    assert same_weights(ki.fit(trajectories, quick_config, checkpoint=path, resume=True, progress=False), surrogate)
 
 
 def test_resuming_a_finished_fit_gives_it_again(trajectories, quick_config, surrogate, tmp_path):
     path = tmp_path / "kept.safetensors"
     first = ki.fit(trajectories, quick_config, checkpoint=path, progress=False)
     assert same_weights(first, surrogate)  # keeping checkpoints changes nothing
-    assert same_weights(
-        ki.fit(trajectories, quick_config, checkpoint=path, resume=True, progress=False), surrogate
-    )
+    assert same_weights(ki.fit(trajectories, quick_config, checkpoint=path, resume=True, progress=False), surrogate)
 
 
 def test_early_stopping_is_resumed_too(trajectories, quick_config, tmp_path, monkeypatch):
     # A learning rate at which the loss soon rises, so that patience ends the fit.
-    config = replace(
-        quick_config, learning_rate=0.3, schedule="constant", steps=400, evaluate_every=4, patience=3
-    )
+    config = replace(quick_config, learning_rate=0.3, schedule="constant", steps=400, evaluate_every=4, patience=3)
     whole = ki.fit(trajectories, config, progress=False)
     last = int(whole.config.history[-1]["step"])
     assert last < 400
@@ -390,9 +375,7 @@ def test_a_checkpoint_that_is_none_is_refused(trajectories, quick_config, tmp_pa
 def test_a_truncated_checkpoint_is_refused(trajectories, quick_config, checkpoint):
     checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
     with pytest.raises(FileFormatError, match="cut short"):
-        ki.fit(
-            trajectories, replace(quick_config, steps=2), checkpoint=checkpoint, resume=True, progress=False
-        )
+        ki.fit(trajectories, replace(quick_config, steps=2), checkpoint=checkpoint, resume=True, progress=False)
 
 
 @pytest.mark.parametrize("method", ["gradient", "least_squares"])

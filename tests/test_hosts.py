@@ -113,9 +113,7 @@ def test_require_accepts_the_same_host_and_names_what_differs(model):
     }
     for field, value in changes.items():
         other = replace(ours, **{field: value})
-        with pytest.raises(
-            HostMismatchError, match=f"This surrogate belongs to another host: {field} was"
-        ) as caught:
+        with pytest.raises(HostMismatchError, match=f"This surrogate belongs to another host: {field} was") as caught:
             ours.require(other, "surrogate")
         assert isinstance(caught.value, ValueError)
         ours.require(other, "surrogate", ignoring=[field])

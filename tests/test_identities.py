@@ -137,11 +137,7 @@ def test_without_an_edit_no_bit_changes(case, edits):
 def test_an_edit_of_strength_nothing_changes_no_bit(case, site, strength):
     model, x, koopman, _ = case
     edit = ki.erase_class(koopman, label=1, site=site)
-    none = (
-        edit.scaled(0.0)
-        if strength == "scaled by"
-        else ki.erase_class(koopman, label=1, site=site, strength=0.0)
-    )
+    none = edit.scaled(0.0) if strength == "scaled by" else ki.erase_class(koopman, label=1, site=site, strength=0.0)
     with torch.no_grad():
         before = model(x)
         with ki.patched(model, koopman, edit):
@@ -333,9 +329,7 @@ def test_an_edit_and_a_surrogate_from_files_patch_as_before(case, tmp_path):
 def test_endpoints_several_steps_apart(model, yin_yang_data):
     """One jump of four steps; an edit at its end acts after all of them."""
     x, labels = yin_yang_data
-    data = ki.attach(model, ["blocks.0:input", "blocks.3"], times=[0.0, 4.0]).observe(
-        x, labels, progress=False
-    )
+    data = ki.attach(model, ["blocks.0:input", "blocks.3"], times=[0.0, 4.0]).observe(x, labels, progress=False)
     koopman = ki.fit(data, ki.FitConfig(observables=14), method="least_squares")
     edit = ki.erase_class(koopman, label=1, site=-1)
     z = koopman.encode(data.states[0], 0) @ torch.linalg.matrix_power(koopman.K, 4).T

@@ -25,9 +25,7 @@ def seeded(seed):
 @pytest.mark.parametrize("loss", [reconstruction, prediction, linearity])
 def test_the_three_mean_squares_are_means_over_entries(loss):
     a, b = draw(2, 5, 3), draw(2, 5, 3, seed=1)
-    expected = (
-        sum((float(x) - float(y)) ** 2 for x, y in zip(a.flatten(), b.flatten(), strict=True)) / a.numel()
-    )
+    expected = sum((float(x) - float(y)) ** 2 for x, y in zip(a.flatten(), b.flatten(), strict=True)) / a.numel()
     assert float(loss(a, b)) == pytest.approx(expected)
     assert float(loss(a, a)) == 0
 

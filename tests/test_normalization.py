@@ -21,10 +21,7 @@ def states(rows=400, widths=WIDTHS, seed=0, rank=None):
 
     source = draw(rows, rank or max(widths))
     noise = 0.0 if rank else 0.1
-    return [
-        source @ draw(source.shape[1], width) + noise * draw(rows, width) + 3 * draw(width)
-        for width in widths
-    ]
+    return [source @ draw(source.shape[1], width) + noise * draw(rows, width) + 3 * draw(width) for width in widths]
 
 
 def fitted(data, chunks=1, **settings):
@@ -98,9 +95,7 @@ def test_components_and_whitening_are_those_of_numpy(whiten):
         expected = centred @ vectors * values ** (-whiten / 2)
         found = maps.normalize(state, depth).numpy()
         np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-8, atol=1e-8)
-        np.testing.assert_allclose(
-            np.cov(found.T, bias=True), np.diag(values ** (1 - whiten)), rtol=1e-8, atol=1e-8
-        )
+        np.testing.assert_allclose(np.cov(found.T, bias=True), np.diag(values ** (1 - whiten)), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("whiten", [0.0, 0.5])
@@ -112,9 +107,7 @@ def test_alignment_is_the_orthogonal_procrustes_of_scipy(whiten):
     for depth, state in enumerate(data):
         before = loose.normalize(state, depth).numpy()
         rotation, _ = orthogonal_procrustes(before, last)
-        np.testing.assert_allclose(
-            aligned.normalize(state, depth).numpy(), before @ rotation, rtol=1e-8, atol=1e-8
-        )
+        np.testing.assert_allclose(aligned.normalize(state, depth).numpy(), before @ rotation, rtol=1e-8, atol=1e-8)
 
 
 def test_alignment_finds_a_rotation_that_is_there():
@@ -126,9 +119,7 @@ def test_alignment_finds_a_rotation_that_is_there():
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.01, 40.0])
-@pytest.mark.parametrize(
-    "settings", [{}, {"dimension": 3}, {"whiten": 1.0}, {"dimension": 3, "whiten": 0.3}], ids=str
-)
+@pytest.mark.parametrize("settings", [{}, {"dimension": 3}, {"whiten": 1.0}, {"dimension": 3, "whiten": 0.3}], ids=str)
 def test_the_scale_is_the_root_mean_square_of_a_coordinate(scale, settings):
     data = states()
     maps = fitted(data, scale=scale, **settings)
@@ -147,9 +138,7 @@ def test_differences_map_linearly(settings):
         first, second = (maps.denormalize(each, depth) for each in points)
         difference = maps.denormalize_difference(points[0] - points[1], depth)
         torch.testing.assert_close(difference, first - second)
-        torch.testing.assert_close(
-            maps.denormalize_difference(-3 * (points[0] - points[1]), depth), -3 * difference
-        )
+        torch.testing.assert_close(maps.denormalize_difference(-3 * (points[0] - points[1]), depth), -3 * difference)
         assert not maps.denormalize_difference(torch.zeros_like(points[0]), depth).any()
 
 

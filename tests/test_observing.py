@@ -58,9 +58,7 @@ def by_hand(model, points):
 
 
 def same_states(trajectories, states):
-    return all(
-        torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(trajectories.states, states, strict=True)
-    )
+    return all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(trajectories.states, states, strict=True))
 
 
 @pytest.fixture
@@ -224,9 +222,7 @@ def test_labels_of_padded_inputs_may_be_one_an_input_a_row_or_a_position(form):
     mask = (ids > 0).long()
     labels = {"an input": [7, 8], "a row": [1, 2, 4], "a position": [1, 2, -100, 4, -100, -100]}[form]
     expected = [7, 7, 8] if form == "an input" else [1, 2, 4]
-    seen = ki.attach(TinyLM().eval()).observe(
-        [{"input_ids": ids, "attention_mask": mask}], labels, progress=False
-    )
+    seen = ki.attach(TinyLM().eval()).observe([{"input_ids": ids, "attention_mask": mask}], labels, progress=False)
     assert seen.labels.tolist() == expected
 
 
@@ -243,9 +239,7 @@ def test_an_image_is_one_row_of_channels_and_pixels():
 
 def test_an_activation_in_place_further_on_does_not_reach_the_record():
     model = (
-        nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.ReLU(inplace=True))
-        .double()
-        .eval()
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.ReLU(inplace=True)).double().eval()
     )
     x = torch.randn(20, 4, dtype=torch.float64)
     seen = ki.attach(model, ["0", "2"]).observe(x, progress=False)

@@ -67,9 +67,7 @@ def test_a_propagator_can_be_used_again(kind):
 def test_two_parts_of_a_step_are_a_step(kind, seed, size, part):
     member, z = random_operator(kind, size, seed, rank=min(2, size)), rows(size, seed)
     halfway = member.advance(z, part)
-    torch.testing.assert_close(
-        member.advance(halfway, 1 - part), member.advance(z, 1.0), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(member.advance(halfway, 1 - part), member.advance(z, 1.0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", FRACTIONAL)
@@ -100,9 +98,7 @@ def test_real_powers_exist_where_the_low_rank_part_is_singular(steps):
         member.V.copy_(torch.eye(4, 2))
     z = rows(4, 0)
     power = fractional_matrix_power(member.matrix().detach().numpy(), steps)
-    np.testing.assert_allclose(
-        member.advance(z, steps).detach().numpy(), z.numpy() @ power.T, rtol=1e-6, atol=1e-6
-    )
+    np.testing.assert_allclose(member.advance(z, steps).detach().numpy(), z.numpy() @ power.T, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,9 +164,7 @@ def normal_matrix(seed, size, real):
         r * np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
         for a, r in zip(angles, draw.uniform(0.5, 1, len(angles)), strict=True)
     ]
-    return torch.from_numpy(
-        Q @ block_diag(*turns, *[[[value]] for value in draw.uniform(0.2, 1, real)]) @ Q.T
-    )
+    return torch.from_numpy(Q @ block_diag(*turns, *[[[value]] for value in draw.uniform(0.2, 1, real)]) @ Q.T)
 
 
 @pytest.mark.parametrize(("size", "real"), [(2, 0), (2, 2), (4, 2), (5, 1), (6, 0), (6, 4), (7, 3), (5, 5)])

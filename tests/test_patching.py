@@ -104,9 +104,7 @@ def test_a_pass_cut_short_does_not_spoil_the_next(model, surrogate, edits, x):
     handle.remove()
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"mode": "other"}, {"source": "nowhere"}, {"source": 2, "target": 1}, {"source": 2}]
-)
+@pytest.mark.parametrize("wrong", [{"mode": "other"}, {"source": "nowhere"}, {"source": 2, "target": 1}, {"source": 2}])
 def test_a_refusal_leaves_no_trace(model, surrogate, edits, wrong, unchecked):
     before = traces(model)
     with pytest.raises(InputError), ki.patched(model, surrogate, edits[0], **wrong):
@@ -179,13 +177,9 @@ def test_edits_at_different_depths_act_in_the_order_of_depth(model, surrogate, e
 def test_edits_at_one_depth_act_as_their_composition(model, surrogate, x, mode):
     first, second = (ki.erase_class(surrogate, label=label, site=1) for label in (0, 2))
     in_turn = outputs(model, x, surrogate, [first, second], mode=mode)
-    torch.testing.assert_close(
-        outputs(model, x, surrogate, second @ first, mode=mode), in_turn, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(outputs(model, x, surrogate, second @ first, mode=mode), in_turn, rtol=1e-4, atol=1e-5)
     other_way = outputs(model, x, surrogate, [second, first], mode=mode)
-    torch.testing.assert_close(
-        outputs(model, x, surrogate, first @ second, mode=mode), other_way, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(outputs(model, x, surrogate, first @ second, mode=mode), other_way, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(in_turn, other_way, rtol=1e-3, atol=1e-4)
 
 
@@ -304,9 +298,7 @@ def test_an_edit_of_another_surrogate_is_refused(model, surrogate, another):
     foreign = ki.erase_class(another, label=0)
     for check in (True, False):
         with (
-            pytest.raises(
-                HostMismatchError, match="'erase class 0' was made for another surrogate of this host"
-            ),
+            pytest.raises(HostMismatchError, match="'erase class 0' was made for another surrogate of this host"),
             ki.patched(model, surrogate, foreign, check_weights=check),
         ):
             pytest.fail("the context was entered")
@@ -333,9 +325,7 @@ def test_an_object_that_is_no_host_is_refused(surrogate, unchecked):
 
 
 def test_a_host_serves_as_well_as_its_model(model, surrogate, edits, x):
-    assert torch.equal(
-        outputs(model, x, surrogate, edits[0]), host_outputs(ki.host_for(model), x, surrogate, edits[0])
-    )
+    assert torch.equal(outputs(model, x, surrogate, edits[0]), host_outputs(ki.host_for(model), x, surrogate, edits[0]))
 
 
 def host_outputs(host, x, *arguments):

@@ -170,9 +170,7 @@ def test_fidelity_shows_every_predictor_that_exists_and_names_it_at_its_end():
     assert sorted(words(ax)) == ["endpoint linear", "mean", "surrogate"]
     heights = sorted(text.get_position()[1] for text in ax.texts)
     assert min(np.diff(heights)) > 0.06
-    assert (
-        len({line.get_marker() for line in ax.lines}) == len({line.get_linestyle() for line in ax.lines}) == 3
-    )
+    assert len({line.get_marker() for line in ax.lines}) == len({line.get_linestyle() for line in ax.lines}) == 3
 
 
 def test_output_fidelity_shows_agreement_and_accuracy_where_there_is_one():
@@ -211,12 +209,8 @@ def test_trajectories_show_every_class_at_every_depth_with_its_own_mark(trajecto
 
 def test_a_plane_keeps_all_distances_that_lie_in_it(trajectories):
     flat = torch.randn(60, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    turn = torch.linalg.qr(
-        torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    )[0]
-    made = replace(
-        trajectories[:60], states=(flat, flat @ turn[:2]), sites=("a", "b"), times=(0.0, 1.0), shapes=()
-    )
+    turn = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    made = replace(trajectories[:60], states=(flat, flat @ turn[:2]), sites=("a", "b"), times=(0.0, 1.0), shapes=())
     first, second = plot_trajectories(made)
     for before, after in zip(first.collections, second.collections, strict=True):
         assert np.allclose(before.get_offsets(), after.get_offsets())
@@ -256,9 +250,7 @@ def test_an_audit_shows_every_way_under_every_measure_with_chance_for_the_probes
     for ax, values in zip(axes, expected, strict=True):
         *_, others, edit = ax.lines
         assert [*others.get_xdata(), *edit.get_xdata()] == pytest.approx(values)
-        assert [text for text in words(ax) if text.strip() != "chance"] == [
-            f"{value:.1f}" for value in values
-        ]
+        assert [text for text in words(ax) if text.strip() != "chance"] == [f"{value:.1f}" for value in values]
     assert ["chance" in " ".join(words(ax)) for ax in axes] == [False, False, True, True, False]
     assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["host", "logit mask", "edit (delta)"]
     top, bottom = (axes[0].transData.transform((0, row))[1] for row in (0, 2))

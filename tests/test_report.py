@@ -194,9 +194,7 @@ def test_the_slowest_modes_are_listed_with_their_residuals(run, page):
     upper = [index for index, value in enumerate(spectrum.eigenvalues) if value.imag >= 0][:12]
     shown = [
         (int(i), float(size), float(residual))
-        for i, size, residual in re.findall(
-            r'row">(\d+)</th><td>([\d.]+)</td><td>.*?</td><td>([\d.]+)</td>', listed
-        )
+        for i, size, residual in re.findall(r'row">(\d+)</th><td>([\d.]+)</td><td>.*?</td><td>([\d.]+)</td>', listed)
     ]
     assert [i for i, _, _ in shown] == upper
     assert np.allclose([size for _, size, _ in shown], spectrum.decay[upper], atol=1e-4)
@@ -228,9 +226,7 @@ def test_a_missing_figure_is_named(copy):
         build_page(copy)
 
 
-@pytest.mark.parametrize(
-    "key", ["title", "audits", "fidelity", "spectrum", "edit", "seconds", "figures", "host"]
-)
+@pytest.mark.parametrize("key", ["title", "audits", "fidelity", "spectrum", "edit", "seconds", "figures", "host"])
 def test_numbers_without_a_part_are_refused_with_its_name(run, key):
     folder, _ = run
     whole = (folder / "metrics.json").read_bytes()

@@ -44,9 +44,7 @@ def test_a_split_keeps_each_input_whole_and_loses_no_row():
     assert set(first.sequence.tolist()).isdisjoint(second.sequence.tolist())
     assert len(torch.unique(second.sequence)) == 6
     rows = [
-        (s, p)
-        for part in (first, second)
-        for s, p in zip(part.sequence.tolist(), part.position.tolist(), strict=True)
+        (s, p) for part in (first, second) for s, p in zip(part.sequence.tolist(), part.position.tolist(), strict=True)
     ]
     assert sorted(rows) == sorted(zip(whole.sequence.tolist(), whole.position.tolist(), strict=True))
     for part in (first, second):
@@ -64,9 +62,7 @@ def test_a_split_is_fixed_by_its_seed_and_leaves_the_random_state_alone():
     assert len({tuple(sequence) for sequence in others}) > 1
 
 
-@pytest.mark.parametrize(
-    ("inputs", "fraction"), [(20, 0.0), (20, 1.0), (20, 0.01), (1, 0.5), (20, 1.4), (20, -0.2)]
-)
+@pytest.mark.parametrize(("inputs", "fraction"), [(20, 0.0), (20, 1.0), (20, 0.01), (1, 0.5), (20, 1.4), (20, -0.2)])
 def test_a_split_with_an_empty_part_is_refused(inputs, fraction):
     with pytest.raises(InputError, match=f"of {inputs} observed inputs"):
         made(inputs).split(fraction)

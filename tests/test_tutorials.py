@@ -59,9 +59,7 @@ def test_observe_and_fit(tmp_path):
     printed = run("01_observe_and_fit.py", tmp_path, 600)
     out = tmp_path / "out"
     require_figures(out / "figures", ["trajectories", "fit", "fidelity", "output", "spectrum"])
-    require_figures(
-        out / "figures", [f"topology-{name}-{k}" for name in ("host", "iterates") for k in (0, 1)]
-    )
+    require_figures(out / "figures", [f"topology-{name}-{k}" for name in ("host", "iterates") for k in (0, 1)])
     koopman = ki.KoopmanAutoencoder.from_pretrained(out / "koopman")
     assert ki.Trajectories.load(out / "trajectories.safetensors").sites == koopman.sites
     assert "The two recordings are bit-identical." in printed

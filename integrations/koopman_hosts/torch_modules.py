@@ -97,9 +97,7 @@ class TorchHost:
         skipped = self._blocks_between(source, target)
         if not skipped:
             carried: list[Tensor] = []
-            with self.hooked(
-                {source: lambda state: carried.append(state), target: lambda _: advance(carried.pop())}
-            ):
+            with self.hooked({source: lambda state: carried.append(state), target: lambda _: advance(carried.pop())}):
                 yield False
             return
         stand_ins = _SkippedSpan(skipped, advance)
@@ -114,9 +112,7 @@ class TorchHost:
         name = site.removesuffix(INPUT)
         if name not in self._modules:
             known = [known for known in self._modules if known]
-            raise UnknownSiteError(
-                f"{type(self.model).__name__} has no module {name!r}. {nearest(name, known)}"
-            )
+            raise UnknownSiteError(f"{type(self.model).__name__} has no module {name!r}. {nearest(name, known)}")
         return self._modules[name]
 
     def _residual_stream(self) -> tuple[str, ...]:

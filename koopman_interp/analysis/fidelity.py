@@ -88,10 +88,7 @@ class Fidelity:
             [
                 [
                     depth.site,
-                    *(
-                        "–" if (value := depth.unexplained[name]) is None else f"{value:.4f}"
-                        for name in names
-                    ),
+                    *("–" if (value := depth.unexplained[name]) is None else f"{value:.4f}" for name in names),
                     "–" if depth.linearity_residual is None else f"{depth.linearity_residual:.4f}",
                     " / ".join(f"{ratio:.2f}" for ratio in depth.isometry),
                 ]
@@ -159,9 +156,7 @@ def fidelity(
         held_out = held_out.with_labels(labels)
     predictors = _predictors(koopman, trajectories, first, last)
     depths = tuple(_at_depth(depth, first, koopman, held_out, predictors) for depth in range(first, last + 1))
-    return Fidelity(
-        depths, _at_output(host, koopman, batches, held_out, predictors, first, last), len(held_out)
-    )
+    return Fidelity(depths, _at_output(host, koopman, batches, held_out, predictors, first, last), len(held_out))
 
 
 def _predictors(

@@ -103,9 +103,7 @@ class Spectrum:
 
 
 @torch.no_grad()
-def spectrum(
-    koopman: KoopmanAutoencoder, trajectories: Trajectories, *, tolerance: float = TOLERANCE
-) -> Spectrum:
+def spectrum(koopman: KoopmanAutoencoder, trajectories: Trajectories, *, tolerance: float = TOLERANCE) -> Spectrum:
     """Decompose K and measure each eigenpair's residual.
 
     Args:
@@ -127,7 +125,11 @@ def spectrum(
     values, left, right = scipy.linalg.eig(K, left=True, right=True)
     # Within a conjugate pair the upper member comes first.
     order = np.lexsort((-values.imag, np.round(-np.abs(values), 12)))
-    values, left, right = values[order].astype(complex), left[:, order].conj().astype(complex), right[:, order].astype(complex)
+    values, left, right = (
+        values[order].astype(complex),
+        left[:, order].conj().astype(complex),
+        right[:, order].astype(complex),
+    )
     norms = np.linalg.norm(right, axis=0)
     return Spectrum(
         eigenvalues=values,
@@ -156,9 +158,7 @@ def _residuals(
     return np.sqrt(np.maximum(missed, 0) / np.maximum(size, np.finfo(float).tiny))
 
 
-def _grams(
-    koopman: KoopmanAutoencoder, trajectories: Trajectories, depth: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _grams(koopman: KoopmanAutoencoder, trajectories: Trajectories, depth: int) -> tuple[Tensor, Tensor, Tensor]:
     """Gather `Z*Z`, `Z*Z⁺` and `Z⁺*Z⁺` between a depth and the next."""
     size = koopman.config.observables
     G, A, L = (torch.zeros(size, size, dtype=torch.float64) for _ in range(3))

@@ -62,9 +62,7 @@ class Topology:
         ]
 
     def __repr__(self) -> str:
-        return (
-            f"Topology({len(self.names)} clouds of {self.points} points, up to {self.threshold:g} diameters)"
-        )
+        return f"Topology({len(self.names)} clouds of {self.points} points, up to {self.threshold:g} diameters)"
 
     def __str__(self) -> str:
         header = ["", *(f"β{k} at {s:g}" for s in REPORTED_SCALES for k in range(len(self.diagrams[0])))]
@@ -128,9 +126,7 @@ def topology(
         diameter = float(distances.max())
         if diameter == 0:
             raise InputError(f"All {len(cloud)} points coincide at {name!r}, so they have no shape.")
-        found = ripser(
-            squareform(distances / diameter), distance_matrix=True, maxdim=max_dimension, thresh=threshold
-        )
+        found = ripser(squareform(distances / diameter), distance_matrix=True, maxdim=max_dimension, thresh=threshold)
         diagrams.append(tuple(np.asarray(diagram, dtype=float) for diagram in found["dgms"]))
         diameters.append(diameter)
     return Topology(names, tuple(diagrams), tuple(diameters), threshold, len(subset))

@@ -123,13 +123,13 @@ def erase_class(
     if label not in seen:
         raise InputError(f"Class {label} does not occur among the fitted rows; there are {', '.join(map(str, seen))}.")
     if len(seen) == 1:
-        raise InputError(f"Class {label} is the only one, so there is nothing to retain. Fit rows of other classes too.")
+        raise InputError(
+            f"Class {label} is the only one, so there is nothing to retain. Fit rows of other classes too."
+        )
     depth = depth_of(koopman.sites, 0 if site is None else site)
     index = classes.index(label)
     moments = koopman.moments
-    eraser = oblique_eraser(
-        moments.mean[depth], moments.count, moments.covariance[depth], index, shrinkage=shrinkage
-    )
+    eraser = oblique_eraser(moments.mean[depth], moments.count, moments.covariance[depth], index, shrinkage=shrinkage)
     K = koopman.K.detach().double()
     direction = (strength * eraser.direction)[:, None]
     edit = OperatorEdit(
@@ -171,9 +171,7 @@ def _measured_drift(
     assert trajectories.labels is not None
     retained = trajectories.labels != label
     if not retained.any():
-        raise InputError(
-            "None of the given trajectories is of a retained class, so no drift can be measured."
-        )
+        raise InputError("None of the given trajectories is of a retained class, so no drift can be measured.")
     where = depth_of(trajectories.sites, edit.site)
     z = koopman.encode(trajectories.states[where][retained], edit.depth).double()
     return float((edit(z) - z).square().sum(1).mean().sqrt()), int(retained.sum())
@@ -189,10 +187,6 @@ def _bounded_drift(edit: OperatorEdit, held_out: Moments, forgotten: int) -> flo
     readings = held_out.mean[depth] @ edit.readers - edit.offset
     total = edit.readers.T @ held_out.covariance[depth] @ edit.readers
     mean = share @ readings
-    second = (
-        total
-        + torch.outer(mean, mean)
-        - share[forgotten] * torch.outer(readings[forgotten], readings[forgotten])
-    )
+    second = total + torch.outer(mean, mean) - share[forgotten] * torch.outer(readings[forgotten], readings[forgotten])
     squared = torch.einsum("mk,kl,ml->", edit.directions, second, edit.directions) / (1 - share[forgotten])
     return float(squared.clamp_min(0).sqrt())

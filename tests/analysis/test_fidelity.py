@@ -73,27 +73,18 @@ def test_what_is_unexplained_is_counted_directly(found, model, surrogate, trajec
             assert figures.unexplained["surrogate"] == pytest.approx(expected, rel=1e-4)
             continue
         reached = surrogate.predict(rows, 0, depth).double().numpy()
-        assert figures.unexplained["surrogate"] == pytest.approx(
-            unexplained(reached, states[depth]), rel=1e-4
-        )
-        assert figures.unexplained["identity"] == pytest.approx(
-            unexplained(states[0], states[depth]), rel=1e-6
-        )
+        assert figures.unexplained["surrogate"] == pytest.approx(unexplained(reached, states[depth]), rel=1e-4)
+        assert figures.unexplained["identity"] == pytest.approx(unexplained(states[0], states[depth]), rel=1e-6)
         mean = fitted[depth].mean(0)
         assert figures.unexplained["mean"] == pytest.approx(unexplained(mean, states[depth]), rel=1e-5)
         weights = linear_map(fitted[0], fitted[depth])
         reached = np.c_[states[0], np.ones(len(states[0]))] @ weights
-        assert figures.unexplained["endpoint linear"] == pytest.approx(
-            unexplained(reached, states[depth]), rel=2e-2
-        )
+        assert figures.unexplained["endpoint linear"] == pytest.approx(unexplained(reached, states[depth]), rel=2e-2)
 
 
 def test_linearity_and_isometry_are_counted_directly(found, model, surrogate, held_out):
     states = observed(model, held_out[0])
-    z = [
-        surrogate.encode(torch.from_numpy(s).float(), depth).double().numpy()
-        for depth, s in enumerate(states)
-    ]
+    z = [surrogate.encode(torch.from_numpy(s).float(), depth).double().numpy() for depth, s in enumerate(states)]
     K = surrogate.K.double().numpy()
     for depth, figures in enumerate(found.depths):
         if depth:
@@ -101,8 +92,7 @@ def test_linearity_and_isometry_are_counted_directly(found, model, surrogate, he
             assert figures.linearity_residual == pytest.approx(expected, rel=1e-3)
         x = surrogate.normalization.normalize(torch.from_numpy(states[depth]), depth).double().numpy()
         ratios = [
-            np.linalg.norm(z[depth][i] - z[depth][i - 1]) / np.linalg.norm(x[i] - x[i - 1])
-            for i in range(len(x))
+            np.linalg.norm(z[depth][i] - z[depth][i - 1]) / np.linalg.norm(x[i] - x[i - 1]) for i in range(len(x))
         ]
         np.testing.assert_allclose(figures.isometry, np.quantile(ratios, [0.05, 0.5, 0.95]), rtol=1e-3)
 
@@ -152,9 +142,7 @@ def test_a_part_of_the_span(model, surrogate, trajectories, held_out, source, ta
     states = observed(model, x)
     assert [depth.site for depth in found.depths] == ["blocks.0", "blocks.1", "blocks.2"]
     assert found.depths[0].linearity_residual is None
-    assert found.depths[2].unexplained["identity"] == pytest.approx(
-        unexplained(states[1], states[3]), rel=1e-6
-    )
+    assert found.depths[2].unexplained["identity"] == pytest.approx(unexplained(states[1], states[3]), rel=1e-6)
     with torch.no_grad():
         host, logits = model(x), model.head(model.blocks[3](torch.from_numpy(states[1]).float()))
     agreement = float((logits.argmax(1) == host.argmax(1)).double().mean())

@@ -20,9 +20,7 @@ def turn(radius, angle):
 
 
 BLOCKS = (turn(0.95, 0.4), turn(0.7, 2.0), [[0.9]], [[-0.5]])
-KNOWN = np.array(
-    [0.95 * np.exp(0.4j), 0.95 * np.exp(-0.4j), 0.9, 0.7 * np.exp(2.0j), 0.7 * np.exp(-2.0j), -0.5]
-)
+KNOWN = np.array([0.95 * np.exp(0.4j), 0.95 * np.exp(-0.4j), 0.9, 0.7 * np.exp(2.0j), 0.7 * np.exp(-2.0j), -0.5])
 """Slowest decay first, and the upper member of a pair before the lower."""
 
 
@@ -85,8 +83,7 @@ def naive_residuals(found, koopman, trajectories):
         for depth in range(trajectories.depths - 1):
             gap = koopman.config.times[depth + 1] - koopman.config.times[depth]
             now, then = (
-                koopman.encode(trajectories.states[d], d).double().numpy() @ reader
-                for d in (depth, depth + 1)
+                koopman.encode(trajectories.states[d], d).double().numpy() @ reader for d in (depth, depth + 1)
             )
             missed += float((np.abs(then - value**gap * now) ** 2).sum())
             size += float((np.abs(now) ** 2).sum())
@@ -124,9 +121,7 @@ def test_the_same_laws_hold_for_a_fitted_surrogate(surrogate, trajectories):
     expected = np.sort_complex(np.linalg.eigvals(K))
     np.testing.assert_allclose(np.sort_complex(found.eigenvalues), expected, atol=1e-9)
     assert (np.diff(found.decay) <= 1e-9).all()
-    np.testing.assert_allclose(
-        found.residuals, naive_residuals(found, surrogate, trajectories), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(found.residuals, naive_residuals(found, surrogate, trajectories), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("times", [(0.0, 1.0), (0.0, 1.0, 2.0, 3.0), (0.0, 2.0, 3.0), (2.0, 5.0)])
@@ -200,9 +195,7 @@ def test_the_tolerance_marks_modes():
 def test_a_normal_operator_is_well_conditioned_and_a_crooked_one_is_not():
     times = (0.0, 1.0)
     normal = block_diag(*BLOCKS)
-    assert ki.spectrum(plain_surrogate(normal, times), linear_data(normal, times)).condition == pytest.approx(
-        1
-    )
+    assert ki.spectrum(plain_surrogate(normal, times), linear_data(normal, times)).condition == pytest.approx(1)
     crooked = np.array([[0.9, 5.0], [0.0, 0.9 - 1e-6]])
     found = ki.spectrum(plain_surrogate(crooked, times), linear_data(crooked, times))
     assert found.condition > 1e6

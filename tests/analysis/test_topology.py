@@ -51,11 +51,7 @@ def naive_betti(distances, scale, most):
     """βₖ = simplices − rank ∂ₖ − rank ∂ₖ₊₁ of the Vietoris–Rips complex."""
     n = len(distances)
     simplices = [
-        [
-            s
-            for s in combinations(range(n), k + 1)
-            if all(distances[i, j] <= scale for i, j in combinations(s, 2))
-        ]
+        [s for s in combinations(range(n), k + 1) if all(distances[i, j] <= scale for i, j in combinations(s, 2))]
         for k in range(most + 2)
     ]
     places = [{s: index for index, s in enumerate(level)} for level in simplices]

@@ -238,8 +238,7 @@ def test_the_drift_on_rows_is_the_one_measured_by_hand(surrogate, parts, label, 
     assert edit.certificate.drift_rows == (~gone).sum()
     np.testing.assert_allclose(edit.certificate.retained_drift, np.sqrt(np.mean(drifts)) / spread, rtol=1e-4)
     farthest = max(
-        np.linalg.norm((z[held_out.labels == c].mean(0) @ w - float(edit.offset)) * a)
-        for c in {0, 1, 2} - {label}
+        np.linalg.norm((z[held_out.labels == c].mean(0) @ w - float(edit.offset)) * a) for c in {0, 1, 2} - {label}
     )
     np.testing.assert_allclose(edit.certificate.class_mean_drift, farthest / spread, rtol=1e-3)
 
@@ -258,10 +257,7 @@ def test_the_bound_holds_on_the_rows_held_out(surrogate, parts, label, depth, st
 
 def test_trajectories_without_labels_give_the_bound(surrogate, parts):
     unlabelled = replace(parts[1], labels=None)
-    assert (
-        ki.erase_class(surrogate, unlabelled, label=0).certificate
-        == ki.erase_class(surrogate, label=0).certificate
-    )
+    assert ki.erase_class(surrogate, unlabelled, label=0).certificate == ki.erase_class(surrogate, label=0).certificate
 
 
 def test_trajectories_of_the_class_alone_measure_nothing(surrogate, parts):

@@ -201,9 +201,7 @@ def test_a_misspelt_site_names_the_nearest(misspelt, meant):
 
 def recorded(model, sites, call):
     found = {}
-    with TorchHost(model).hooked(
-        {site: lambda state, site=site: found.update({site: state}) for site in sites}
-    ):
+    with TorchHost(model).hooked({site: lambda state, site=site: found.update({site: state}) for site in sites}):
         call()
     return found
 
@@ -491,9 +489,7 @@ def continuation(model, first, last):
 
 @pytest.mark.parametrize(("source", "target", "first", "last"), SPANS)
 @pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
-def test_the_true_continuation_reproduces_the_logits_and_skips_the_compute(
-    source, target, first, last, wrap, x
-):
+def test_the_true_continuation_reproduces_the_logits_and_skips_the_compute(source, target, first, last, wrap, x):
     model = seeded(Stack, wrap=wrap)
     twin, advance = copy.deepcopy(model), continuation(model, first, last)
     runs = []
@@ -529,9 +525,7 @@ def test_tensors_beside_the_state_keep_their_values(wrap, x):
     assert torch.equal(first, last)
 
 
-@pytest.mark.parametrize(
-    ("source", "target"), [("embed", "blocks.1"), ("blocks.0.fc", "blocks.2"), ("embed", "head")]
-)
+@pytest.mark.parametrize(("source", "target"), [("embed", "blocks.1"), ("blocks.0.fc", "blocks.2"), ("embed", "head")])
 def test_sites_off_the_stream_are_written_by_a_hook(source, target, x):
     model = seeded(Stack)
     runs = []

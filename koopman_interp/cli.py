@@ -1,0 +1,247 @@
+"""The command line: the same steps as in Python, on files and importable models.
+
+A model or data set is named as `module:callable`, which is imported and called without arguments; the working
+directory is on the path. Nothing heavy is imported before a command runs. Exit codes: 0 done, 1 refused or failed,
+2 wrong usage. A traceback is shown only with --traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="koopman-interp")
+@click.option("--traceback", is_flag=True, help="Show where an error came from.")
+def cli(traceback: bool) -> None:
+    """Fit, read and edit the Koopman operator of a network's depth."""
+
+
+@cli.command()
+@click.option("--out", type=FOLDER, default=Path("koopman-run"), show_default=True, help="Run folder to write.")
+@click.option("--label", type=int, default=2, show_default=True, help="Class to erase: 0 yin, 1 yang, 2 dot.")
+@click.option("--strength", type=float, default=1.0, show_default=True, help="1 erases; more pushes beyond.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def demo(out: Path, label: int, strength: float, seed: int) -> None:
+    """Yin-Yang end to end: train, observe, fit, read, erase, audit. No download."""
+    from koopman_interp.demo import run_demo
+
+    command = f"koopman-interp demo --out {out} --label {label} --strength {strength:g} --seed {seed}"
+    page = run_demo(out, label=label, strength=strength, seed=seed, say=click.echo, command=command)
+    click.echo(f"Report: {page}")
+
+
+@cli.command()
+def hosts() -> None:
+    """List the host adapters that are installed."""
+    from koopman_interp.hosts import adapters
+
+    for adapter in adapters():
+        click.echo(f"{adapter.adapter}  {adapter.__module__}:{adapter.__qualname__}")
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("data")
+@click.option("--site", "sites", multiple=True, help="Site name or glob; several are allowed.")
+@click.option("--out", type=FILE, required=True, help="Trajectories to write (.safetensors).")
+def observe(model: str, data: str, sites: tuple[str, ...], out: Path) -> None:
+    """Record MODEL on DATA, both as module:callable; DATA gives batches, of pairs (inputs, labels) for labels."""
+    from koopman_interp.observing import attach
+
+    trajectories = attach(_called(model), sites or None).observe(_called(data))
+    trajectories.save(out)
+    click.echo(repr(trajectories))
+
+
+@cli.command("fit")
+@click.argument("trajectories", type=FILE)
+@click.option("--out", type=FOLDER, required=True, help="Folder for the surrogate.")
+@click.option("--config", type=FILE, help="JSON with settings of FitConfig.")
+@click.option("--method", type=click.Choice(["gradient", "least_squares"]), default="gradient", show_default=True)
+@click.option("--checkpoint", type=FILE, help="File that holds the fit's state.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
+def fit_(
+    trajectories: Path, out: Path, config: Path | None, method: Any, checkpoint: Path | None, resume: bool
+) -> None:
+    """Fit a surrogate to TRAJECTORIES."""
+    from koopman_interp.files import read_json
+    from koopman_interp.fit_config import FitConfig
+    from koopman_interp.fitting import fit
+    from koopman_interp.trajectories import Trajectories
+
+    settings = FitConfig.from_dict(read_json(config)) if config else FitConfig()
+    koopman = fit(Trajectories.load(trajectories), settings, method=method, checkpoint=checkpoint, resume=resume)
+    koopman.save_pretrained(out)
+    figures = koopman.config.history[-1] if koopman.config.history else {}
+    click.echo(f"{koopman!r}\nheld out: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+
+@cli.command("spectrum")
+@click.argument("koopman", type=FOLDER)
+@click.argument("trajectories", type=FILE)
+@click.option("--modes", type=int, default=10, show_default=True, help="How many to print.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def spectrum_(koopman: Path, trajectories: Path, modes: int, as_json: bool) -> None:
+    """Eigenvalues of KOOPMAN with residuals on TRAJECTORIES."""
+    from koopman_interp.analysis.spectrum import spectrum
+    from koopman_interp.autoencoder import KoopmanAutoencoder
+    from koopman_interp.trajectories import Trajectories
+
+    found = spectrum(KoopmanAutoencoder.from_pretrained(koopman), Trajectories.load(trajectories))
+    click.echo(json.dumps(found.as_dict()) if as_json else found.head(modes))
+
+
+@cli.command("topology")
+@click.argument("trajectories", type=FILE)
+@click.option("--koopman", type=FOLDER, help="Take this surrogate's iterates in place of the host's states.")
+@click.option("--points", type=int, default=400, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def topology_(trajectories: Path, koopman: Path | None, points: int, as_json: bool) -> None:
+    """Betti numbers of TRAJECTORIES by depth."""
+    from koopman_interp.analysis.topology import topology
+    from koopman_interp.autoencoder import KoopmanAutoencoder
+    from koopman_interp.trajectories import Trajectories
+
+    surrogate = None if koopman is None else KoopmanAutoencoder.from_pretrained(koopman)
+    found = topology(Trajectories.load(trajectories), surrogate, points=points)
+    click.echo(json.dumps(found.as_dict()) if as_json else str(found))
+
+
+@cli.command("fidelity")
+@click.argument("model")
+@click.argument("data")
+@click.argument("koopman", type=FOLDER)
+@click.argument("trajectories", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def fidelity_(model: str, data: str, koopman: Path, trajectories: Path, as_json: bool) -> None:
+    """Judge KOOPMAN in MODEL on held-out DATA; TRAJECTORIES are those that it was fitted on."""
+    from koopman_interp.analysis.fidelity import fidelity
+    from koopman_interp.autoencoder import KoopmanAutoencoder
+    from koopman_interp.trajectories import Trajectories
+
+    x, y = _labelled(data)
+    surrogate = KoopmanAutoencoder.from_pretrained(koopman)
+    found = fidelity(_called(model), surrogate, Trajectories.load(trajectories), x, y)
+    click.echo(json.dumps(found.as_dict()) if as_json else str(found))
+
+
+@cli.command()
+@click.argument("koopman", type=FOLDER)
+@click.option("--label", type=int, required=True, help="Class to forget.")
+@click.option("--strength", type=float, default=1.0, show_default=True, help="1 erases; more pushes beyond.")
+@click.option("--site", help="Site to erase at; the first by default.")
+@click.option("--trajectories", type=FILE, help="Held-out rows to measure the drift on.")
+@click.option("--out", type=FILE, required=True, help="Edit to write (.safetensors).")
+def edit(koopman: Path, label: int, strength: float, site: str | None, trajectories: Path | None, out: Path) -> None:
+    """Erase a class from KOOPMAN; needs no data."""
+    from koopman_interp.autoencoder import KoopmanAutoencoder
+    from koopman_interp.edits.erase import erase_class
+    from koopman_interp.trajectories import Trajectories
+
+    rows = None if trajectories is None else Trajectories.load(trajectories)
+    surrogate = KoopmanAutoencoder.from_pretrained(koopman)
+    made = erase_class(surrogate, rows, label=label, strength=strength, site=site)
+    made.save(out)
+    click.echo(repr(made))
+
+
+@cli.command("audit")
+@click.argument("model")
+@click.argument("data")
+@click.argument("koopman", type=FOLDER)
+@click.argument("edit", type=FILE)
+@click.option("--label", type=int, required=True, help="The class that the edit forgets.")
+@click.option("--mode", type=click.Choice(["delta", "replace"]), default="delta", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def audit_(model: str, data: str, koopman: Path, edit: Path, label: int, mode: Any, as_json: bool) -> None:
+    """Judge EDIT of KOOPMAN in MODEL on held-out DATA, beside the baselines."""
+    from koopman_interp.auditing import audit
+    from koopman_interp.autoencoder import KoopmanAutoencoder
+    from koopman_interp.edits.operator_edit import OperatorEdit
+
+    x, y = _labelled(data)
+    gone = y == label
+    found = audit(
+        _called(model),
+        KoopmanAutoencoder.from_pretrained(koopman),
+        OperatorEdit.load(edit),
+        forget=(x[gone], y[gone]),
+        retain=(x[~gone], y[~gone]),
+        mode=mode,
+    )
+    click.echo(json.dumps(found.as_dict()) if as_json else str(found))
+
+
+@cli.command()
+@click.argument("folder", type=FOLDER)
+def report(folder: Path) -> None:
+    """Build the page of a run FOLDER anew from its metrics and figures."""
+    from koopman_interp.page import build_page
+
+    click.echo(f"Report: {build_page(folder)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with 0, 1 or 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = cli.main(given, prog_name="koopman-interp", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort) as error:
+        _fail(str(error) or "Interrupted.", error, given)
+    except Exception as error:
+        # Ours come with a sentence; of others the kind is told, and where they came from on request.
+        from koopman_interp.errors import KoopmanInterpError
+
+        ours = isinstance(error, (KoopmanInterpError, FileNotFoundError))
+        _fail(str(error) if ours else f"{type(error).__name__}: {error}", error, given)
+
+
+def _fail(sentence: str, error: BaseException, arguments: Sequence[str]) -> None:
+    if "--traceback" in arguments:
+        raise error
+    click.echo(f"koopman-interp: {sentence}", err=True)
+    sys.exit(1)
+
+
+def _called(name: str) -> Any:
+    """Import `module:callable` and call it."""
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise click.BadParameter(f"{name!r} is not of the form module:callable.")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        target = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise click.BadParameter(f"{name!r} could not be imported: {error}.") from error
+    finally:
+        sys.path.pop(0)
+    return target()
+
+
+def _labelled(name: str) -> tuple[Tensor, Tensor]:
+    """Gather inputs and labels of a data set given as module:callable."""
+    import torch
+
+    found = _called(name)
+    if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], torch.Tensor):
+        return found
+    pairs = list(found)
+    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
