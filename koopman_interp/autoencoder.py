@@ -7,6 +7,7 @@ huggingface_hub's mixin as safetensors and config.json. How it is fitted stands 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -177,7 +178,7 @@ class KoopmanAutoencoder(
         )
 
     @property
-    def K(self) -> Float[Tensor, "observable observable"]:
+    def K(self) -> Float[Tensor, "observable observable"]:  # noqa: N802 (the field writes it so)
         """The operator as a dense matrix."""
         return self.operator.matrix()
 
@@ -316,7 +317,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     """Stack linear layers with leaky ReLUs between them."""
     widths = [inputs, *hidden, outputs]
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.LeakyReLU()]
     return nn.Sequential(*layers[:-1])
 

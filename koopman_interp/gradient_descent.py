@@ -301,8 +301,8 @@ class Trainer:
             )
         kept = self.progress.history[-1]["step"] if self.progress.history else 0
         return (
-            f"Interrupted at step {self.progress.step} of {self.config.steps}; {self.checkpoint} holds step {kept:.0f}. "
-            "Go on with the same call and resume=True."
+            f"Interrupted at step {self.progress.step} of {self.config.steps}; {self.checkpoint} holds step "
+            f"{kept:.0f}. Go on with the same call and resume=True."
         )
 
 

@@ -6,6 +6,8 @@ encoder. Solves run in float64 on Gram matrices that are summed over chunks.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -34,7 +36,7 @@ def start_operator(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth s
     negative eigenvalue is not real, and only its real part is kept.
     """
     times = surrogate.config.times
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     size = surrogate.config.observables
     roots = []
     for gap in sorted(set(gaps)):

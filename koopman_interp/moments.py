@@ -76,8 +76,8 @@ class Moments(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Follow moves to another device, but stay in float64 when a surrogate is cast."""
-        precise = {name: buffer for name, buffer in self.named_buffers()}
-        super()._apply(fn, recurse)
+        precise = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in precise.items():
             setattr(self, name, buffer.to(getattr(self, name).device))
         return self

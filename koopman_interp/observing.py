@@ -282,9 +282,9 @@ def _parted(batch: Any, inputs: str | Callable[[Any], Any] | None, column: str |
         x = inputs(batch) if callable(inputs) else rest if inputs is None else batch[inputs]
         return x, y
     if column is not None or isinstance(inputs, str):
+        named = column if column is not None else inputs
         raise InputError(
-            f"A column ({', '.join(filter(None, (inputs if isinstance(inputs, str) else None, column)))}) goes with batches "
-            f"that are mappings; this batch is a {type(batch).__name__}."
+            f"A column ({named!r}) needs batches that are mappings; this batch is a {type(batch).__name__}."
         )
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and _are_labels(batch[1], batch[0]):
         y = batch[1]

@@ -119,7 +119,8 @@ def spectrum(koopman: KoopmanAutoencoder, trajectories: Trajectories, *, toleran
     """
     if trajectories.sites != koopman.sites:
         raise InputError(
-            f"The trajectories have the sites {', '.join(trajectories.sites)}, the surrogate {', '.join(koopman.sites)}."
+            f"The trajectories have the sites {', '.join(trajectories.sites)}; "
+            f"the surrogate has {', '.join(koopman.sites)}."
         )
     K = koopman.K.detach().double().cpu().numpy()
     values, left, right = scipy.linalg.eig(K, left=True, right=True)

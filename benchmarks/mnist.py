@@ -1,0 +1,156 @@
+"""The MNIST figures: host, fit, fidelity, and each class erased in turn, at every strength side by side.
+
+One host (residual MLP of width 256 with 4 blocks), one default fit on the 60,000 training rows, figures on the
+10,000 test rows. Cost: a minute or two for the host unless --host has it, two to four for the fit, two for the edits.
+
+    python benchmarks/mnist.py --host runs/mnist256.safetensors
+    python benchmarks/mnist.py --slice 2000 --host-epochs 2 --steps 20        # smoke
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+from common import add_data_options, host_from, machine, mnist, peak_memory_gb, predictions
+from torch import Tensor, nn
+
+import koopman_interp as ki
+from koopman_interp.files import write_json
+from koopman_interp.tables import table
+from koopman_interp.testing import ResidualMLP, train_classifier
+
+STRENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)
+MODES = ("delta", "replace")
+
+
+def shifted(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Move a batch of 28×28 images by up to a pixel either way."""
+    by = torch.randint(-1, 2, (2,), generator=generator).tolist()
+    return batch.view(-1, 28, 28).roll(by, (1, 2)).flatten(1)
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_options(parser, "mnist")
+    parser.add_argument("--host-epochs", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=ki.FitConfig().steps)
+    given = parser.parse_args()
+    data = mnist(given.mnist, given.slice)
+    torch.manual_seed(given.seed)
+    model = host_from(
+        ResidualMLP(784, 256, 4, 10),
+        given.host,
+        lambda: train_classifier(
+            ResidualMLP(784, 256, 4, 10), data.x, data.y, epochs=given.host_epochs, augment=shifted, seed=given.seed
+        ),
+    )
+    trajectories = ki.attach(model).observe(data.x, data.y, progress=False)
+    start = time.perf_counter()
+    koopman = ki.fit(trajectories, ki.FitConfig(steps=given.steps, seed=given.seed))
+    fit_seconds = time.perf_counter() - start
+    faith = ki.fidelity(model, koopman, trajectories, data.x_test, data.y_test)
+    print(f"{koopman!r}\nfit: {fit_seconds:.0f} s\n\n{faith}\n")
+    start = time.perf_counter()
+    ki.erase_class(koopman, label=4)
+    edit_seconds = time.perf_counter() - start
+    with torch.no_grad():
+        plain = model(data.x_test)
+        with ki.patched(model, koopman):
+            null = torch.equal(model(data.x_test), plain)
+        none = ki.erase_class(koopman, label=4).scaled(0.0)
+        with ki.patched(model, koopman, none):
+            zero = torch.equal(model(data.x_test), plain)
+    print(f"edit: {edit_seconds * 1000:.0f} ms; null edit bit-identical: {null}; strength 0: {zero}\n")
+    cells = erased(model, koopman, data.x_test, data.y_test)
+    print(by_strength(cells), "\n")
+    print(by_class(cells, 2.0), "\n")
+    print(f"peak memory {peak_memory_gb():.2f} GB")
+    write_json(
+        given.out,
+        {
+            "machine": machine(),
+            "fit_seconds": fit_seconds,
+            "edit_seconds": edit_seconds,
+            "null_edit_bit_identical": null and zero,
+            "fidelity": faith.as_dict(),
+            "erased": cells,
+            "peak_memory_gb": peak_memory_gb(),
+        },
+    )
+
+
+def erased(model: nn.Module, koopman: ki.KoopmanAutoencoder, x: Tensor, y: Tensor) -> list[dict[str, Any]]:
+    """Erase each class at each strength in each mode; figures in percent, on the given rows."""
+    host = predictions(model, x)
+    cells = []
+    for label in range(10):
+        gone = y == label
+        host_retained = 100 * float((host[~gone] == y[~gone]).double().mean())
+        for strength in STRENGTHS:
+            edit = ki.erase_class(koopman, label=label, strength=strength)
+            for mode in MODES:
+                with ki.patched(model, koopman, edit, mode=mode):
+                    guess = predictions(model, x)
+                retained = 100 * float((guess[~gone] == y[~gone]).double().mean())
+                cells.append(
+                    {
+                        "label": label,
+                        "strength": strength,
+                        "mode": mode,
+                        "rows": int(gone.sum()),
+                        "forgotten_rows": int((guess[gone] == label).sum()),
+                        "forgotten": 100 * float((guess[gone] == label).double().mean()),
+                        "retained": retained,
+                        "retained_minus_host": retained - host_retained,
+                    }
+                )
+    return cells
+
+
+def by_strength(cells: list[dict[str, Any]]) -> str:
+    """Tabulate the range over the ten classes at each strength."""
+    rows = []
+    for mode in MODES:
+        for strength in STRENGTHS:
+            here = [cell for cell in cells if cell["mode"] == mode and cell["strength"] == strength]
+            forgotten = [cell["forgotten"] for cell in here]
+            moved = [cell["retained_minus_host"] for cell in here]
+            rows.append(
+                [
+                    mode,
+                    f"{strength:g}",
+                    f"{min(forgotten):.2f} … {max(forgotten):.2f}",
+                    f"{forgotten[4]:.2f}",
+                    f"{min(moved):+.2f} … {max(moved):+.2f}",
+                    f"{here[4]['retained']:.2f}",
+                ]
+            )
+    header = ["mode", "strength", "still recognised %", "class 4", "retained − host", "class 4: retained %"]
+    return table(header, rows)
+
+
+def by_class(cells: list[dict[str, Any]], strength: float) -> str:
+    """Tabulate the ten classes at one strength."""
+    rows = []
+    for label in range(10):
+        here = {cell["mode"]: cell for cell in cells if cell["label"] == label and cell["strength"] == strength}
+        delta, replace = here["delta"], here["replace"]
+        rows.append(
+            [
+                str(label),
+                f"{delta['forgotten']:.2f} ({delta['forgotten_rows']} of {delta['rows']:,})",
+                f"{delta['retained_minus_host']:+.2f}",
+                f"{replace['forgotten']:.2f}",
+                f"{replace['retained_minus_host']:+.2f}",
+            ]
+        )
+    header = [f"class (strength {strength:g})", "delta: recognised %", "retained − host", "replace: recognised %"]
+    return table([*header, "retained − host"], rows)
+
+
+if __name__ == "__main__":
+    main()

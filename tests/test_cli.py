@@ -1,0 +1,140 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import koopman_interp as ki
+from koopman_interp.cli import main
+from koopman_interp.testing import yin_yang
+
+HOST = """
+import torch
+from koopman_interp.testing import ResidualMLP, yin_yang
+
+def model():
+    torch.manual_seed(0)
+    return ResidualMLP(4, 10, 3, 3).eval()
+
+def data():
+    x, y = yin_yang(300)
+    return [(x[:150], y[:150]), (x[150:], y[150:])]
+
+def broken():
+    raise RuntimeError("no such disk")
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_host.py").write_text(HOST)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_host", raising=False)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main(list(arguments))
+        printed = capsys.readouterr()
+        return left.value.code, printed.out, printed.err
+
+    return run
+
+
+def test_every_step_runs_on_files(run, tmp_path):
+    (tmp_path / "fit.json").write_text(json.dumps({"steps": 20, "hidden": [8]}))
+    host = ("own_host:model", "own_host:data")
+    assert run("observe", *host, "--out", "t.safetensors")[0] == 0
+    assert run("fit", "t.safetensors", "--out", "k", "--config", "fit.json", "--checkpoint", "c.safetensors")[0] == 0
+    code, printed, _ = run("spectrum", "k", "t.safetensors", "--json")
+    assert code == 0
+    surrogate = ki.KoopmanAutoencoder.from_pretrained(tmp_path / "k")
+    found = torch.tensor([complex(*pair) for pair in json.loads(printed)["eigenvalues"]]).abs().max()
+    torch.testing.assert_close(found, torch.linalg.eigvals(surrogate.K).abs().max(), rtol=1e-4, atol=0)
+    code, printed, _ = run("topology", "t.safetensors", "--points", "60", "--json")
+    assert code == 0
+    assert json.loads(printed)["points"] == 60
+    code, printed, _ = run("fidelity", *host, "k", "t.safetensors", "--json")
+    assert json.loads(printed)["rows"] == 300
+    assert run("edit", "k", "--label", "1", "--out", "e.safetensors")[0] == 0
+    code, printed, _ = run("audit", *host, "k", "e.safetensors", "--label", "1", "--json")
+    assert code == 0
+    assert next(row["name"] for row in json.loads(printed)["rows"]) == "host"
+
+
+def test_adapters_are_listed(run):
+    assert run("hosts") == (0, "torch  koopman_hosts.torch_modules:TorchHost\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("nonsense",), 2, "No such command"),
+        (("edit", "k", "--out", "e.safetensors"), 2, "--label"),
+        (("observe", "own_host", "own_host:data", "--out", "t"), 2, "module:callable"),
+        (("observe", "own_host:model", "own_host:none", "--out", "t"), 2, "could not be imported"),
+        (("observe", "own_host:model", "own_host:data", "--site", "blokcs.*", "--out", "t"), 1, "Nearest: blocks"),
+        (("observe", "own_host:broken", "own_host:data", "--out", "t"), 1, "RuntimeError: no such disk"),
+        (("edit", "nowhere/at/all", "--label", "1", "--out", "e.safetensors"), 1, "There is no folder"),
+        (("fit", "missing.safetensors", "--out", "k"), 1, "There is no file"),
+        (("report", "nowhere"), 1, "nowhere"),
+        (("demo", "--label", "7"), 1, "0 (yin)"),
+    ],
+)
+def test_what_is_refused_gets_a_sentence_and_no_traceback(run, arguments, code, sentence):
+    left, _, err = run(*arguments)
+    assert left == code
+    assert sentence in err
+    assert "Traceback" not in err
+
+
+def test_a_traceback_is_shown_when_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        main(["--traceback", "fit", "missing.safetensors", "--out", "k"])
+
+
+def test_help_loads_no_framework():
+    code = (
+        "import sys, koopman_interp.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'sklearn', 'matplotlib', 'datasets', 'ripser'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_importing_every_name_loads_no_optional_framework():
+    code = (
+        "import sys, koopman_interp as ki\n"
+        "for name in dir(ki): getattr(ki, name)\n"
+        "assert not {'transformers', 'transformer_lens', 'koopman_hosts'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_demo_writes_a_run_that_loads(tmp_path, monkeypatch):
+    from koopman_interp import demo
+
+    monkeypatch.setattr(demo, "_FIT", ki.FitConfig(observables=16, hidden=(16,), steps=40))
+    monkeypatch.setattr(demo, "_EPOCHS", 8)
+    monkeypatch.setattr(demo, "_POINTS", 900)
+    monkeypatch.setattr(demo, "_HELD_OUT", 300)
+    said = []
+    page = demo.run_demo(tmp_path / "run", label=1, say=said.append)
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert "bit-identical" in "".join(said)
+    assert "NOT bit-identical" not in "".join(said)
+    koopman = ki.KoopmanAutoencoder.from_pretrained(tmp_path / "run" / "koopman")
+    assert ki.OperatorEdit.load(tmp_path / "run" / "edit.safetensors").operator == koopman.digest()
+    assert len(ki.Trajectories.load(tmp_path / "run" / "trajectories.safetensors")) == 300
+    assert {path.suffix for path in (tmp_path / "run" / "figures").iterdir()} == {".png", ".svg"}
+
+
+def test_yin_yang_is_balanced_and_inside_its_disc():
+    x, y = yin_yang(3000, seed=3)
+    assert torch.bincount(y).tolist() == [1000, 1000, 1000]
+    assert torch.hypot(x[:, 0] - 0.5, x[:, 1] - 0.5).max() <= 0.5
+    torch.testing.assert_close(x[:, 2:], 1 - x[:, :2])
+    dots = (torch.hypot(x[:, 0] - 0.75, x[:, 1] - 0.5) <= 0.1) | (torch.hypot(x[:, 0] - 0.25, x[:, 1] - 0.5) <= 0.1)
+    assert torch.equal(dots, y == 2)
