@@ -1,4 +1,7 @@
-"""Time to equal fidelity: our default fit beside the recipe of arXiv 2505.12809 and the closed-form fit.
+"""Time to equal fidelity: our fits beside the recipe of arXiv 2505.12809.
+
+Ours are the default (a sampled pair of depths beside the whole span), the ends alone, which is the paper's own
+problem, and the closed form.
 
 One host (residual MLP of width 256 with 4 blocks, on MNIST), the same rows, one run each. Fidelity is test
 accuracy with the surrogate in place of the whole span. The goal is what our fit reaches at its first look
@@ -52,6 +55,9 @@ NEAR = 0.003
 
 PAPER_LOOKS = 40
 
+ENDS = ki.FitConfig(pairs="endpoints", steps=300, learning_rate=3e-3, operator_rate=0.3, evaluate_every=25)
+"""Settings for the ends alone, where K has one thing to do and bears a higher rate."""
+
 
 def paper_recipe() -> PaperRecipe:
     """The paper's MNIST settings, on a host of width 256."""
@@ -96,6 +102,11 @@ def goal_of(looks: list[Look], host_accuracy: float) -> tuple[Look, bool]:
     return (near[0], True) if near else (max(looks, key=lambda look: look.accuracy or 0.0), False)
 
 
+def first_at(looks: list[Look], goal: Look) -> Look | None:
+    """Find the first look that is as accurate as the goal."""
+    return next((look for look in looks if (look.accuracy or 0.0) >= (goal.accuracy or 0.0)), None)
+
+
 def least_squares(trajectories: ki.Trajectories, config: ki.FitConfig) -> tuple[ki.KoopmanAutoencoder, float]:
     """Fit in closed form, and return the surrogate and the seconds it took."""
     started = time.perf_counter()
@@ -134,6 +145,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     goal, near = goal_of(record.looks, own)
     rows = [row("ours: FitConfig()", record, judge(koopman), goal)]
 
+    ends_config = replace(ENDS, seed=arguments.seed, steps=min(ENDS.steps, config.steps))
+    koopman, record = watched_fit(trajectories, ends_config, accuracy=judge)
+    rows.append(row("ours: the ends alone", record, judge(koopman), first_at(record.looks, goal)))
+
     closed, seconds = least_squares(trajectories, config)
     closed_accuracy = judge(closed)
     reached = Look(0, seconds, closed_accuracy) if closed_accuracy >= (goal.accuracy or 0.0) else None
@@ -146,7 +161,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     koopman, record = paper_fit(
         recipe, ends, arguments.cap_minutes, looks=PAPER_LOOKS, accuracy=judge, goal=goal.accuracy
     )
-    reached = next((look for look in record.looks if (look.accuracy or 0.0) >= (goal.accuracy or 0.0)), None)
+    reached = first_at(record.looks, goal)
     rows.append(row("paper's recipe", record, judge(koopman), reached))
     epochs = record.steps / recipe.steps_per_epoch(len(ends))
     return {
@@ -158,7 +173,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "paper_epochs_published": recipe.epochs,
         "training_rows": len(data.x),
         "test_rows": len(data.x_test),
-        "ratio": (record.clock if reached is None else reached.seconds) / goal.seconds,
+        "ratios": {
+            fit["name"]: (record.clock if reached is None else reached.seconds) / fit["seconds_to_goal"]
+            for fit in rows[:-1]
+            if fit["seconds_to_goal"] is not None
+        },
         "ratio_is_lower_bound": reached is None,
         "cap_minutes": arguments.cap_minutes,
         "machine": machine(),
@@ -192,8 +211,9 @@ def show(result: dict[str, Any]) -> None:
             f"best {percent(paper['best_look_accuracy'])} %."
         )
     sign = ">= " if result["ratio_is_lower_bound"] else ""
-    print(f"Time to equal fidelity, paper's recipe over ours: {sign}{result['ratio']:.1f}")
-    print(f"Peak memory {result['peak_memory_gb']:.2f} GB (whole process: data, host, three fits)")
+    for name, ratio in result["ratios"].items():
+        print(f"Time to equal fidelity, paper's recipe over {name}: {sign}{ratio:.1f}")
+    print(f"Peak memory {result['peak_memory_gb']:.2f} GB (whole process: data, host, four fits)")
 
 
 def main() -> None:
