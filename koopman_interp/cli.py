@@ -37,8 +37,11 @@ def cli(traceback: bool) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 def demo(out: Path, label: int, strength: float, seed: int) -> None:
     """Yin-Yang end to end: train, observe, fit, read, erase, audit. No download."""
+    import torch
+
     from koopman_interp.demo import run_demo
 
+    torch.set_num_threads(1)  # its matrices are too small to be worth sharing out
     command = f"koopman-interp demo --out {out} --label {label} --strength {strength:g} --seed {seed}"
     page = run_demo(out, label=label, strength=strength, seed=seed, say=click.echo, command=command)
     click.echo(f"Report: {page}")

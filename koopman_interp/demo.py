@@ -33,7 +33,7 @@ CLASSES = ("yin", "yang", "dot")
 
 _POINTS, _HELD_OUT = 5000, 2000
 _WIDTH, _BLOCKS = 10, 5
-_EPOCHS = 60
+_EPOCHS = 40
 _FIT = FitConfig(observables=32, hidden=(64,), steps=1000)
 
 
