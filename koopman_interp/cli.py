@@ -207,8 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort) as error:
-        _fail(str(error) or "Interrupted.", error, given)
+    except click.Abort as error:
+        # Click puts this in the place of a KeyboardInterrupt; a fit's own says what was kept.
+        _fail(str(error.__cause__ or "") or "Interrupted.", error, given)
     except Exception as error:
         # Ours come with a sentence; of others the kind is told, and where they came from on request.
         from koopman_interp.errors import KoopmanInterpError

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +61,28 @@ def test_every_step_runs_on_files(run, tmp_path):
     code, printed, _ = run("audit", *host, "k", "e.safetensors", "--label", "1", "--json")
     assert code == 0
     assert next(row["name"] for row in json.loads(printed)["rows"]) == "host"
+
+
+def test_an_interrupted_fit_says_how_to_go_on(run, monkeypatch):
+    from koopman_interp.gradient_descent import Trainer
+
+    descend, taken = Trainer._descend, []
+
+    def interrupted(trainer, step):
+        taken.append(step)
+        if len(taken) == 15:
+            raise KeyboardInterrupt
+        descend(trainer, step)
+
+    monkeypatch.setattr(Trainer, "_descend", interrupted)
+    Path("fit.json").write_text(json.dumps({"steps": 20, "hidden": [8], "evaluate_every": 10}))
+    run("observe", "own_host:model", "own_host:data", "--out", "t.safetensors")
+    arguments = ("fit", "t.safetensors", "--out", "k", "--config", "fit.json", "--checkpoint", "c.safetensors")
+    code, _, err = run(*arguments)
+    assert code == 1
+    assert "c.safetensors holds step 10" in err
+    assert "resume" in err
+    assert run(*arguments, "--resume")[0] == 0
 
 
 def test_adapters_are_listed(run):
