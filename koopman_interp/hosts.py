@@ -34,7 +34,7 @@ SiteSelection = str | Sequence[str] | Callable[[str], bool] | None
 class Host(Protocol):
     """A model whose states can be read and written at named sites.
 
-    `koopman_interp.testing.HostContract` states the laws that each implementation must keep.
+    Reading never changes a value, and both contexts leave no trace on any exit.
     """
 
     adapter: ClassVar[str]
