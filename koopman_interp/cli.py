@@ -41,9 +41,13 @@ def demo(out: Path, label: int, strength: float, seed: int) -> None:
 
     from koopman_interp.demo import run_demo
 
-    torch.set_num_threads(1)  # its matrices are too small to be worth sharing out
     command = f"koopman-interp demo --out {out} --label {label} --strength {strength:g} --seed {seed}"
-    page = run_demo(out, label=label, strength=strength, seed=seed, say=click.echo, command=command)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # its matrices are too small to be worth sharing out
+    try:
+        page = run_demo(out, label=label, strength=strength, seed=seed, say=click.echo, command=command)
+    finally:
+        torch.set_num_threads(threads)
     click.echo(f"Report: {page}")
 
 

@@ -8,6 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub or
 os.environ["MPLBACKEND"] = "Agg"
 
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
 
 import pytest
 import torch
@@ -22,8 +24,12 @@ settings.register_profile("tests", deadline=None, max_examples=25, derandomize=T
 settings.load_profile("tests")
 
 
-def _small_host() -> ResidualMLP:
-    """Untrained, with batch norms whose running statistics are not those of a fresh layer, in eval mode."""
+@cache
+def _small_host_made_once() -> ResidualMLP:
+    """Untrained, with batch norms whose running statistics are not those of a fresh layer, in eval mode.
+
+    Made once a session: its sums depend, in the last bit, on how many threads torch has at the time.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = ResidualMLP(inputs=4, width=10, blocks=4, outputs=3)
@@ -32,6 +38,10 @@ def _small_host() -> ResidualMLP:
             for _ in range(3):
                 model(torch.randn(64, 4))
     return model.eval()
+
+
+def _small_host() -> ResidualMLP:
+    return deepcopy(_small_host_made_once())
 
 
 @pytest.fixture

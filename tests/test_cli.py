@@ -154,6 +154,16 @@ def test_the_demo_writes_a_run_that_loads(tmp_path, monkeypatch):
     assert {path.suffix for path in (tmp_path / "run" / "figures").iterdir()} == {".png", ".svg"}
 
 
+def test_a_command_leaves_the_number_of_threads_as_it_was(run):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert run("demo", "--label", "7")[0] == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_yin_yang_is_balanced_and_inside_its_disc():
     x, y = yin_yang(3000, seed=3)
     assert torch.bincount(y).tolist() == [1000, 1000, 1000]
