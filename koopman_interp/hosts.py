@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from koopman_interp.errors import HostMismatchError, InputError, UnsupportedHostError, nearest
+from koopman_interp.tokens import Tokens
 
 ENTRY_POINT_GROUP = "koopman_interp.hosts"
 
@@ -34,7 +35,8 @@ SiteSelection = str | Sequence[str] | Callable[[str], bool] | None
 class Host(Protocol):
     """A model whose states can be read and written at named sites.
 
-    Reading never changes a value, and both contexts leave no trace on any exit.
+    Reading never changes a value, and no context leaves a trace on any exit. `koopman_interp.testing.HostContract`
+    holds these laws as tests.
     """
 
     adapter: ClassVar[str]
@@ -62,14 +64,49 @@ class Host(Protocol):
         """
         ...
 
-    def hooked(self, hooks: Mapping[str, Hook]) -> AbstractContextManager[None]:
-        """Call each hook whenever its site is reached; all are removed on any exit."""
+    def call(self, batch: Any) -> Any:
+        """Call the model on a batch, moved to its device: a tensor, or a mapping of what the framework calls with.
+
+        Token batches are mappings in the conventions of Hugging Face: `input_ids`, `attention_mask`, …
+        """
+        ...
+
+    def tokenize(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+        """Turn texts into one padded batch for `call`, with its `attention_mask`.
+
+        Raises:
+            InputError: the host has no tokenizer.
+        """
+        ...
+
+    def passes(
+        self, begin: Callable[[Tokens | None], None], end: Callable[[], None] | None = None
+    ) -> AbstractContextManager[None]:
+        """Call `begin` as each forward pass starts, with its tokens where it has any, and `end` when it is done.
+
+        A pass that raises has no end. Both are removed on any exit.
+        """
+        ...
+
+    def hooked(self, hooks: Mapping[str, Hook], *, first: bool = False) -> AbstractContextManager[None]:
+        """Call each hook whenever its site is reached; all are removed on any exit.
+
+        Args:
+            hooks: by site.
+            first: before the hooks that are there already, so that every other reader of the site sees what these
+                write. Otherwise after them.
+        """
         ...
 
     def replaced(self, source: str, target: str, advance: Callable[[Tensor], Tensor]) -> AbstractContextManager[bool]:
         """Put `advance(state at source)` at target, skipping the compute between where that is possible.
 
-        The context's value says whether the compute is skipped.
+        Hooks of others at both ends still fire, those at the target with the new state. The context's value says
+        whether the compute is skipped.
+
+        Raises:
+            InputError: during a pass that cannot do without the skipped blocks, such as one that reads a cache which
+                only they would have filled.
         """
         ...
 
@@ -192,12 +229,16 @@ def weight_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def run(model: nn.Module, x: Any) -> Any:
-    """Call a model on a batch, moved to the model's device: a tensor, or a mapping of keyword arguments."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if isinstance(x, Mapping):
-        return model(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in x.items()})
-    return model(x.to(device) if isinstance(x, Tensor) else x)
+def moved_to(device: torch.device, batch: Any) -> Any:
+    """Return a batch with its tensors on a device: a tensor, or a mapping that holds some."""
+    if isinstance(batch, Mapping):
+        return {name: moved_to(device, value) for name, value in batch.items()}
+    return batch.to(device) if isinstance(batch, Tensor) else batch
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of a model's first parameter that has one of its own; the CPU without any."""
+    return next((parameter.device for parameter in model.parameters() if not parameter.is_meta), torch.device("cpu"))
 
 
 def logits_of(output: Any) -> Tensor:

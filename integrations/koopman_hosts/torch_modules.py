@@ -1,15 +1,18 @@
 """The adapter for any `torch.nn.Module`.
 
 A site is the output of a submodule, spelt as its name in `named_modules()`, or its input, spelt with
-`:input` behind it. The default sites are the residual stream: the input of the first of a run of same-typed
-blocks, and the output of each. Costs nothing until hooked; knows nothing of surrogates.
+`:input` behind it. A module that is called several times in a pass has one site a call: `#0`, `#1`, … behind that. The
+default sites are the residual stream: the input of the first of a run of same-typed blocks, and the output of each.
+Hugging Face models are such models. Costs nothing until hooked; knows nothing of surrogates.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -17,11 +20,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from koopman_interp.errors import UnknownSiteError, UnsupportedHostError, nearest
-from koopman_interp.hosts import Hook, SiteSelection
+from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
+from koopman_interp.hosts import Hook, SiteSelection, device_of, moved_to
+from koopman_interp.tokens import Tokens, padded
 
 INPUT = ":input"
 _CONTAINERS = (nn.ModuleList, nn.Sequential)
+_SUFFIX = re.compile(r"(:input)?(#\d+)?$")
 
 
 class TorchHost:
@@ -35,9 +40,11 @@ class TorchHost:
     priority: ClassVar[int] = 0
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        # A compiled model is a wrapper around the one that was given to torch.compile.
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.basis = "module outputs"
-        self._modules = dict(model.named_modules())
+        self._modules = dict(self.model.named_modules())
+        self._wrapped = model is not self.model
 
     @classmethod
     def accepts(cls, model: object) -> bool:
@@ -70,16 +77,60 @@ class TorchHost:
         sites = [site for pattern in patterns for site in self._matching(pattern, names)]
         return tuple(dict.fromkeys(sites))
 
+    def call(self, batch: Any) -> Any:
+        """Call the model, with a mapping as keyword arguments."""
+        batch = moved_to(device_of(self.model), batch)
+        return self.model(**batch) if isinstance(batch, Mapping) else self.model(batch)
+
+    def tokenize(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+        """Tokenise with the model's own tokenizer: its attribute, or the one saved beside its weights.
+
+        Raises:
+            InputError: it has neither.
+        """
+        tokenizer = getattr(self.model, "tokenizer", None) or _saved_tokenizer(self.model)
+        if tokenizer is None:
+            raise InputError(
+                f"{type(self.model).__name__} has no tokenizer, so it cannot be called with texts. Give one with "
+                "observe(…, tokenizer=…), or batches of tensors."
+            )
+        return padded(tokenizer, texts)
+
     @contextmanager
-    def hooked(self, hooks: Mapping[str, Hook]) -> Iterator[None]:
+    def passes(
+        self, begin: Callable[[Tokens | None], None], end: Callable[[], None] | None = None
+    ) -> Iterator[None]:
+        """Call `begin` and `end` around each call of the model."""
+        with ExitStack() as stack:
+            stack.enter_context(self._eager())
+
+            def started(_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                begin(Tokens.of_call(args, kwargs))
+
+            stack.callback(self.model.register_forward_pre_hook(started, with_kwargs=True).remove)
+            if end is not None:
+                done = end
+                stack.callback(self.model.register_forward_hook(lambda *_: done()).remove)
+            yield
+
+    @contextmanager
+    def hooked(self, hooks: Mapping[str, Hook], *, first: bool = False) -> Iterator[None]:
         """Call each hook with the state at its site; a returned tensor takes the state's place."""
         with ExitStack() as stack:
+            stack.enter_context(self._eager())
             for site, hook in hooks.items():
-                module = self._module(site)
-                if site.endswith(INPUT):
-                    handle = module.register_forward_pre_hook(partial(_at_input, hook), with_kwargs=True)
+                name, at_input, call = _parsed(site)
+                module = self._module(name)
+                if call is not None:
+                    counted = _OneCall(hook, call)
+                    stack.callback(self.model.register_forward_pre_hook(counted.restart).remove)
+                    hook = counted
+                if at_input:
+                    handle = module.register_forward_pre_hook(
+                        partial(_at_input, hook), with_kwargs=True, prepend=first
+                    )
                 else:
-                    handle = module.register_forward_hook(partial(_at_output, hook))
+                    handle = module.register_forward_hook(partial(_at_output, hook), prepend=first)
                 stack.callback(handle.remove)
             yield
 
@@ -95,21 +146,31 @@ class TorchHost:
             Whether the compute of the span is skipped.
         """
         skipped = self._blocks_between(source, target)
-        if not skipped:
-            carried: list[Tensor] = []
-            with self.hooked({source: lambda state: carried.append(state), target: lambda _: advance(carried.pop())}):
-                yield False
-            return
-        stand_ins = _SkippedSpan(skipped, advance)
         with ExitStack() as stack:
+            if not skipped:
+                carried: list[Tensor] = []
+                stack.enter_context(self.hooked({source: lambda state: carried.append(state)}))
+                stack.enter_context(self.hooked({target: lambda _: advance(carried.pop())}, first=True))
+                yield False
+                return
+            stand_ins = _SkippedSpan(skipped, advance)
+            if source in (run[0] + INPUT for run in self._runs()):
+                stack.callback(self.model.register_forward_pre_hook(_refuse_cache, with_kwargs=True).remove)
             stack.enter_context(self.hooked({source: stand_ins.read}))
             for index, block in enumerate(skipped):
                 stack.callback(_restore_forward, block, block.__dict__.get("forward"))
                 block.forward = stand_ins.forward_of(index)
             yield True
 
-    def _module(self, site: str) -> nn.Module:
-        name = site.removesuffix(INPUT)
+    def _eager(self) -> AbstractContextManager[Any]:
+        """Keep compiled code aside while hooks are on, since it was traced without them."""
+        compiled = any(
+            hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+            for module in self._modules.values()
+        )
+        return torch.compiler.set_stance("force_eager") if compiled or self._wrapped else nullcontext()
+
+    def _module(self, name: str) -> nn.Module:
         if name not in self._modules:
             known = [known for known in self._modules if known]
             raise UnknownSiteError(f"{type(self.model).__name__} has no module {name!r}. {nearest(name, known)}")
@@ -152,9 +213,10 @@ class TorchHost:
         return sum(parameter.numel() for name in names for parameter in self._modules[name].parameters())
 
     def _matching(self, pattern: str, names: Sequence[str]) -> list[str]:
-        stem = pattern.removesuffix(INPUT)
-        suffix = pattern[len(stem) :]
-        matches = [name + suffix for name in names if _glob(name.split("."), stem.split("."))]
+        suffix = _SUFFIX.search(pattern)
+        assert suffix is not None  # both of its parts may be empty
+        stem = pattern[: suffix.start()]
+        matches = [name + suffix[0] for name in names if _glob(name.split("."), stem.split("."))]
         if not matches:
             raise UnknownSiteError(
                 f"{type(self.model).__name__} has no module that matches {stem!r}. {nearest(stem, names)}"
@@ -173,6 +235,50 @@ class TorchHost:
                 first, last = run.index(source.removesuffix(INPUT)), run.index(target)
                 return [self._modules[name] for name in run[first : last + 1]]
         return []
+
+
+def _parsed(site: str) -> tuple[str, bool, int | None]:
+    """Part a site into the module's name, whether its input is meant, and which of its calls in a pass."""
+    suffix = _SUFFIX.search(site)
+    assert suffix is not None
+    call = suffix[2]
+    return site[: suffix.start()], suffix[1] is not None, None if call is None else int(call[1:])
+
+
+class _OneCall:
+    """A hook that acts at one of a module's calls in each pass."""
+
+    def __init__(self, hook: Hook, call: int) -> None:
+        self._hook, self._call, self._seen = hook, call, 0
+
+    def restart(self, *_: Any) -> None:
+        """Begin a pass; a pre-hook of the whole model."""
+        self._seen = 0
+
+    def __call__(self, state: Tensor) -> Tensor | None:
+        self._seen += 1
+        return self._hook(state) if self._seen == self._call + 1 else None
+
+
+def _saved_tokenizer(model: nn.Module) -> Any:
+    """Load the tokenizer saved beside a Hugging Face model's weights, if transformers is loaded already."""
+    transformers = sys.modules.get("transformers")
+    folder = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if transformers is None or not folder:
+        return None
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _refuse_cache(_model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+    if kwargs.get("past_key_values") is not None:
+        raise InputError(
+            "A span that starts at the first block cannot be replaced while a key-value cache is in use: the cache's "
+            "length is read from that block, which would be skipped. Patch with source=1 (or a later depth), or call "
+            "with use_cache=False."
+        )
 
 
 def _glob(name: Sequence[str], pattern: Sequence[str]) -> bool:
