@@ -49,7 +49,7 @@ from torch import Tensor, nn
 import koopman_interp as ki
 from koopman_interp.errors import NonFiniteError
 from koopman_interp.files import write_json
-from koopman_interp.layouts import to_rows
+from koopman_interp.layouts import shaped_like, to_rows
 from koopman_interp.tables import table
 from koopman_interp.testing import ResidualMLP, yin_yang
 
@@ -235,7 +235,7 @@ def replaced(model: nn.Module, koopman: ki.KoopmanAutoencoder, edit: EqualityEdi
 
     def put(state: Tensor) -> Tensor:
         z = koopman.encode(to_rows(state), 0).double() @ edit.power
-        return koopman.state_from_rows(koopman.decode(z.to(state.dtype), last), state, last)
+        return shaped_like(koopman.decode(z.to(state.dtype), last), state, koopman.config.shapes[last])
 
     with ki.host_for(model).replaced(koopman.sites[0], koopman.sites[-1], put):
         yield

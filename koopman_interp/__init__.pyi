@@ -20,5 +20,7 @@ from .hosts import host_for as host_for
 from .normalization import NormalizationConfig as NormalizationConfig
 from .observing import Tap as Tap
 from .observing import attach as attach
+from .patching import Patch as Patch
+from .patching import bake as bake
 from .patching import patched as patched
 from .trajectories import Trajectories as Trajectories

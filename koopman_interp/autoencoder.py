@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_json, write_tensors, write_text
 from koopman_interp.hosts import HostFingerprint, span
-from koopman_interp.layouts import from_rows, to_rows
+from koopman_interp.layouts import shaped_like, to_rows
 from koopman_interp.moments import Moments
 from koopman_interp.normalization import Normalization
 from koopman_interp.operators import operator
@@ -115,19 +115,19 @@ class PlainMLP(nn.Module):
 
     def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
         super().__init__()
-        self.layers = mlp(inputs, hidden, outputs)
+        self.nonlinear = mlp(inputs, hidden, outputs)
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Map rows."""
-        return self.layers(x)
+        return self.nonlinear(x)
 
     def layers_in(self) -> list[nn.Linear]:
         """The layer that sees the input first."""
-        return [_first_layer(self.layers)]
+        return [_first_layer(self.nonlinear)]
 
     def layers_out(self) -> list[nn.Linear]:
         """The layer whose output is the output."""
-        return [_last_layer(self.layers)]
+        return [_last_layer(self.nonlinear)]
 
 
 ARCHITECTURES: dict[str, type[LinearPlusNonlinear] | type[PlainMLP]] = {
@@ -221,15 +221,26 @@ class KoopmanAutoencoder(
 
     def predict_state(self, state: Float[Tensor, "..."], source: int, target: int) -> Float[Tensor, "..."]:
         """`predict` on a state in the host's own shape and dtype, between two depths."""
-        rows = self.predict(to_rows(state), source, target)
-        return self.state_from_rows(rows, state, target)
+        return shaped_like(self.predict(to_rows(state), source, target), state, self.config.shapes[target])
 
-    def state_from_rows(
-        self, rows: Float[Tensor, "sample width"], like: Float[Tensor, "..."], depth: int
-    ) -> Float[Tensor, "..."]:
-        """Give rows at a depth the host's own shape there, with batch, positions and dtype of another state."""
-        batch = like.shape[:2] if like.ndim == 3 else like.shape[:1]
-        return from_rows(rows, (*batch, *self.config.shapes[depth])).to(like.dtype)
+    def fwd_hooks(self, model: Any, edit: Any = None, *, mode: Literal["delta", "replace"] = "delta") -> list[Any]:
+        """Return a patch as hooks for TransformerLens's own `run_with_hooks(fwd_hooks=…)` and `hooks(fwd_hooks=…)`.
+
+        Args:
+            model: the host, a model of TransformerLens.
+            edit: an edit, several, or None.
+            mode: what `patched` does by that name; hooks skip no compute.
+
+        Returns:
+            Pairs of a hook name and a function `(tensor, hook)`.
+
+        Raises:
+            UnsupportedHostError: the host's framework has no such idiom.
+            HostMismatchError: the surrogate or an edit belongs to another host.
+        """
+        from koopman_interp.patching import fwd_hooks  # a convenience that looks up the layers, so at call time
+
+        return fwd_hooks(model, self, edit, mode)
 
     def digest(self) -> str:
         """Digest all that gives an edit of K its meaning: normalisation, encoder and operator."""

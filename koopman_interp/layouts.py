@@ -57,6 +57,19 @@ def from_rows(rows: Float[Tensor, "sample width"], shape: tuple[int, ...]) -> Fl
     raise UnsupportedHostError(f"A state of shape {shape} is none of {_SPELT}.")
 
 
+def shaped_like(
+    rows: Float[Tensor, "sample width"], state: Float[Tensor, "..."], shape: tuple[int, ...]
+) -> Float[Tensor, "..."]:
+    """Give rows the shape of one sample's state, with batch, positions, dtype and device of another state.
+
+    >>> import torch
+    >>> shaped_like(torch.zeros(6, 4), torch.zeros(2, 3, 8), (4,)).shape
+    torch.Size([2, 3, 4])
+    """
+    batch = state.shape[:2] if state.ndim == 3 else state.shape[:1]
+    return from_rows(rows, (*batch, *shape)).to(state)
+
+
 def row_origins(shape: tuple[int, ...]) -> tuple[Int[Tensor, "sample"], Int[Tensor, "sample"]]:
     """Say for each row of `to_rows` which batch entry and which position it came from.
 

@@ -73,21 +73,22 @@ class Normalization(nn.Module):
 
     def normalize(self, states: Float[Tensor, "*batch width"], depth: int) -> Float[Tensor, "*batch dimension"]:
         """Map states at a depth to the common space."""
-        mean, forward, _ = self._maps(depth)
+        mean, forward, _ = self.maps(depth)
         return (states.to(mean.dtype) - mean) @ forward
 
     def denormalize(self, points: Float[Tensor, "*batch dimension"], depth: int) -> Float[Tensor, "*batch width"]:
         """Map points of the common space back to states at a depth."""
-        mean, _, inverse = self._maps(depth)
+        mean, _, inverse = self.maps(depth)
         return mean + points @ inverse
 
     def denormalize_difference(
         self, difference: Float[Tensor, "*batch dimension"], depth: int
     ) -> Float[Tensor, "*batch width"]:
         """Map a difference of two points back to a difference of two states at a depth."""
-        return difference @ self._maps(depth)[2]
+        return difference @ self.maps(depth)[2]
 
-    def _maps(self, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    def maps(self, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean, forward and inverse of a depth."""
         return (
             self.get_buffer(f"mean_{depth}"),
             self.get_buffer(f"forward_{depth}"),
@@ -196,7 +197,7 @@ class _Moments:
             if self.config.align and depth < len(maps) - 1:
                 rotation = _procrustes(self._cross(depth, forward, last_forward))
                 forward, inverse = forward @ rotation, rotation.T @ inverse
-            buffers = normalization._maps(depth)
+            buffers = normalization.maps(depth)
             for buffer, value in zip(buffers, (self._mean(depth), forward, inverse), strict=True):
                 buffer.copy_(value)
         return normalization

@@ -84,6 +84,11 @@ class Operator(nn.Module, ABC):
         """Return `z @ (K^steps).T`; see `propagator`."""
         return self.propagator(steps)(z)
 
+    def power(self, steps: float) -> Matrix:
+        """Return K^steps as a dense matrix."""
+        eye = torch.eye(self.observables, dtype=self.matrix().dtype, device=self.matrix().device)
+        return self.advance(eye, steps).T
+
     def extra_repr(self) -> str:
         """Show the size in torch's own representation."""
         return f"observables={self.observables}" + ("" if self.rank is None else f", rank={self.rank}")
@@ -106,6 +111,10 @@ class DenseOperator(Operator):
         """Copy K."""
         with torch.no_grad():
             self.K.copy_(K)
+
+    def power(self, steps: float) -> Matrix:
+        """Return K^steps, by repeated squaring."""
+        return torch.linalg.matrix_power(self.K, int(steps)) if steps == int(steps) >= 0 else super().power(steps)
 
     def _propagator(self, steps: float) -> Propagator:
         def repeat(z: Tensor) -> Tensor:

@@ -1,31 +1,31 @@
-"""patched(): run a host with the dynamics of a surrogate, edited or not, in its forward pass.
+"""patched(): run a host with the dynamics of a surrogate, edited or not, in its forward pass; bake(): a copy that does.
 
-`delta` adds `D(P-edited motion) − D(unedited motion)` to the host's own state at the target, so that what the
-surrogate cannot explain passes through, and without an edit no bit changes. `replace` puts the surrogate's motion
-in place of the span and skips the blocks' compute where the host allows. Nothing is left behind on any exit.
+`delta` adds what the edits change to the host's own state at the target, so that what the surrogate cannot explain
+passes through, and without an edit no bit changes. `replace` puts the surrogate's motion in place of the span and
+skips the blocks' compute where the host allows. Nothing is left behind on any exit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
-from typing import Literal
+from types import TracebackType
+from typing import Any
 
 from torch import Tensor, nn
 
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import HostMismatchError, InputError
-from koopman_interp.hosts import Host, HostFingerprint, host_for, span
-from koopman_interp.layouts import to_rows
-from koopman_interp.operators import Propagator
+from koopman_interp.hosts import Host, HostFingerprint, device_of, host_for, span
+from koopman_interp.layouts import shaped_like, to_rows
+from koopman_interp.motion import Mode, Motion
+from koopman_interp.tokens import Positions, Tokens
 
-Mode = Literal["delta", "replace"]
 Edits = OperatorEdit | Sequence[OperatorEdit] | None
 
 
-@contextmanager
 def patched(
     model: nn.Module | Host,
     koopman: KoopmanAutoencoder,
@@ -34,9 +34,13 @@ def patched(
     mode: Mode = "delta",
     source: str | int | None = None,
     target: str | int | None = None,
+    positions: Positions = None,
     check_weights: bool = True,
-) -> Iterator[None]:
-    """Patch the surrogate's motion into a host's forward passes while the context lasts.
+) -> Patch:
+    """Patch the surrogate's motion into a host's forward passes.
+
+    As a context it lasts as long as the context; without one, `handle = patched(…).install()` lasts until
+    `handle.remove()`. Gradients flow through it to the host; the surrogate is a constant.
 
     Args:
         model: the host that the surrogate was fitted on.
@@ -45,11 +49,14 @@ def patched(
         mode: `delta` adds what the edit changes to the host's own state; `replace` overwrites it.
         source: site or depth where the span starts; None is the first.
         target: site or depth where it ends; None is the last.
+        positions: for tokens, places to patch, counted from each sequence's first real token on and through a
+            key-value cache: a slice, whole numbers, or a function from places `[batch, position]` to a mask. None
+            patches all. With some positions only, `replace` computes the span and overwrites it there.
         check_weights: refuse a host whose weights are not the ones fitted on. Off, a fine-tuned or relearning
             host is let through.
 
-    Yields:
-        Nothing; the model itself is what to call.
+    Returns:
+        The patch, not yet installed.
 
     Raises:
         HostMismatchError: the surrogate or an edit belongs to another host.
@@ -66,84 +73,180 @@ def patched(
         >>> torch.equal(patched, model(x))
         True
     """
-    if mode not in ("delta", "replace"):
-        raise InputError(f"mode={mode!r} is neither 'delta' nor 'replace'.")
-    host = host_for(model)
-    first, last = span(koopman.sites, source, target)
-    edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit or ())
-    _require_own(host, koopman, edits, check_weights)
-    motion = Motion(_on_device(koopman, host.model), first, last, edits)
-    sites = koopman.sites[first], koopman.sites[last]
-    with ExitStack() as stack:
-        if mode == "replace":
-            stack.enter_context(host.replaced(*sites, motion.replacement))
-        elif edits:
-            carried: list[Tensor] = []
-
-            def read(state: Tensor) -> None:
-                carried[:] = [state]
-
-            hooks = {sites[0]: read, sites[1]: lambda state: motion.added(state, carried.pop())}
-            stack.enter_context(host.hooked(hooks))
-        yield
+    return Patch(host_for(model), koopman, edit, mode, (source, target), positions, check_weights)
 
 
-class Motion:
-    """The surrogate's motion over a span, with and without edits, on states in the host's own shape.
+def bake(
+    model: nn.Module,
+    koopman: KoopmanAutoencoder,
+    edit: Edits = None,
+    *,
+    mode: Mode = "delta",
+    source: str | int | None = None,
+    target: str | int | None = None,
+    positions: Positions = None,
+    check_weights: bool = True,
+) -> nn.Module:
+    """Return a copy of a model that carries a patch as a module of its own.
+
+    The copy is called as the model is, is patched wherever it goes, and can be deep-copied. The patch is its submodule
+    `koopman_patch`, so its state dict holds the patch too; another copy baked with an edit of the same rank and
+    span loads it. The given model is left as it was.
 
     Args:
-        koopman: the surrogate, on the host's device.
-        first: depth of the source.
-        last: depth of the target.
-        edits: in the order in which they act at their depths.
+        model: the host that the surrogate was fitted on.
+        koopman: the surrogate.
+        edit: an edit, several, or None.
+        mode: `delta` or `replace`; see `patched`.
+        source: site or depth where the span starts; None is the first.
+        target: site or depth where it ends; None is the last.
+        positions: places to patch; see `patched`.
+        check_weights: refuse a host whose weights are not the ones fitted on.
+
+    Returns:
+        The copy, in the mode (train or eval) of the model.
+
+    Raises:
+        HostMismatchError: the surrogate or an edit belongs to another host.
+        InputError: the span is not one, or an edit acts outside of it.
+    """
+    copy = deepcopy(model)
+    patch = Patch(host_for(copy), koopman, edit, mode, (source, target), positions, check_weights).install()
+    copy.add_module("koopman_patch", patch.motion)
+    return copy
+
+
+def fwd_hooks(
+    model: nn.Module | Host, koopman: KoopmanAutoencoder, edit: Edits, mode: Mode = "delta"
+) -> list[tuple[str, Callable[..., Any]]]:
+    """Return a patch as hooks in the host framework's own idiom; `KoopmanAutoencoder.fwd_hooks` is its public name."""
+    patch = Patch(host_for(model), koopman, edit, mode, (None, None), None, True)
+    return patch.host.fwd_hooks(patch.hooks())
+
+
+class Patch:
+    """A patch of a host, made by `patched`: a context manager, and a handle with `install` and `remove`.
+
+    Attributes:
+        host: what is patched.
+        motion: the surrogate's motion over the span, on the host's device.
+        source: site where the span starts.
+        target: site where it ends.
     """
 
-    def __init__(self, koopman: KoopmanAutoencoder, first: int, last: int, edits: Sequence[OperatorEdit]) -> None:
-        for edit in edits:
-            if not first <= edit.depth <= last:
-                raise InputError(
-                    f"The edit {edit.description!r} acts at {edit.site!r}, outside the patched span from "
-                    f"{koopman.sites[first]!r} to {koopman.sites[last]!r}. Widen the span, or erase at a site in it."
-                )
-        self.koopman = koopman
-        self.first, self.last = first, last
-        self.edits = tuple(edits)
-        self._legs = self._planned()
+    def __init__(
+        self,
+        host: Host,
+        koopman: KoopmanAutoencoder,
+        edit: Edits,
+        mode: Mode,
+        ends: tuple[str | int | None, str | int | None],
+        positions: Positions,
+        check_weights: bool,
+    ) -> None:
+        if mode not in ("delta", "replace"):
+            raise InputError(f"mode={mode!r} is neither 'delta' nor 'replace'.")
+        edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit or ())
+        first, last = span(koopman.sites, *ends)
+        _require_own(host, koopman, edits, check_weights)
+        self.host = host
+        self.mode = mode
+        self.source, self.target = koopman.sites[first], koopman.sites[last]
+        self.positions = positions
+        self._shape = koopman.config.shapes[last]
+        # Gone are edits of strength nothing: they would cost what an edit costs.
+        acting = [one for one in edits if one.directions.any()]
+        self._idle = mode == "delta" and not acting
+        # In `delta` mode the motion of no edit is still checked for its span.
+        self.motion = Motion(koopman, first, last, edits if self._idle else acting, mode).to(device_of(host.model))
+        self._state: Tensor | None = None
+        self._tokens: Tokens | None = None
+        self._installed: ExitStack | None = None
 
-    def advanced(self, z: Tensor, *, edited: bool) -> Tensor:
-        """Move observables from source to target, through the edits on the way."""
-        # Both motions take the same legs, so that an edit of strength nothing rounds to nothing.
-        for propagate, edit in self._legs:
-            z = propagate(z)
-            if edited and edit is not None:
-                z = edit(z)
-        return z
+    def __repr__(self) -> str:
+        where = f"{type(self.host.model).__name__}, {self.source!r} to {self.target!r}"
+        return f"Patch({where}, {self.mode}, {'installed' if self._installed else 'not installed'})"
 
-    def replacement(self, state: Tensor) -> Tensor:
-        """Return the state at the target from the state at the source, as the edited surrogate has it."""
-        z = self.advanced(self.koopman.encode(to_rows(state), self.first), edited=True)
-        return self.koopman.state_from_rows(self.koopman.decode(z, self.last), state, self.last)
+    def install(self) -> Patch:
+        """Patch the host until `remove` is called.
 
-    def added(self, state: Tensor, source: Tensor) -> Tensor:
-        """Return the host's state at the target with the edit's change added to it."""
-        z = self.koopman.encode(to_rows(source), self.first)
-        change = self.koopman.decoder(self.advanced(z, edited=True)) - self.koopman.decoder(
-            self.advanced(z, edited=False)
-        )
-        rows = self.koopman.normalization.denormalize_difference(change, self.last)
-        return state + self.koopman.state_from_rows(rows, state, self.last)
+        Raises:
+            InputError: it is installed already.
+        """
+        if self._installed is not None:
+            raise InputError("This patch is installed already. Remove it first, or make another with patched(…).")
+        with ExitStack() as stack:
+            if self.positions is not None:
+                stack.enter_context(self.host.passes(self._begin))
+            if self.mode == "replace" and self.positions is None:
+                stack.enter_context(self.host.replaced(self.source, self.target, self._advance))
+            elif not self._idle:
+                hooks = self.hooks()
+                stack.enter_context(self.host.hooked({self.source: hooks[self.source]}))
+                stack.enter_context(self.host.hooked({self.target: hooks[self.target]}, first=True))
+            self._installed = stack.pop_all()
+        return self
 
-    def _planned(self) -> list[tuple[Propagator, OperatorEdit | None]]:
-        """Cut the span at the depths where edits act: the power of K to take, then the edit to apply."""
-        legs: list[tuple[Propagator, OperatorEdit | None]] = []
-        here = self.first
-        for edit in sorted(self.edits, key=lambda edit: edit.depth):
-            legs.append((self._power(here, edit.depth), edit))
-            here = edit.depth
-        return [*legs, (self._power(here, self.last), None)]
+    def remove(self) -> None:
+        """Leave the host as it was before `install`; does nothing a second time."""
+        installed, self._installed = self._installed, None
+        self._state = self._tokens = None
+        if installed is not None:
+            installed.close()
 
-    def _power(self, source: int, target: int) -> Propagator:
-        return self.koopman.operator.propagator(self.koopman.steps(source, target))
+    def __enter__(self) -> Patch:
+        return self.install()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def hooks(self) -> dict[str, Callable[[Tensor], Tensor | None]]:
+        """Return the hooks that read at the source and write at the target."""
+        return {self.source: self._read, self.target: self._write}
+
+    def _begin(self, tokens: Tokens | None) -> None:
+        self._tokens = tokens
+
+    def _read(self, state: Tensor) -> None:
+        self._state = state
+
+    def _write(self, state: Tensor) -> Tensor:
+        source, self._state = self._state, None
+        if source is None:
+            raise InputError(
+                f"The pass reached {self.target!r} before {self.source!r}, so there is nothing to move on from."
+            )
+        rows = to_rows(source)
+        where = None if self.positions is None else self._chosen(state).flatten().nonzero().squeeze(1)
+        moved = self.motion(rows if where is None else rows[where.to(rows.device)])
+        if where is None:
+            return self._put(state, shaped_like(moved, state, self._shape))
+        chosen = self._put(to_rows(state)[where], moved.to(state))
+        return to_rows(state).index_copy(0, where, chosen).view_as(state)
+
+    def _put(self, state: Tensor, moved: Tensor) -> Tensor:
+        return state + moved if self.mode == "delta" else moved
+
+    def _advance(self, state: Tensor) -> Tensor:
+        return shaped_like(self.motion(to_rows(state)), state, self._shape)
+
+    def _chosen(self, state: Tensor) -> Tensor:
+        """Mark the rows of a state `[batch, position, width]` that are to be patched."""
+        if state.ndim != 3:
+            raise InputError(
+                f"Positions choose among tokens, but the state at {self.target!r} has the shape {tuple(state.shape)}; "
+                "expected [batch, position, width]. Patch without positions."
+            )
+        shape = (state.shape[0], state.shape[1])
+        tokens = self._tokens if self._tokens is not None else Tokens.of_mask(None, shape, 0, state)
+        if tokens.shape != shape:
+            raise InputError(
+                f"The pass was called with {tokens.shape} tokens (batch, position), but the state at {self.target!r} "
+                f"has {shape}, so their places are not known. Patch without positions."
+            )
+        return tokens.at(self.positions).to(state.device)
 
 
 def _require_own(host: Host, koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], check_weights: bool) -> None:
@@ -158,12 +261,3 @@ def _require_own(host: Host, koopman: KoopmanAutoencoder, edits: Sequence[Operat
                 f"The edit {edit.description!r} was made for another surrogate of this host. "
                 "Make it anew from this one: the moments are kept with it."
             )
-
-
-def _on_device(koopman: KoopmanAutoencoder, model: nn.Module) -> KoopmanAutoencoder:
-    """Return the surrogate where the model is; the caller's own stays where it was."""
-    parameter = next(model.parameters(), None)
-    own = next(koopman.parameters()).device
-    if parameter is None or parameter.device == own:
-        return koopman
-    return deepcopy(koopman).to(parameter.device)
