@@ -194,6 +194,14 @@ class Patch:
         if installed is not None:
             installed.close()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Patch:
+        """Copy along with a model that carries this patch; the copy's hooks are the copied model's own."""
+        copied = Patch.__new__(Patch)
+        memo[id(self)] = copied
+        for name, value in vars(self).items():
+            setattr(copied, name, None if name == "_installed" else deepcopy(value, memo))
+        return copied
+
     def __enter__(self) -> Patch:
         return self.install()
 
@@ -240,7 +248,7 @@ class Patch:
                 "expected [batch, position, width]. Patch without positions."
             )
         shape = (state.shape[0], state.shape[1])
-        tokens = self._tokens if self._tokens is not None else Tokens.of_mask(None, shape, 0, state)
+        tokens = self._tokens if self._tokens is not None else Tokens.of_mask(None, shape, None, state)
         if tokens.shape != shape:
             raise InputError(
                 f"The pass was called with {tokens.shape} tokens (batch, position), but the state at {self.target!r} "

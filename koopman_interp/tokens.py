@@ -1,13 +1,13 @@
 """The tokens of one forward pass: which rows of a state are real, and where in its sequence each one stands.
 
-Knows the conventions of Hugging Face models (`input_ids`, `attention_mask`, `position_ids`, `past_key_values`),
-which host frameworks share, and nothing of models themselves.
+Knows the conventions of Hugging Face models (`input_ids`, `attention_mask`, `position_ids`, a cache), which host
+frameworks share, and nothing of models themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -71,19 +71,24 @@ class Tokens:
             return None
         entries = ids if ids is not None else embedded
         assert entries is not None
-        cached = _cached_length(kwargs.get("past_key_values"))
-        return cls.of_mask(kwargs.get("attention_mask"), (entries.shape[0], entries.shape[1]), cached, entries, ids)
+        told = kwargs.get("position_ids")
+        tokens = cls.of_mask(
+            kwargs.get("attention_mask"), (entries.shape[0], entries.shape[1]), cache_of(kwargs), entries, ids
+        )
+        if isinstance(told, Tensor) and told.ndim == 2 and told.shape[1] == entries.shape[1]:
+            return replace(tokens, place=told.to(entries.device).expand(tokens.shape))
+        return tokens
 
     @classmethod
     def of_mask(
-        cls, mask: Any, shape: tuple[int, int], cached: int, like: Tensor, ids: Tensor | None = None
+        cls, mask: Any, shape: tuple[int, int], cache: Any, like: Tensor, ids: Tensor | None = None
     ) -> Tokens:
         """Build from an attention mask `[batch, cached + position]`, or without one where nothing is padded.
 
         Args:
             mask: the mask; anything that is not one of this shape is taken as no padding.
             shape: batch and positions of the pass.
-            cached: tokens that stand before these in a cache.
+            cache: of the tokens before these; None where there is none.
             like: a tensor on the device to use.
             ids: token ids.
 
@@ -96,8 +101,14 @@ class Tokens:
             place = attended.long().cumsum(1) - 1
             return cls(attended[:, -positions:], place[:, -positions:].clamp_min(0), ids)
         real = torch.ones(batch, positions, dtype=torch.bool, device=like.device)
+        cached = _cached_length(cache)
         place = torch.arange(cached, cached + positions, device=like.device).expand(batch, -1)
         return cls(real, place, ids)
+
+
+def cache_of(kwargs: Mapping[str, Any]) -> Any:
+    """Find the cache that a call is given: `past_key_values`, or `cache` as newer models have it."""
+    return next((kwargs[name] for name in ("past_key_values", "cache") if kwargs.get(name) is not None), None)
 
 
 def padded(tokenizer: Any, texts: Sequence[str], **settings: Any) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
 from koopman_interp.hosts import Hook, SiteSelection, device_of, moved_to
-from koopman_interp.tokens import Tokens, padded
+from koopman_interp.tokens import Tokens, cache_of, padded
 
 INPUT = ":input"
 _CONTAINERS = (nn.ModuleList, nn.Sequential)
@@ -280,7 +280,7 @@ def _saved_tokenizer(model: nn.Module) -> Any:
 
 
 def _refuse_cache(_model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-    if kwargs.get("past_key_values") is not None:
+    if cache_of(kwargs) is not None:
         raise InputError(
             "A span that starts at the first block cannot be replaced while a key-value cache is in use: the cache's "
             "length is read from that block, which would be skipped. Patch with source=1 (or a later depth), or call "
