@@ -8,7 +8,7 @@ rest of the package knows only rows `[sample, width]`: one sample per batch entr
 from __future__ import annotations
 
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, arange
 
 from koopman_interp.errors import UnsupportedHostError
@@ -80,10 +80,3 @@ def row_origins(shape: tuple[int, ...]) -> tuple[Int[Tensor, "sample"], Int[Tens
     positions = shape[1] if len(shape) == 3 else 1
     rows = arange(shape[0] * positions)
     return rows // positions, rows % positions
-
-
-def kept_rows(mask: Tensor, shape: tuple[int, ...]) -> Bool[Tensor, "sample"] | None:
-    """Turn an attention mask `[batch, position]` into a row mask, or None where it does not fit the state."""
-    if len(shape) == 3 and tuple(mask.shape) == tuple(shape[:2]):
-        return mask.bool().flatten()
-    return None

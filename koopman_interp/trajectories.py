@@ -7,8 +7,9 @@ of each row. It knows nothing of models; what it remembers of its host is a fing
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts import HostFingerprint, span
+
+IGNORED = -100
+"""Label of what is to be left out, in the convention of Hugging Face."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,8 +34,10 @@ class Trajectories:
         times: time of each depth in operator steps, strictly increasing; 1 per layer unless told otherwise.
         host: fingerprint of the host they were observed on.
         sequence: `[sample]`, which of the observed inputs each row belongs to.
-        position: `[sample]`, where in that input it stood (0 for inputs without positions).
+        position: `[sample]`, where in that input it stood (0 for inputs without positions); for tokens, counted from
+            the first real one.
         labels: `[sample]` class of each row, or None.
+        tokens: `[sample]` token id of each row, or None where the host was not called with any.
         shapes: shape of one sample's state in the host, per depth: `(width,)`, or `(channel, height, width)`.
     """
 
@@ -42,6 +48,7 @@ class Trajectories:
     sequence: Int[Tensor, "sample"]
     position: Int[Tensor, "sample"]
     labels: Int[Tensor, "sample"] | None = None
+    tokens: Int[Tensor, "sample"] | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
@@ -59,6 +66,8 @@ class Trajectories:
             raise InputError(f"All depths need the same number of samples; got {sorted(lengths)}.")
         if self.labels is not None and len(self.labels) != len(self):
             raise InputError(f"Expected {len(self)} labels, one a sample; got {len(self.labels)}.")
+        if self.tokens is not None and len(self.tokens) != len(self):
+            raise InputError(f"Expected {len(self)} token ids, one a sample; got {len(self.tokens)}.")
 
     def __len__(self) -> int:
         return len(self.states[0])
@@ -95,15 +104,65 @@ class Trajectories:
             sequence=self.sequence[rows],
             position=self.position[rows],
             labels=None if self.labels is None else self.labels[rows],
+            tokens=None if self.tokens is None else self.tokens[rows],
         )
 
-    def with_labels(self, labels: Sequence[int] | Tensor) -> Trajectories:
+    def with_labels(self, labels: Any) -> Trajectories:
         """Return the same trajectories with labels, one a sample or one an observed input.
 
+        Samples with the label -100, which marks what is to be ignored in the convention of Hugging Face, are
+        left out.
+
         Raises:
-            InputError: the number of labels fits neither.
+            InputError: the number of labels fits neither, or they are not whole numbers.
         """
-        return replace(self, labels=labels_of_rows(labels, self.sequence))
+        found = labels_of_rows(labels, self.sequence)
+        labelled = replace(self, labels=found)
+        return labelled[found != IGNORED] if bool((found == IGNORED).any()) else labelled
+
+    @classmethod
+    def concatenate(cls, parts: Iterable[Trajectories], *, same_inputs: bool = False) -> Trajectories:
+        """Join trajectories of one host, those of `Tap.stream` for instance.
+
+        The parts are read once; beside the result, at most one depth is held twice.
+
+        Args:
+            parts: what to join, in order.
+            same_inputs: equal numbers in `sequence` mean the same input, as in parts of one whole. Otherwise each
+                part holds inputs of its own, and where its numbers do not lie after those before, they are counted on.
+
+        Returns:
+            All their samples.
+
+        Raises:
+            InputError: there are none, or they differ in host, sites, times, widths, or in having labels or tokens.
+        """
+        first: Trajectories | None = None
+        states: list[list[Tensor]] = []
+        sequences: list[Tensor] = []
+        rest: dict[str, list[Tensor]] = {"position": [], "labels": [], "tokens": []}
+        following = 0
+        for part in parts:
+            if first is None:
+                # Its rows are not held on to, so that each depth can be freed as it is joined.
+                first = replace(part[:0], states=tuple(state[:0].clone() for state in part.states))
+                states = [[] for _ in part.states]
+            _require_alike(first, part)
+            for depth, state in zip(states, part.states, strict=True):
+                depth.append(state)
+            sequence = part.sequence
+            if len(part):
+                if not same_inputs and int(sequence.min()) < following:
+                    sequence = sequence + following
+                following = max(following, int(sequence.max()) + 1)
+            sequences.append(sequence)
+            for name, found in rest.items():
+                found.extend(tensor for tensor in [getattr(part, name)] if tensor is not None)
+            del part
+        if first is None:
+            raise InputError("There are no trajectories to concatenate.")
+        joined: dict[str, Any] = {name: torch.cat(found) if found else None for name, found in rest.items()}
+        return replace(first, states=tuple(map(_drained, states)), sequence=torch.cat(sequences), **joined)
 
     def between(self, source: str | int | None = None, target: str | int | None = None) -> Trajectories:
         """Keep the depths of a span, both ends included; times start where they were."""
@@ -141,6 +200,40 @@ class Trajectories:
         second = torch.isin(self.sequence, inputs[order[:held]])
         return self[~second], self[second]
 
+    def text(self, row: int, tokenizer: Any, *, around: int = 16) -> str:
+        """Show the token of a row in its text, between ⟦ and ⟧: `Once upon a⟦ time⟧, there was`.
+
+        The text is made of the rows that are here: it ends, with an ellipsis, where the neighbouring token was
+        skipped or is not among them.
+
+        Args:
+            row: index of the row.
+            tokenizer: of Hugging Face's kind; its `decode` turns ids to text.
+            around: the most tokens to show on each side.
+
+        Returns:
+            The text.
+
+        Raises:
+            InputError: the trajectories hold no token ids.
+        """
+        if self.tokens is None:
+            raise InputError(
+                "These trajectories hold no token ids: the host was not called with any, or they were written before "
+                "ids were kept. Observe anew."
+            )
+        of_input = (self.sequence == self.sequence[row]).nonzero().squeeze(1)
+        at = {int(self.position[other]): int(self.tokens[other]) for other in of_input}
+        here = int(self.position[row])
+        start = next(place for place in range(here, -1, -1) if place - 1 not in at or place == here - around)
+        stop = next(place for place in count(here + 1) if place not in at or place == here + around + 1)
+        ids = [at[place] for place in range(start, stop)]
+        whole = tokenizer.decode(ids)
+        # Decoded on its own a token can lose its leading space, so it is cut out of the whole.
+        cut = [_shared(tokenizer.decode(ids[:end]), whole) for end in (here - start, here - start + 1)]
+        before, after = "… " if start > 0 else "", " …" if stop in at else ""
+        return f"{before}{whole[: cut[0]]}⟦{whole[cut[0] : cut[1]]}⟧{whole[cut[1] :]}{after}"
+
     def require_finite(self) -> None:
         """Check that all states are finite.
 
@@ -161,6 +254,8 @@ class Trajectories:
         tensors |= {"sequence": self.sequence, "position": self.position}
         if self.labels is not None:
             tensors["labels"] = self.labels
+        if self.tokens is not None:
+            tensors["tokens"] = self.tokens
         header: dict[str, Any] = {
             "sites": self.sites,
             "times": self.times,
@@ -188,21 +283,36 @@ class Trajectories:
                 sequence=tensors["sequence"],
                 position=tensors["position"],
                 labels=tensors.get("labels"),
+                tokens=tensors.get("tokens"),
             )
         except KeyError as error:
             raise FileFormatError(f"{path} lacks parts of trajectories. Write it again from its source.") from error
 
 
-def labels_of_rows(labels: Sequence[int] | Tensor, sequence: Int[Tensor, "sample"]) -> Int[Tensor, "sample"]:
+def whole_numbers(labels: Any) -> Int[Tensor, "_"]:
+    """Flatten labels, a tensor or lists nested to any depth, to one axis.
+
+    Raises:
+        InputError: they are not whole numbers.
+    """
+    if isinstance(labels, (list, tuple)) and any(isinstance(part, (list, tuple, Tensor)) for part in labels):
+        return torch.cat([whole_numbers(part) for part in labels])
+    try:
+        given = torch.as_tensor(labels).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"Labels are whole numbers, one a class; got {type(labels).__name__}: {error}.") from error
+    if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
+        raise InputError(f"Labels are whole numbers, one a class; got {given.dtype}.")
+    return given.flatten().long()
+
+
+def labels_of_rows(labels: Any, sequence: Int[Tensor, "sample"]) -> Int[Tensor, "sample"]:
     """Bring labels, one a row or one an observed input, to one a row.
 
     Raises:
         InputError: their number fits neither, or they are not whole numbers.
     """
-    given = torch.as_tensor(labels).cpu()
-    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-        raise InputError(f"Labels are whole numbers, one a class; got {given.dtype}.")
-    given = given.flatten().long()
+    given = whole_numbers(labels)
     if len(given) == len(sequence):
         return given
     inputs = int(sequence.max()) + 1 if len(sequence) else 0
@@ -213,3 +323,27 @@ def labels_of_rows(labels: Sequence[int] | Tensor, sequence: Int[Tensor, "sample
         + (f", or {inputs:,}, one an observed input" if inputs != len(sequence) else "")
         + f"; got {len(given):,}."
     )
+
+
+def _shared(first: str, second: str) -> int:
+    """Length of the longest common beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(first), len(second)))
+
+
+def _require_alike(first: Trajectories, part: Trajectories) -> None:
+    first.host.require(part.host, "part of the trajectories")
+    for name in ("sites", "times", "shapes", "widths"):
+        ours, theirs = getattr(first, name), getattr(part, name)
+        if ours != theirs:
+            raise InputError(f"Parts to concatenate need the same {name}; got {ours} and {theirs}.")
+    for name in ("labels", "tokens"):
+        if (getattr(first, name) is None) != (getattr(part, name) is None):
+            raise InputError(f"Some parts have {name} and others have none. Give {name} with all or with none.")
+
+
+def _drained(parts: list[Tensor]) -> Tensor:
+    """Join parts and let go of them."""
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    parts.clear()
+    return whole

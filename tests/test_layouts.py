@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from koopman_interp.errors import UnsupportedHostError
-from koopman_interp.layouts import from_rows, kept_rows, row_origins, to_rows
+from koopman_interp.layouts import from_rows, row_origins, to_rows
 
 shapes = st.lists(st.integers(1, 5), min_size=2, max_size=4).map(tuple)
 
@@ -51,17 +51,3 @@ def test_other_numbers_of_axes_are_refused_with_the_shape(shape):
             call()
         assert str(tuple(shape)) in str(caught.value)
         assert isinstance(caught.value, TypeError)
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
-def test_a_mask_keeps_the_rows_of_its_true_positions(dtype):
-    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]).to(dtype)
-    x = numbered((2, 3, 4))
-    keep = kept_rows(mask, tuple(x.shape))
-    assert torch.equal(to_rows(x)[keep], torch.stack([x[0, 0], x[0, 1], x[1, 0]]))
-
-
-@pytest.mark.parametrize("shape", [(2, 3), (2, 4, 8), (3, 3, 8), (2, 3, 4, 4)])
-def test_a_mask_that_does_not_fit_the_state_is_none(shape):
-    assert kept_rows(torch.ones(2, 3), shape) is None
-    assert kept_rows(torch.ones(2, 1, 3, 3), (2, 3, 8)) is None

@@ -200,12 +200,12 @@ def test_tokens_are_rows_and_padding_is_dropped():
     assert len(tap.observe([{"input_ids": ids}], progress=False)) == 12
 
 
-def test_left_padding_keeps_positions():
+def test_positions_count_from_the_first_real_token():
     ids = torch.tensor([[0, 0, 3], [4, 5, 6]])
     batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
     seen = ki.attach(TinyLM().eval()).observe([batch], progress=False)
     assert seen.sequence.tolist() == [0, 1, 1, 1]
-    assert seen.position.tolist() == [2, 0, 1, 2]
+    assert seen.position.tolist() == [0, 0, 1, 2]
 
 
 def test_padding_that_is_nan_is_dropped_and_not_refused():
