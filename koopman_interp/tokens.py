@@ -80,9 +80,7 @@ class Tokens:
         return tokens
 
     @classmethod
-    def of_mask(
-        cls, mask: Any, shape: tuple[int, int], cache: Any, like: Tensor, ids: Tensor | None = None
-    ) -> Tokens:
+    def of_mask(cls, mask: Any, shape: tuple[int, int], cache: Any, like: Tensor, ids: Tensor | None = None) -> Tokens:
         """Build from an attention mask `[batch, cached + position]`, or without one where nothing is padded.
 
         Args:

@@ -97,9 +97,7 @@ class TorchHost:
         return padded(tokenizer, texts)
 
     @contextmanager
-    def passes(
-        self, begin: Callable[[Tokens | None], None], end: Callable[[], None] | None = None
-    ) -> Iterator[None]:
+    def passes(self, begin: Callable[[Tokens | None], None], end: Callable[[], None] | None = None) -> Iterator[None]:
         """Call `begin` and `end` around each call of the model."""
         with ExitStack() as stack:
             stack.enter_context(self._eager())
@@ -126,9 +124,7 @@ class TorchHost:
                     stack.callback(self.model.register_forward_pre_hook(counted.restart).remove)
                     hook = counted
                 if at_input:
-                    handle = module.register_forward_pre_hook(
-                        partial(_at_input, hook), with_kwargs=True, prepend=first
-                    )
+                    handle = module.register_forward_pre_hook(partial(_at_input, hook), with_kwargs=True, prepend=first)
                 else:
                     handle = module.register_forward_hook(partial(_at_output, hook), prepend=first)
                 stack.callback(handle.remove)
