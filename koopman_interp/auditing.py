@@ -23,7 +23,8 @@ from koopman_interp.errors import InputError
 from koopman_interp.files import write_json
 from koopman_interp.hosts import Host, host_for, logits_of
 from koopman_interp.layouts import from_rows, to_rows
-from koopman_interp.patching import Mode, patched
+from koopman_interp.motion import Mode
+from koopman_interp.patching import patched
 from koopman_interp.probes import probe_accuracy, prototype_recall
 from koopman_interp.tables import table
 

@@ -24,8 +24,9 @@ from koopman_interp.edits.erase import erase_class
 from koopman_interp.errors import InputError
 from koopman_interp.fit_config import FitConfig
 from koopman_interp.fitting import fit
+from koopman_interp.motion import Mode
 from koopman_interp.observing import attach
-from koopman_interp.patching import Mode, patched
+from koopman_interp.patching import patched
 from koopman_interp.report import write_run
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 

@@ -189,7 +189,8 @@ class _Network:
     def of(cls, network: LinearPlusNonlinear | PlainMLP) -> _Network:
         layers = list(deepcopy(network.nonlinear).double())
         first, last = layers[0], layers[-1]
-        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)  # noqa: PT018
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
         straight = last.weight.new_zeros(first.in_features, last.out_features)
         if isinstance(network, LinearPlusNonlinear):
             straight = straight + network.linear.weight.double().T

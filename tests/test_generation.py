@@ -1,4 +1,4 @@
-"""Patches under `generate`: with and without a cache, padded, in beams, in half precision, as a copy that carries them."""
+"""Patches under `generate`: with and without a cache, padded, in beams, in half precision, baked into a copy."""
 
 import copy
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import koopman_interp as ki
 from koopman_interp.errors import HostMismatchError, InputError
@@ -339,3 +340,189 @@ def test_the_surrogate_and_the_edit_stay_as_they_were(model, surrogate, edits, x
     outputs(model, x, surrogate, edits)
     assert surrogate.digest() == before[0]
     assert all(torch.equal(edit.directions, kept) for edit, kept in zip(edits, before[1], strict=True))
+
+
+# --- a handle, and a copy ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_handle_patches_until_it_is_removed(model, surrogate, edits, x, mode):
+    expected, before = outputs(model, x, surrogate, edits[1], mode=mode), traces(model)
+    handle = ki.patched(model, surrogate, edits[1], mode=mode)
+    assert traces(model) == before
+    assert handle.install() is handle
+    with torch.no_grad():
+        assert torch.equal(model(x), expected)
+    with pytest.raises(InputError, match="installed already"):
+        handle.install()
+    handle.remove()
+    handle.remove()
+    assert traces(model) == before
+    with torch.no_grad(), handle:
+        assert torch.equal(model(x), expected)
+    assert traces(model) == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_baked_copy_is_the_patched_model_and_saves_as_a_state_dict(model, surrogate, edits, x, mode, tmp_path):
+    expected, before = outputs(model, x, surrogate, edits[1], mode=mode), traces(model)
+    baked = ki.bake(model, surrogate, edits[1], mode=mode)
+    assert traces(model) == before
+    copies = [baked, copy.deepcopy(baked)]
+    with torch.no_grad():
+        for each in copies:
+            assert torch.equal(each(x), expected)
+        save_file(baked.state_dict(), tmp_path / "baked.safetensors")
+        other = ki.bake(model, surrogate, edits[1].scaled(2.0), mode=mode)
+        assert not torch.allclose(other(x), expected)
+        other.load_state_dict(load_file(tmp_path / "baked.safetensors"))
+        assert torch.equal(other(x), expected)
+    assert [name for name, _ in baked.named_children()] == [
+        *(name for name, _ in model.named_children()),
+        "koopman_patch",
+    ]
+
+
+def test_a_baked_copy_follows_its_own_weights_and_is_another_host(model, surrogate, edits, x):
+    baked = ki.bake(model, surrogate, edits[1])
+    twin = copy.deepcopy(baked)
+    with torch.no_grad():
+        before = baked(x)
+        twin.koopman_patch.shift_straight.zero_()
+        twin.koopman_patch.shift_before.zero_()
+        assert torch.equal(twin(x), model(x))
+        assert torch.equal(baked(x), before)
+    with pytest.raises(HostMismatchError, match="weights"), ki.patched(baked, surrogate, edits[1]):
+        pytest.fail("the context was entered")
+
+
+def test_no_edit_baked_is_the_model(model, surrogate, x):
+    baked = ki.bake(model, surrogate)
+    with torch.no_grad():
+        assert torch.equal(baked(x), model(x))
+
+
+# --- who sees what is written --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_hooks_at_the_target_see_what_the_patch_wrote(model, surrogate, edits, x, mode, when):
+    seen = []
+
+    def hook(*found):
+        seen.append(found[2].clone())
+
+    handle = model.blocks[2].register_forward_hook(hook) if when == "before" else None
+    with torch.no_grad(), ki.patched(model, surrogate, edits[1], mode=mode, target=3):
+        handle = handle or model.blocks[2].register_forward_hook(hook)
+        for _ in range(2):
+            seen.clear()
+            output = model(x)
+            torch.testing.assert_close(model.head(model.blocks[3](seen[0])), output)
+    handle.remove()
+
+
+# --- positions ----------------------------------------------------------------------------------------------
+
+
+class Tokens(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(11, 8)
+        self.blocks = torch.nn.ModuleList(torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0) for _ in range(3))
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        host = Tokens().eval()
+        ids = torch.randint(1, 11, (60, 5))
+    labels = torch.arange(60) % 2
+    data = ki.attach(host).observe(ids, labels, progress=False)
+    koopman = ki.fit(data, ki.FitConfig(observables=12), method="least_squares")
+    return host, ids, koopman, ki.erase_class(koopman, label=1, site=-1, strength=2.0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("positions", "chosen"),
+    [
+        (slice(1, None), [1, 2, 3, 4]),
+        (slice(None, 4, 2), [0, 2]),
+        ([3], [3]),
+        ((0, 4), [0, 4]),
+        (lambda place: place == 2, [2]),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_only_the_chosen_positions_are_patched(tokens, mode, positions, chosen):
+    host, ids, koopman, edit = tokens
+    with torch.no_grad():
+        plain = host(ids[:7])
+        with ki.patched(host, koopman, edit, mode=mode):
+            everywhere = host(ids[:7])
+        with ki.patched(host, koopman, edit, mode=mode, positions=positions):
+            here = host(ids[:7])
+    others = [place for place in range(5) if place not in chosen]
+    assert torch.equal(here[:, others], plain[:, others])
+    torch.testing.assert_close(here[:, chosen], everywhere[:, chosen], rtol=1e-5, atol=1e-5)
+    assert not chosen or not torch.allclose(here[:, chosen], plain[:, chosen])
+
+
+def test_places_are_counted_from_the_first_real_token(tokens):
+    host, ids, koopman, edit = tokens
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    with torch.no_grad():
+        plain = host(ids[:3], attention_mask=mask)
+        with ki.patched(host, koopman, edit, positions=[0, 3]):
+            patched = host(ids[:3], attention_mask=mask)
+    changed = (patched != plain).any(2)
+    assert changed.tolist() == [
+        [False, False, True, False, False],
+        [True, False, False, True, False],
+        [True, False, False, False, False],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("positions", "sentence"),
+    [
+        (slice(-1, None), "count from the first token on"),
+        ([-1], "count from the first token on"),
+        (lambda place: place, "to return a mask of shape"),
+    ],
+    ids=str,
+)
+def test_positions_from_the_end_are_refused(tokens, positions, sentence):
+    host, ids, koopman, edit = tokens
+    before = traces(host)
+    with (
+        torch.no_grad(),
+        ki.patched(host, koopman, edit, positions=positions),
+        pytest.raises(InputError, match=sentence),
+    ):
+        host(ids)
+    assert traces(host) == before
+
+
+def test_positions_of_what_has_none_are_refused(model, surrogate, edits, x):
+    with (
+        torch.no_grad(),
+        ki.patched(model, surrogate, edits[0], positions=[0]),
+        pytest.raises(InputError, match=r"expected \[batch, position, width\]. Patch without positions"),
+    ):
+        model(x)
+
+
+def test_hooks_in_another_framework_are_refused(model, surrogate, edits):
+    with pytest.raises(TypeError, match="Expected a model of TransformerLens"):
+        surrogate.fwd_hooks(model, edits[0])
