@@ -8,7 +8,7 @@ what a probe and a few shots can still find in the representation. The retrained
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,21 +18,26 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from koopman_interp.autoencoder import KoopmanAutoencoder
+from koopman_interp.batches import calls
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
 from koopman_interp.files import write_json
-from koopman_interp.hosts import Host, host_for, logits_of
+from koopman_interp.hosts import Host, host_for
 from koopman_interp.layouts import from_rows, to_rows
 from koopman_interp.motion import Mode
+from koopman_interp.outputs import Output
 from koopman_interp.patching import patched
 from koopman_interp.probes import probe_accuracy, prototype_recall
+from koopman_interp.samples import Samples
 from koopman_interp.tables import table
+from koopman_interp.trajectories import IGNORED, whole_numbers
 
 SHOTS = 10
 _LEAST_ROWS = 2 * SHOTS
+_BATCH = 512
 
-Labelled = tuple[Tensor, Tensor] | Sequence[tuple[Any, Tensor]]
-"""Inputs and labels, or several batches of them."""
+Labelled = tuple[Any, Any] | Iterable[Any]
+"""Inputs and labels, or several batches of them, in the forms that `Tap.observe` takes."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +141,13 @@ def audit(
     retain: Labelled,
     mode: Mode = "delta",
     retrained: nn.Module | None = None,
+    skip: int = 0,
     seed: int = 0,
 ) -> Audit:
     """Judge an edit on held-out rows, beside the baselines.
+
+    Of tokens, each real one is a row, and its labels may be one a sequence or one a token, with -100 where it is to be
+    left out. Where the host gives one row of logits an input, the probes read the mean state of the input's tokens.
 
     Args:
         model: the host.
@@ -148,6 +157,7 @@ def audit(
         retain: held-out inputs and labels of the other classes.
         mode: how the edit is patched.
         retrained: a model of the same architecture trained without the class, as the yardstick.
+        skip: leading positions of each sequence to leave out, as in `attach`; they are not patched either.
         seed: of the probes' splits and the prototypes' draws.
 
     Returns:
@@ -157,26 +167,31 @@ def audit(
         InputError: too few rows, or forgotten rows of several classes.
     """
     host = host_for(model)
-    gone, kept = _gather_batches(forget), _gather_batches(retain)
+    gone, kept = _gather_batches(host, forget), _gather_batches(host, retain)
     label = _only_label(gone)
-    if any(bool((y == label).any()) for _, y in kept):
+    if any(bool((whole_numbers(y) == label).any()) for _, y in kept):
         raise InputError(f"The retained rows hold rows of class {label}, the one to forget. Take them out.")
     edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit)
     last = koopman.sites[-1]
-    plain = _Seen.of(host, last, gone, kept, nullcontext())
+
+    def seen(host: Host, patch: AbstractContextManager[Any]) -> _Seen:
+        return _Seen.of(host, last, (*gone, *kept), skip, patch)
+
+    plain = seen(host, nullcontext())
     _require_rows(plain, label)
     mask = _masked(plain, label)
     difference = _mean_difference(plain, label)
     ways: list[tuple[str, Callable[[], _Seen]]] = [
         ("host", lambda: plain),
         ("logit mask", lambda: mask),
-        ("mean difference", lambda: _Seen.of(host, last, gone, kept, host.hooked({last: difference}))),
+        ("mean difference", lambda: seen(host, host.hooked({last: difference}))),
     ]
     if retrained is not None:
-        ways.append(("retrained", lambda: _Seen.of(host_for(retrained), last, gone, kept, nullcontext())))
+        ways.append(("retrained", lambda: seen(host_for(retrained), nullcontext())))
     name = f"edit ({mode})"
-    ways.append((name, lambda: _Seen.of(host, last, gone, kept, patched(host, koopman, edits, mode=mode))))
-    rows = tuple(_judged(name, seen(), plain, label, seed) for name, seen in ways)
+    positions = slice(skip, None) if skip else None
+    ways.append((name, lambda: seen(host, patched(host, koopman, edits, mode=mode, positions=positions))))
+    rows = tuple(_judged(name, way(), plain, label, seed) for name, way in ways)
     described = ", then ".join(one.description for one in edits)
     retained = int((plain.labels != label).sum())
     return Audit(label, described, rows, len(plain.labels) - retained, retained)
@@ -192,31 +207,44 @@ class _Seen:
 
     @classmethod
     def of(
-        cls,
-        host: Host,
-        site: str,
-        gone: Sequence[tuple[Any, Tensor]],
-        kept: Sequence[tuple[Any, Tensor]],
-        patch: AbstractContextManager[Any],
+        cls, host: Host, site: str, batches: Sequence[tuple[Any, Any]], skip: int, patch: AbstractContextManager[Any]
     ) -> _Seen:
-        states: list[Tensor] = []
-        logp: list[Tensor] = []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        found: list[Tensor] = []
+
+        def read(state: Tensor) -> None:
+            # The copy matters: an in-place activation further on would write into what was kept.
+            found[:] = [state.detach().clone()]
+
         with ExitStack() as stack:
             stack.enter_context(patch)
             # Entered after the patch, this hook sees the state that the patch has written.
-            stack.enter_context(
-                host.hooked({site: lambda state: states.append(to_rows(state).to("cpu", torch.float64, copy=True))})
-            )
-            for x, _ in (*gone, *kept):
-                logp.append(log_softmax(logits_of(host.call(x)).flatten(0, -2).double().cpu(), dim=1))
-        labels = torch.cat([y.flatten().cpu() for _, y in (*gone, *kept)])
-        found = cls(torch.cat(states), torch.cat(logp), labels)
-        if not len(found.states) == len(found.logp) == len(labels):
-            raise InputError(
-                f"An audit needs one label a row of logits and of states; got {len(labels)} labels, "
-                f"{len(found.logp)} rows of logits and {len(found.states)} of states."
-            )
-        return found
+            stack.enter_context(host.hooked({site: read}))
+            for x, y in batches:
+                output = Output.of(host, x, skip)
+                parts.append(_aligned(found.pop(), y, output, skip))
+        states, logp, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        return cls(states, logp, labels)
+
+
+def _aligned(state: Tensor, y: Any, output: Output, skip: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring the state, log-probabilities and labels of one pass to the same rows, those to ignore left out."""
+    samples = Samples.of(state.shape, output.tokens, skip)
+    rows = samples.take(to_rows(state)).to("cpu", torch.float64)
+    of_states = samples.labels(y)
+    labels = output.labels(of_states, samples)
+    if labels is None:
+        raise InputError(
+            f"An audit needs one label a row of logits; got {len(of_states)} labelled rows of states and "
+            f"{len(output.logp)} rows of logits, and the rows of one input differ in their labels."
+        )
+    if len(output.logp) != len(rows):
+        weights = (of_states != IGNORED).double()
+        counts = torch.zeros(samples.inputs, dtype=torch.float64).index_add(0, samples.entry, weights)
+        sums = rows.new_zeros(samples.inputs, rows.shape[1]).index_add(0, samples.entry, rows * weights[:, None])
+        rows = sums / counts.clamp_min(1)[:, None]
+    judged = labels != IGNORED
+    return rows[judged], output.logp[judged], labels[judged]
 
 
 def _judged(name: str, seen: _Seen, plain: _Seen, label: int, seed: int) -> AuditRow:
@@ -257,30 +285,32 @@ def _mean_difference(plain: _Seen, label: int) -> Callable[[Tensor], Tensor]:
     return project
 
 
-def _gather_batches(data: Labelled) -> list[tuple[Any, Tensor]]:
-    """Bring a pair of tensors, or batches, to a list of batches."""
-    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor) and isinstance(data[1], Tensor):
-        if len(data[0]) != len(data[1]):
-            raise InputError(f"Expected one label an input; got {len(data[0])} inputs and {len(data[1])} labels.")
-        return list(zip(data[0].split(512), data[1].split(512), strict=True))
-    return list(_pairs(data))
+def _gather_batches(host: Host, data: Labelled) -> list[tuple[Any, Any]]:
+    """Bring a pair of inputs and labels, or batches, to what to call the host with, and labels."""
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Mapping):
+        data = [data]
+    elif isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], tuple):
+        x, y = data
+        if len(x) != len(y):
+            raise InputError(f"Expected one label an input; got {len(x)} inputs and {len(y)} labels.")
+        data = [(x[start : start + _BATCH], y[start : start + _BATCH]) for start in range(0, len(x), _BATCH)]
+    found = list(calls(host, data, batch_size=_BATCH))
+    if any(y is None for _, y in found):
+        raise InputError("An audit takes pairs of inputs and labels: (x, y), or batches of such pairs.")
+    return found
 
 
-def _pairs(data: Any) -> Iterator[tuple[Any, Tensor]]:
-    for batch in data:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise InputError("An audit takes pairs of inputs and labels: (x, y), or batches of such pairs.")
-        yield batch[0], torch.as_tensor(batch[1])
-
-
-def _only_label(gone: Sequence[tuple[Any, Tensor]]) -> int:
-    classes = torch.unique(torch.cat([y.flatten().cpu() for _, y in gone])) if gone else torch.empty(0)
+def _only_label(gone: Sequence[tuple[Any, Any]]) -> int:
+    labels = torch.cat([whole_numbers(y) for _, y in gone]) if gone else torch.empty(0)
+    classes = torch.unique(labels[labels != IGNORED])
     if len(classes) != 1:
         raise InputError(f"The rows to forget should be of one class; they are of {classes.tolist()}.")
     return int(classes)
 
 
 def _require_rows(plain: _Seen, label: int) -> None:
+    if not 0 <= label < plain.logp.shape[1]:
+        raise InputError(f"Class {label} is not among the host's {plain.logp.shape[1]} outputs.")
     for c in torch.unique(plain.labels).tolist():
         count = int((plain.labels == c).sum())
         if count < _LEAST_ROWS:

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from koopman_interp.batches import calls
@@ -146,22 +147,53 @@ class Tap:
         Raises:
             InputError: there were no batches, no samples are left of them, or the labels do not fit them.
         """
+        self._warn_of_train_mode()
+        whole, found, seen = self.observed(
+            batches, labels, inputs=inputs, tokenizer=tokenizer, batch_size=batch_size, progress=progress
+        )
+        if found is not None:
+            whole = whole.with_labels(found)
+        if not len(whole):
+            raise InputError(none_left(seen, self.skip))
+        return whole
+
+    def observed(
+        self,
+        batches: Any,
+        labels: Any = None,
+        *,
+        inputs: str | Callable[[Any], Any] | None = None,
+        tokenizer: Any = None,
+        batch_size: int = 256,
+        progress: bool | None = None,
+    ) -> tuple[Trajectories, Int[Tensor, "sample"] | None, list[Samples]]:
+        """Observe, and keep apart what `observe` puts together.
+
+        Returns:
+            The trajectories without labels; the labels, among them those of samples to ignore; and which rows of each
+            pass the samples are.
+        """
         column = labels if isinstance(labels, str) else None
         given = None if isinstance(labels, str) else labels
-        self._warn_of_train_mode()
         seen: list[Samples] = []
+        found: list[Tensor] = []
 
         def parts() -> Iterator[Trajectories]:
             for part, samples, y in self._driven(batches, inputs, column, tokenizer, batch_size, progress):
                 seen.extend(samples)
-                yield part if given is not None or y is None else part.with_labels(labels_of_samples(y, samples))
+                if given is None and y is not None:
+                    found.append(labels_of_samples(y, samples))
+                yield part
 
         whole = Trajectories.concatenate(parts(), same_inputs=True)
         if given is not None:
-            whole = whole.with_labels(labels_of_samples(given, seen))
-        if not len(whole):
-            raise InputError(none_left(seen, self.skip))
-        return whole
+            return whole, labels_of_samples(given, seen), seen
+        if not found:
+            return whole, None, seen
+        of_parts = torch.cat(found)
+        if len(of_parts) != len(whole):
+            raise InputError("Some batches came with labels and others without. Give labels with all or with none.")
+        return whole, of_parts, seen
 
     def stream(
         self,

@@ -116,8 +116,9 @@ def labels_of_samples(labels: Any, passes: Sequence[Samples]) -> Int[Tensor, "sa
         return given[torch.cat([one.kept for one in passes])]
     if len(given) == real:
         return given[torch.cat([one.kept[one.real] for one in passes])]
-    fitting = {samples: "a sample", inputs: "an observed input", real: "a token", positions: "a position"}
-    expected = ", or ".join(f"{count:,} labels, one {what}" for count, what in fitting.items())
+    forms = [(samples, "a sample"), (inputs, "an observed input"), (real, "a token"), (positions, "a position")]
+    fitting = {count: what for count, what in reversed(forms)}
+    expected = ", or ".join(f"{count:,} labels, one {what}" for count, what in forms if fitting[count] == what)
     raise InputError(f"Expected {expected}; got {len(given):,}.")
 
 

@@ -7,22 +7,27 @@ these once its error has passed through the rest of the network, so the host's o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax
+from torch.nn.functional import kl_div
 
 from koopman_interp.autoencoder import KoopmanAutoencoder
+from koopman_interp.batches import calls
 from koopman_interp.errors import InputError
-from koopman_interp.hosts import Host, HostFingerprint, host_for, logits_of, span
-from koopman_interp.layouts import shaped_like, to_rows
+from koopman_interp.hosts import Host, HostFingerprint, host_for, span
+from koopman_interp.layouts import from_rows, to_rows
 from koopman_interp.least_squares import ridge
 from koopman_interp.observing import attach
+from koopman_interp.outputs import Output
+from koopman_interp.samples import Samples
 from koopman_interp.tables import table
-from koopman_interp.trajectories import Trajectories
+from koopman_interp.tokens import Tokens
+from koopman_interp.trajectories import IGNORED, Trajectories
 
 QUANTILES = (0.05, 0.5, 0.95)
 _RIDGE = 1e-6
@@ -119,12 +124,13 @@ def fidelity(
     model: nn.Module | Host,
     koopman: KoopmanAutoencoder,
     trajectories: Trajectories,
-    batches: Iterable[Any] | Tensor,
+    batches: Any,
     labels: Any = None,
     *,
     source: str | int | None = None,
     target: str | int | None = None,
     batch_size: int = 512,
+    skip: int = 0,
 ) -> Fidelity:
     """Measure a surrogate beside the identity, the mean and the best linear map.
 
@@ -132,31 +138,40 @@ def fidelity(
         model: the host.
         koopman: the surrogate.
         trajectories: rows to fit the mean and the linear map on: those that the surrogate was fitted on.
-        batches: held-out inputs, a tensor or a re-iterable of batches that the model can be called on.
-        labels: one a held-out input or sample; None gives no accuracy.
+        batches: held-out inputs, as in `Tap.observe`; they are read twice.
+        labels: of the held-out inputs, as in `Tap.observe`. Without any there is no accuracy. Samples labelled -100 are
+            left out of all figures.
         source: site or depth where the span starts; None is the first.
         target: site or depth where it ends; None is the last.
-        batch_size: for inputs given as one tensor.
+        batch_size: for inputs that come uncut.
+        skip: leading positions of each sequence to leave out, as in `attach`; the host's own states stay there.
 
     Returns:
-        Figures per depth and at the output.
+        Figures per depth and at the output: of tokens, over all that are real.
 
     Raises:
         InputError: the inputs are an iterator that can be read only once.
     """
-    if isinstance(batches, Tensor):
-        batches = batches.split(batch_size)
-    if iter(batches) is batches:
+    if isinstance(batches, Iterable) and iter(batches) is batches:
         raise InputError("The batches are read more than once; give a list or a DataLoader, not an iterator.")
     host = host_for(model)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
     first, last = span(koopman.sites, source, target)
-    held_out = attach(host, koopman.sites, times=koopman.config.times).observe(batches, progress=False)
-    if labels is not None:
-        held_out = held_out.with_labels(labels)
+    tap = attach(host, koopman.sites, times=koopman.config.times, skip=skip)
+    every, found, seen = tap.observed(batches, labels, batch_size=batch_size, progress=False)
+    held_out = every if found is None else every.with_labels(found)
+    if len(held_out) < 2:
+        raise InputError(f"Fidelity is judged on 2 held-out samples or more; got {len(held_out)}. Give more inputs.")
     predictors = _predictors(koopman, trajectories, first, last)
     depths = tuple(_at_depth(depth, first, koopman, held_out, predictors) for depth in range(first, last + 1))
-    return Fidelity(depths, _at_output(host, koopman, batches, held_out, predictors, first, last), len(held_out))
+    stand_ins = {
+        name: _InPlace(host, (koopman.sites[first], koopman.sites[last]), _to_depth(predict, last), skip)
+        for name, predict in predictors.items()
+        if predict is not None
+    }
+    column = labels if isinstance(labels, str) else None
+    fed = (x for x, _ in calls(host, batches, column=column, batch_size=batch_size))
+    return Fidelity(depths, _at_output(host, fed, stand_ins, found, seen, skip), len(held_out))
 
 
 def _predictors(
@@ -217,44 +232,92 @@ def _at_depth(
     return DepthFidelity(held_out.sites[depth], unexplained, residual, tuple(quantiles.tolist()))
 
 
+def _to_depth(predict: Predictor, depth: int) -> Callable[[Tensor], Tensor]:
+    return lambda rows: predict(rows, depth)
+
+
+class _InPlace:
+    """A predictor in place of a span: it writes the samples' states at the target, and leaves all others as they are.
+
+    Args:
+        host: the host.
+        ends: sites of source and target.
+        predict: from rows at the source to rows at the target.
+        skip: leading positions that are no samples.
+    """
+
+    def __init__(self, host: Host, ends: tuple[str, str], predict: Callable[[Tensor], Tensor], skip: int) -> None:
+        self._host, self._ends, self._predict, self._skip = host, ends, predict, skip
+        self._tokens: Tokens | None = None
+        self._predicted = torch.empty(0)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Stand in for the span while the context lasts."""
+        source, target = self._ends
+        with (
+            self._host.passes(self._begin),
+            self._host.hooked({source: self._read}),
+            self._host.hooked({target: self._write}, first=True),
+        ):
+            yield
+
+    def _begin(self, tokens: Tokens | None) -> None:
+        self._tokens = tokens
+
+    def _read(self, state: Tensor) -> None:
+        samples = Samples.of(state.shape, self._tokens, self._skip)
+        self._predicted = self._predict(samples.take(to_rows(state)).cpu())
+
+    def _write(self, state: Tensor) -> Tensor:
+        rows = to_rows(state).clone()
+        rows[Samples.of(state.shape, self._tokens, self._skip).kept.to(rows.device)] = self._predicted.to(rows)
+        return from_rows(rows, tuple(state.shape))
+
+
+@dataclass
+class _Tally:
+    """Sums over the rows of an output, batch by batch."""
+
+    rows: int = 0
+    right: int = 0
+    agreeing: int = 0
+    divergence: float = 0.0
+
+    def add(self, logp: Tensor, own: Tensor, labels: Tensor | None) -> None:
+        guess = logp.argmax(1)
+        self.rows += len(logp)
+        self.right += 0 if labels is None else int((guess == labels).sum())
+        self.agreeing += int((guess == own.argmax(1)).sum())
+        self.divergence += float(kl_div(logp, own, log_target=True, reduction="sum"))
+
+    def figures(self, name: str, *, labelled: bool) -> OutputFidelity:
+        accuracy = self.right / self.rows if labelled else None
+        return OutputFidelity(name, accuracy, self.agreeing / self.rows, self.divergence / self.rows)
+
+
 def _at_output(
     host: Host,
-    koopman: KoopmanAutoencoder,
     batches: Iterable[Any],
-    held_out: Trajectories,
-    predictors: dict[str, Predictor | None],
-    first: int,
-    last: int,
+    stand_ins: Mapping[str, _InPlace],
+    labels: Tensor | None,
+    states: Sequence[Samples],
+    skip: int,
 ) -> tuple[OutputFidelity, ...]:
-    own = _log_probabilities(host, batches)
-    labels = held_out.labels
-    if labels is not None and len(labels) != len(own):
-        labels = None  # one label a token does not say whether the output is right
-
-    def judged(name: str, logp: Tensor) -> OutputFidelity:
-        guess = logp.argmax(1)
-        accuracy = None if labels is None else float((guess == labels).double().mean())
-        kl = float(kl_div(logp, own, log_target=True, reduction="batchmean"))
-        return OutputFidelity(name, accuracy, float((guess == own.argmax(1)).double().mean()), kl)
-
-    rows = [judged("host", own)]
-    for name, predict in predictors.items():
-        if predict is None:
-            continue
-
-        def put(state: Tensor, predict: Predictor = predict) -> Tensor:
-            return shaped_like(predict(to_rows(state).cpu(), last), state, koopman.config.shapes[last])
-
-        with host.replaced(koopman.sites[first], koopman.sites[last], put):
-            rows.append(judged(name, _log_probabilities(host, batches)))
-    return tuple(rows)
-
-
-def _log_probabilities(host: Host, batches: Iterable[Any]) -> Tensor:
-    """Run the host over all batches: `[row, class]`, positions counted as rows."""
-    found = []
-    for batch in batches:
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        logits = logits_of(host.call(x))
-        found.append(log_softmax(logits.flatten(0, -2).double().cpu(), dim=1))
-    return torch.cat(found)
+    """Judge the host and each predictor in its place, one batch after the other, since logits can be wide."""
+    tallies = {name: _Tally() for name in ("host", *stand_ins)}
+    labelled, start = labels is not None, 0
+    for x, of_states in zip(batches, states, strict=True):
+        own = Output.of(host, x, skip)
+        given = None if labels is None else own.labels(labels[start : start + len(of_states)], of_states)
+        start += len(of_states)
+        # One label a token does not say whether an output of one row an input is right.
+        labelled &= given is not None
+        judged = slice(None) if given is None else given != IGNORED
+        right = None if given is None else given[judged]
+        tallies["host"].add(own.logp[judged], own.logp[judged], right)
+        for name, stand_in in stand_ins.items():
+            with stand_in.installed():
+                logp = Output.of(host, x, skip).logp
+            tallies[name].add(logp[judged], own.logp[judged], right)
+    return tuple(tally.figures(name, labelled=labelled) for name, tally in tallies.items())
