@@ -104,7 +104,7 @@ def parted(batch: Any, inputs: str | Callable[[Any], Any] | None, column: str | 
             "A batch of two equally long rows of whole numbers can be two sequences of token ids, or inputs with "
             "labels. Give ids as one tensor [batch, position], or say with inputs= how to call the model."
         )
-    if isinstance(x, (tuple, list)) and len(x) == 1 and isinstance(x[0], (Tensor, Mapping)):
+    if isinstance(x, (tuple, list)) and len(x) == 1 and not (_are_texts(x) or _are_sequences(x)):
         x = x[0]
     if isinstance(x, (tuple, list)) and not (_are_texts(x) or _are_sequences(x)):
         raise InputError(
