@@ -117,7 +117,7 @@ def labels_of_samples(labels: Any, passes: Sequence[Samples]) -> Int[Tensor, "sa
     if len(given) == real:
         return given[torch.cat([one.kept[one.real] for one in passes])]
     forms = [(samples, "a sample"), (inputs, "an observed input"), (real, "a token"), (positions, "a position")]
-    fitting = {count: what for count, what in reversed(forms)}
+    fitting = dict(reversed(forms))  # a number that several forms share is named by the first of them
     expected = ", or ".join(f"{count:,} labels, one {what}" for count, what in forms if fitting[count] == what)
     raise InputError(f"Expected {expected}; got {len(given):,}.")
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import koopman_interp as ki
-from koopman_interp.errors import InputError, NonFiniteError, UnknownSiteError
+from koopman_interp.errors import InputError, NonFiniteError, UnknownSiteError, UnsupportedHostError
 
 
 class Residual(nn.Module):
@@ -279,8 +279,12 @@ def test_a_site_reached_twice_in_a_pass_is_named():
         def forward(self, x):
             return self.b(self.a(self.a(x)))
 
-    with pytest.raises(InputError, match="'a' was reached twice"):
-        ki.attach(Twice().eval(), ["a", "b"]).observe(torch.rand(3, 3), progress=False)
+    model = Twice().eval()
+    with pytest.raises(InputError, match=r"'a' was reached twice.*'a#0' or 'a#1'"):
+        ki.attach(model, ["a", "b"]).observe(torch.rand(3, 3), progress=False)
+    x = torch.rand(3, 3)
+    seen = ki.attach(model, ["a#0", "a#1", "b"]).observe(x, progress=False)
+    torch.testing.assert_close(seen.states[1], model.a(model.a(x)).detach())
 
 
 def test_sites_that_differ_in_rows_are_refused():
@@ -299,6 +303,10 @@ def test_sites_that_differ_in_rows_are_refused():
 def test_train_mode_is_warned_of(model):
     with pytest.warns(UserWarning, match="train mode"):
         ki.attach(model.train()).observe(torch.rand(8, 4), progress=False)
+    with pytest.warns(UserWarning, match="train mode"), ki.attach(model):
+        pass
+    with pytest.warns(UserWarning, match="train mode"):
+        list(ki.attach(model).stream(torch.rand(8, 4), progress=False))
 
 
 @pytest.mark.parametrize("batches", [[], torch.zeros(0, 4), iter(())])
@@ -351,3 +359,96 @@ def test_a_pass_that_failed_leaves_no_half_of_a_row(host, points):
         host(points[5:9])
     assert same_states(tap.trajectories, by_hand(host, points[:9]))
     assert tap.trajectories.sequence.tolist() == list(range(9))
+
+
+class Odd(nn.Module):
+    """Its first block gives whole numbers, its second a text."""
+
+    def __init__(self):
+        super().__init__()
+        self.whole, self.text, self.fine = nn.Identity(), Text(), nn.Linear(4, 4)
+
+    def forward(self, x):
+        self.whole(x.long())
+        self.text(x)
+        return self.fine(self.fine(x))
+
+
+class Text(nn.Module):
+    def forward(self, x):
+        return "no state"
+
+
+@pytest.mark.parametrize(("site", "said"), [("whole", "int64; a state is of floating-point"), ("text", "returned str")])
+def test_outputs_of_an_unknown_type_are_named(site, said):
+    model = Odd().eval()
+    with pytest.raises(UnsupportedHostError, match=said):
+        ki.attach(model, ["fine#0", site]).observe(torch.rand(3, 4), progress=False)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_states_so_large_that_their_sum_overflows_are_finite(dtype):
+    model = nn.Sequential(nn.Identity(), nn.Identity()).eval()
+    large = torch.full((64, 4), torch.finfo(dtype).max, dtype=dtype)
+    seen = ki.attach(model, ["0", "1"]).observe(large, progress=False)
+    assert torch.equal(seen.states[1], large)
+    for bad in (float("inf"), float("-inf"), float("nan")):
+        spoilt = large.clone()
+        spoilt[7, 2] = bad
+        spoilt[9, 1] = -bad
+        with pytest.raises(NonFiniteError, match="Site '0'"):
+            ki.attach(model, ["0", "1"]).observe(spoilt, progress=False)
+
+
+def test_skipping_needs_positions_and_a_whole_number_that_is_not_negative(model):
+    with pytest.raises(InputError, match="0 or more; got -1"):
+        ki.attach(model, skip=-1)
+    with pytest.raises(InputError, match="skip=1 leaves out leading positions"):
+        ki.attach(model, skip=1).observe(torch.rand(3, 4), progress=False)
+    seen = ki.attach(TinyLM().eval(), skip=2).observe(torch.ones(2, 3, dtype=torch.long), progress=False)
+    assert (seen.position.tolist(), seen.sequence.tolist()) == ([2, 2], [0, 1])
+
+
+def test_trajectories_read_in_the_middle_of_a_block_do_not_stop_it(host, points):
+    tap = ki.attach(host)
+    with tap:
+        host(points[:5])
+        early = tap.trajectories
+        host(points[5:9])
+        host(points[9:12])
+    assert same_states(early, by_hand(host, points[:5]))
+    assert same_states(tap.trajectories, by_hand(host, points[:12]))
+    assert same_states(tap.trajectories, by_hand(host, points[:12]))
+
+
+def test_some_batches_with_labels_and_some_without_are_refused(host, points, labels):
+    with pytest.raises(InputError, match="Some batches came with labels"):
+        ki.attach(host).observe([(points[:9], labels[:9]), points[9:]], progress=False)
+
+
+def test_a_call_that_makes_no_pass_is_said(host):
+    tap = ki.attach(host)
+    silent = nn.Module()
+    silent.forward = lambda x: x
+    tap.host.call = silent
+    with pytest.raises(InputError, match="the model was not called"):
+        tap.observe([torch.rand(2, 4)], progress=False)
+
+
+def test_observing_holds_its_samples_once_and_one_depth_more():
+    """Counted on what torch allocates, and not on the process."""
+    width, blocks, rows, batches = 64, 8, 500, 20
+    model = nn.Sequential(*(nn.Identity() for _ in range(blocks))).eval()
+    x = torch.rand(rows, width)
+    tap = ki.attach(model, [str(block) for block in range(blocks)])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        seen = tap.observe([x] * batches, progress=False)
+    live = peak = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    whole = sum(state.numel() * state.element_size() for state in seen.states)
+    assert len(seen) == rows * batches
+    assert whole <= peak < whole * (1 + 1.5 / blocks)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from koopman_interp import HostFingerprint, Trajectories
-from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
+from koopman_interp.errors import FileFormatError, HostMismatchError, InputError, NonFiniteError
 
 HOST = HostFingerprint(model="m.M", adapter="torch", basis="b", dtype="float32", weights="0" * 32)
 
 
-def made(inputs=20, positions=3, widths=(4, 5, 6), times=(0.0, 1.0, 2.5), labelled=True):
+def made(inputs=20, positions=3, widths=(4, 5, 6), times=(0.0, 1.0, 2.5), labelled=True, tokens=True):
     rows = inputs * positions
     generator = torch.Generator().manual_seed(0)
     return Trajectories(
@@ -22,6 +22,7 @@ def made(inputs=20, positions=3, widths=(4, 5, 6), times=(0.0, 1.0, 2.5), labell
         sequence=torch.arange(inputs).repeat_interleave(positions),
         position=torch.arange(positions).repeat(inputs),
         labels=torch.arange(rows) % 3 if labelled else None,
+        tokens=torch.arange(rows) + 100 if tokens else None,
     )
 
 
@@ -35,6 +36,8 @@ def same(first, second):
     assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(tensors, others, strict=True))
     assert (first.labels is None) == (second.labels is None)
     assert first.labels is None or torch.equal(first.labels, second.labels)
+    assert (first.tokens is None) == (second.tokens is None)
+    assert first.tokens is None or torch.equal(first.tokens, second.tokens)
     return True
 
 
@@ -51,6 +54,7 @@ def test_a_split_keeps_each_input_whole_and_loses_no_row():
         at = part.sequence * 3 + part.position
         assert all(torch.equal(state[at], own) for state, own in zip(whole.states, part.states, strict=True))
         assert torch.equal(whole.labels[at], part.labels)
+        assert torch.equal(whole.tokens[at], part.tokens)
 
 
 def test_a_split_is_fixed_by_its_seed_and_leaves_the_random_state_alone():
@@ -69,8 +73,9 @@ def test_a_split_with_an_empty_part_is_refused(inputs, fraction):
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_what_is_saved_is_loaded(tmp_path, labelled):
-    whole = made(labelled=labelled)
+@pytest.mark.parametrize("tokens", [True, False])
+def test_what_is_saved_is_loaded(tmp_path, labelled, tokens):
+    whole = made(labelled=labelled, tokens=tokens)
     whole = replace(whole, states=tuple(state.to(torch.bfloat16) for state in whole.states))
     whole.save(tmp_path / "t.safetensors")
     assert same(Trajectories.load(tmp_path / "t.safetensors"), whole)
@@ -109,6 +114,8 @@ def test_numbers_of_depths_and_rows_must_agree():
         replace(whole, states=(whole.states[0][:5], *whole.states[1:]))
     with pytest.raises(InputError, match="same number of samples"):
         replace(whole, position=whole.position[:5])
+    with pytest.raises(InputError, match="60 token ids"):
+        replace(whole, tokens=torch.zeros(59, dtype=torch.long))
     with pytest.raises(InputError, match="60 labels"):
         replace(whole, labels=torch.zeros(59, dtype=torch.long))
 
@@ -184,3 +191,88 @@ def test_states_that_are_not_finite_name_site_and_row(number):
 
 def test_it_shows_what_it_holds():
     assert repr(made()) == "Trajectories(60 samples, 3 depths from 's0' to 's2', width 4 to 6, 3 classes)"
+
+
+def test_samples_labelled_to_be_ignored_are_left_out():
+    labels = torch.where(torch.arange(60) % 4 == 1, -100, torch.arange(60))
+    kept = made().with_labels(labels)
+    assert same(kept, replace(made(), labels=labels)[labels != -100])
+    assert len(kept) == 45
+
+
+# --- concatenation ------------------------------------------------------------------------------------------
+
+
+def test_parts_of_one_whole_are_joined_to_it():
+    whole = made()
+    parts = [whole[:7], whole[7:7], whole[7:40], whole[40:]]  # cut in the middle of inputs
+    assert same(Trajectories.concatenate(iter(parts), same_inputs=True), whole)
+    assert same(Trajectories.concatenate([whole]), whole)
+
+
+def test_inputs_of_separate_observations_stay_apart():
+    joined = Trajectories.concatenate([made(4), made(5), made(2)])
+    assert joined.sequence.tolist() == torch.arange(11).repeat_interleave(3).tolist()
+    # Parts that are numbered through already keep their numbers.
+    whole = made(6)
+    assert same(Trajectories.concatenate([whole[:9], whole[9:]]), whole)
+
+
+def test_parts_that_do_not_belong_together_are_refused():
+    whole = made()
+    others = {
+        "same sites": replace(whole, sites=("s0", "s1", "other")),
+        "same times": replace(whole, times=(0.0, 1.0, 2.0)),
+        "same shapes": replace(whole, shapes=((4,), (5,), (1, 2, 3))),
+        "Some parts have labels": replace(whole, labels=None),
+        "Some parts have tokens": replace(whole, tokens=None),
+        "belongs to another host": replace(whole, host=replace(HOST, weights="1" * 32)),
+    }
+    for message, other in others.items():
+        with pytest.raises((InputError, HostMismatchError), match=message):
+            Trajectories.concatenate([whole, other])
+    with pytest.raises(InputError, match="no trajectories to concatenate"):
+        Trajectories.concatenate([])
+
+
+# --- text ---------------------------------------------------------------------------------------------------
+
+
+class Letters:
+    """Decodes an id to a letter with a space before it, and drops the first space, as many tokenizers do."""
+
+    def decode(self, ids):
+        return "".join(f" {chr(token)}" for token in ids).strip()
+
+
+def told(text):
+    """One input, a letter a token."""
+    return replace(made(1, len(text)), tokens=torch.tensor([ord(letter) for letter in text]))
+
+
+def test_a_row_is_shown_in_its_text():
+    spoken = told("abcdefg")
+    assert spoken.text(0, Letters()) == "⟦a⟧ b c d e f g"
+    assert spoken.text(3, Letters()) == "a b c⟦ d⟧ e f g"
+    assert spoken.text(6, Letters()) == "a b c d e f⟦ g⟧"
+    assert spoken.text(3, Letters(), around=2) == "… b c⟦ d⟧ e f …"
+    assert spoken.text(1, Letters(), around=1) == "a⟦ b⟧ c …"
+    assert spoken.text(3, Letters(), around=0) == "… ⟦d⟧ …"
+
+
+def test_the_text_ends_where_a_token_is_missing():
+    spoken = told("abcdefg")
+    assert spoken[2:].text(0, Letters()) == "… ⟦c⟧ d e f g"  # two that were skipped
+    assert spoken[torch.tensor([0, 1, 3, 4])].text(2, Letters()) == "… ⟦d⟧ e"
+    shuffled = spoken[torch.tensor([5, 0, 3, 6, 1, 4, 2])]  # as passes of a generation leave them
+    assert shuffled.text(2, Letters()) == "a b c⟦ d⟧ e f g"
+
+
+def test_the_text_is_that_of_the_rows_own_input():
+    both = Trajectories.concatenate([told("abc"), told("xyz")])
+    assert both.text(4, Letters()) == "x⟦ y⟧ z"
+
+
+def test_without_token_ids_there_is_no_text():
+    with pytest.raises(InputError, match="no token ids"):
+        made(tokens=False).text(0, Letters())
