@@ -329,7 +329,8 @@ class WatchedTrainer(Trainer):
     def _look(self, bar: Any) -> None:
         started = time.perf_counter()
         super()._look(bar)
-        seen = None if self.accuracy is None else self.accuracy(self.surrogate)
+        with self.averaged_weights():
+            seen = None if self.accuracy is None else self.accuracy(self.surrogate)
         self.record.looks.append(Look(self.progress.step, self.record.clock, seen))
         self.record.evaluation += time.perf_counter() - started
 

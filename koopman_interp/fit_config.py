@@ -30,6 +30,7 @@ class FitConfig:
         normalization: what is done to each depth first.
         pairs: of depths to predict between, at each step: the whole span and one other pair, drawn; all of them;
             or the ends alone. The held-out loss takes all pairs, unless only the ends are fitted.
+        drawn: weight of the drawn pair beside the whole span.
         reconstruction, prediction, linearity: weights of the losses.
         isometry: pairs of samples over which distances are compared: a random matching of the batch, all pairs,
             or chords (Jacobian-vector products).
@@ -40,6 +41,7 @@ class FitConfig:
         learning_rate: its peak.
         operator_rate: learning rate of K, relative to the rest. K is applied many times over, so the same step
             moves it much farther.
+        averaging: decay of the running average of the weights, which is what is judged and kept; 0 keeps the latest.
         clip: largest norm of the gradient; None does not clip.
         weight_decay: of AdamW.
         schedule: cosine to zero after a tenth of warm-up, triangular cycles, or constant.
@@ -60,15 +62,17 @@ class FitConfig:
     rank: int | None = None
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
     pairs: Pairs = "sampled"
+    drawn: float = 0.25
     reconstruction: float = 1.0
     prediction: float = 1.0
     linearity: float = 1.0
     isometry: Isometry = "matching"
     isometry_weight: float | None = None
-    steps: int = 1500
-    batch_size: int = 256
-    learning_rate: float = 1e-3
+    steps: int = 600
+    batch_size: int = 128
+    learning_rate: float = 2e-3
     operator_rate: float = 0.2
+    averaging: float = 0.99
     clip: float | None = 1.0
     weight_decay: float = 1e-4
     schedule: Schedule = "cosine"
@@ -76,7 +80,7 @@ class FitConfig:
     warm_start: bool = True
     ridge: float = 1e-4
     validation: float = 0.1
-    evaluate_every: int = 100
+    evaluate_every: int = 50
     patience: int | None = 5
     seed: int = 0
     device: str | None = None
@@ -103,7 +107,9 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} must be positive and finite; got {value}.")
-        for name in ("reconstruction", "prediction", "linearity", "isometry_weight", "ridge", "weight_decay"):
+        if not 0.0 <= self.averaging < 1.0:
+            raise InputError(f"averaging is a decay between 0 (none) and 1, excluded; got {self.averaging}.")
+        for name in ("reconstruction", "prediction", "linearity", "drawn", "isometry_weight", "ridge", "weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"{name} must be finite and not negative; got {value}.")

@@ -18,7 +18,7 @@ from koopman_interp.autoencoder import KoopmanAutoencoder, SurrogateConfig
 from koopman_interp.errors import InputError
 from koopman_interp.fit_config import FitConfig
 from koopman_interp.gradient_descent import Trainer, held_out_figures
-from koopman_interp.least_squares import random_features, refit_decoder, start_encoder, start_operator
+from koopman_interp.least_squares import random_features, refit_decoder, start_encoder, start_operator, start_rows
 from koopman_interp.moments import Moments
 from koopman_interp.normalization import Normalization, fit_normalization
 from koopman_interp.trajectories import Trajectories
@@ -76,9 +76,10 @@ def fit(
     states, judged = _normalized(train, normalization, device), _normalized(held_out, normalization, device)
     if method == "least_squares":
         random_features(surrogate, torch.Generator().manual_seed(config.seed))
-    start_encoder(surrogate, states)
+    enough = states if method == "least_squares" else start_rows(states, surrogate.config.observables)
+    start_encoder(surrogate, enough)
     if method == "least_squares" or config.warm_start:
-        start_operator(surrogate, states, config.ridge)
+        start_operator(surrogate, enough, config.ridge)
     if method == "least_squares":
         refit_decoder(surrogate, states, config.ridge)
         with torch.no_grad():

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from koopman_interp.autoencoder import KoopmanAutoencoder
@@ -38,6 +40,8 @@ States = Float[Tensor, "depth sample width"]
 
 _HELD_OUT_ROWS = 2048
 _WARM_UP = 0.1
+_DRAWN_ROWS = 0.5
+"""Part of a batch on which the drawn pair of depths is fitted: it is there to keep the depths between in line."""
 
 
 @dataclass
@@ -91,6 +95,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.progress = Progress()
         self.best = self._weights()
+        self.averaged = self._weights() if config.averaging else None
+        self._samples = config.pairs == "sampled" and len(self.train) > 2
 
     def run(self, *, resume: bool, progress: bool | None) -> list[dict[str, float]]:
         """Take the steps and leave the best weights in the surrogate.
@@ -146,32 +152,39 @@ class Trainer:
             group["lr"] = group["rate"] * learning_rate(self.config, step)
         batch = self.train[:, self._rows(step)]
         generator = torch.Generator().manual_seed(_mixed(self.config.seed, step))
-        loss = self.objective(batch, generator, whole=self.config.pairs != "sampled")
+        loss = self._sampled(batch, generator) if self._samples else self.objective(batch, self.times, generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
+        if self.averaged is not None:
+            # Young averages follow faster, so that they forget where the fit began.
+            decay = min(self.config.averaging, (1 + step) / (10 + step))
+            get_ema_multi_avg_fn(decay)(self.averaged, [weight.detach() for weight in self.parameters], torch.tensor(step))
 
-    def objective(self, states: States, generator: torch.Generator, *, whole: bool = True) -> Float[Tensor, ""]:
-        """Weigh the four losses on a batch of trajectories.
+    def _sampled(self, states: States, generator: torch.Generator) -> Float[Tensor, ""]:
+        """Weigh the losses of the whole span, and those of one other pair of depths, drawn, on a part of the rows."""
+        times, rows = self.times, states.shape[1]
+        others = [pair for pair in combinations(range(len(states)), 2) if pair != (0, len(states) - 1)]
+        i, j = others[int(torch.randint(len(others), (1,), generator=generator))]
+        few = states[[i, j], : max(2, round(_DRAWN_ROWS * rows))]
+        whole = self.objective(states[[0, -1]], (times[0], times[-1]), generator)
+        return whole + self.config.drawn * self.objective(few, (times[i], times[j]), generator)
+
+    def objective(self, states: States, times: Sequence[float], generator: torch.Generator) -> Float[Tensor, ""]:
+        """Weigh the four losses on a batch of trajectories, over all pairs of its depths.
 
         Args:
             states: the batch.
-            generator: of the matching, and of the drawn pair of depths.
-            whole: take all pairs of depths, or only the whole span and one other pair, drawn.
+            times: of its depths.
+            generator: of the matching.
 
         Returns:
             The weighted sum.
         """
         config, surrogate = self.config, self.surrogate
-        times = self.times
         pairs = list(combinations(range(len(states)), 2))
-        if not whole and len(pairs) > 2:
-            pairs = drawn_pairs(len(states), generator)
-            depths = sorted({depth for pair in pairs for depth in pair})
-            states, times = states[depths], tuple(times[depth] for depth in depths)
-            pairs = [(depths.index(i), depths.index(j)) for i, j in pairs]
         z = surrogate.encoder(states)
         total = config.reconstruction * reconstruction(surrogate.decoder(z), states)
         advanced = torch.stack(self._advanced(z, times, pairs))
@@ -217,23 +230,35 @@ class Trainer:
             self._order = torch.randperm(samples, generator=generator).to(self.train.device)
         return self._order[place * size : (place + 1) * size]
 
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Put the running average of the weights in the place of the latest while the context lasts."""
+        latest = self._weights()
+        if self.averaged is not None:
+            self._restore(self.averaged)
+        try:
+            yield
+        finally:
+            self._restore(latest)
+
     @torch.no_grad()
     def _look(self, bar: Any) -> None:
         """Judge on held-out rows, keep the best weights, and write a checkpoint."""
-        state, surrogate = self.progress, self.surrogate
-        generator = torch.Generator().manual_seed(_mixed(self.config.seed, 0))
-        loss = float(self.objective(self.held_out, generator))
-        if not math.isfinite(loss):
-            raise NonFiniteError(
-                f"The losses diverged by step {state.step} (held-out loss {loss}). "
-                f"Lower learning_rate ({self.config.learning_rate}), or set warm_start=True."
-            )
-        figures = held_out_figures(surrogate, self.held_out, self.times) | {"loss": loss, "step": state.step}
-        state.history.append(figures)
-        improved = loss < state.best
-        state.stale = 0 if improved else state.stale + 1
-        if improved:
-            state.best, self.best = loss, self._weights()
+        state = self.progress
+        with self.averaged_weights():
+            generator = torch.Generator().manual_seed(_mixed(self.config.seed, 0))
+            loss = float(self.objective(self.held_out, self.times, generator))
+            if not math.isfinite(loss):
+                raise NonFiniteError(
+                    f"The losses diverged by step {state.step} (held-out loss {loss}). "
+                    f"Lower learning_rate ({self.config.learning_rate}), or set warm_start=True."
+                )
+            figures = held_out_figures(self.surrogate, self.held_out, self.times) | {"loss": loss, "step": state.step}
+            state.history.append(figures)
+            improved = loss < state.best
+            state.stale = 0 if improved else state.stale + 1
+            if improved:
+                state.best, self.best = loss, self._weights()
         bar.set_postfix(unexplained=f"{figures['unexplained']:.4f}", stress=f"{figures['stress']:.1e}")
         if self.checkpoint is not None:
             self._save(self.checkpoint)
@@ -264,6 +289,7 @@ class Trainer:
     def _save(self, path: Path) -> None:
         tensors = {f"now.{index}": weight for index, weight in enumerate(self._weights())}
         tensors |= {f"best.{index}": weight for index, weight in enumerate(self.best)}
+        tensors |= {f"averaged.{index}": weight for index, weight in enumerate(self.averaged or [])}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": value for name, value in state.items()}
         state = self.progress
@@ -285,6 +311,8 @@ class Trainer:
         device = self.train.device
         self._restore([tensors[f"now.{index}"].to(device) for index in count])
         self.best = [tensors[f"best.{index}"].to(device) for index in count]
+        if self.averaged is not None:
+            self.averaged = [tensors[f"averaged.{index}"].to(device) for index in count]
         adam: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("adam."):
@@ -319,12 +347,6 @@ def learning_rate(config: FitConfig, step: int) -> float:
     if step < warm_up:
         return peak * (step + 1) / warm_up
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, config.steps - warm_up)))
-
-
-def drawn_pairs(depths: int, generator: torch.Generator) -> list[tuple[int, int]]:
-    """Draw one pair of depths beside the whole span; over many steps every pair has its turn."""
-    others = [pair for pair in combinations(range(depths), 2) if pair != (0, depths - 1)]
-    return [(0, depths - 1), others[int(torch.randint(len(others), (1,), generator=generator))]]
 
 
 def held_out_figures(surrogate: KoopmanAutoencoder, states: States, times: tuple[float, ...]) -> dict[str, float]:

@@ -17,6 +17,8 @@ from koopman_interp.autoencoder import KoopmanAutoencoder, LinearPlusNonlinear
 from koopman_interp.errors import InputError
 
 _CHUNK = 8192
+_START_ROWS = 16
+"""Samples per observable that a start is solved on, at least."""
 _FEATURE_SCALE = 0.1
 
 
@@ -26,6 +28,14 @@ def ridge(
     """Solve `(G + strength · mean(diag G) · I) B = C` for the map B of rows."""
     shift = strength * gram.diagonal().mean()
     return torch.linalg.solve(gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross)
+
+
+def start_rows(
+    states: Float[Tensor, "depth sample width"], observables: int
+) -> Float[Tensor, "depth some width"]:
+    """Take evenly spaced samples, enough to start a gradient fit from; it leaves its start at once."""
+    stride = max(1, states.shape[1] // max(_CHUNK, _START_ROWS * observables))
+    return states[:, ::stride]
 
 
 @torch.no_grad()
