@@ -103,7 +103,10 @@ class Tap:
     def trajectories(self) -> Trajectories:
         """What was recorded in the last `with tap:` block.
 
-        Passes that go on from a key-value cache, as in `generate`, go on in the sequences of the pass before.
+        Passes that go on from a key-value cache, as in `generate`, go on in the sequences of the pass before: rows come
+        in the order of the passes, and `sequence` and `position` say where each belongs. What a model is fed is what
+        is recorded, so a sequence that ends before others in its batch goes on in the padding that `generate` feeds
+        it, and under beam search a sequence is one of the beams, whichever text it holds by then.
 
         Raises:
             InputError: nothing was recorded.

@@ -370,6 +370,11 @@ def test_fidelity_is_over_real_tokens_only(model, sequences, fitted, skip):
             assert ours.isometry == pytest.approx(theirs.isometry, rel=1e-2)
 
 
+def test_samples_that_do_not_differ_have_no_fidelity(model, fitted):
+    with pytest.raises(InputError, match="All 2 held-out samples have the same state at"):
+        ki.fidelity(model, fitted[1], fitted[0], [[2, 3], [2, 3]], skip=1)
+
+
 def test_fidelity_counts_the_tokens_that_are_predicted_rightly(model, sequences, fitted):
     data, koopman = fitted
     batch = padded(sequences)

@@ -211,6 +211,11 @@ def _at_depth(
 ) -> DepthFidelity:
     state, origin = held_out.states[depth], held_out.states[first]
     variance = float((state.double() - state.double().mean(0)).square().sum())
+    if not variance:
+        raise InputError(
+            f"All {len(held_out)} held-out samples have the same state at {held_out.sites[depth]!r}, so there is no "
+            "variance to explain. Give other inputs, or start the span at a later site."
+        )
     unexplained: dict[str, float | None] = {}
     for name, predict in predictors.items():
         if depth == first:
