@@ -161,7 +161,9 @@ class Trainer:
         if self.averaged is not None:
             # Young averages follow faster, so that they forget where the fit began.
             decay = min(self.config.averaging, (1 + step) / (10 + step))
-            get_ema_multi_avg_fn(decay)(self.averaged, [weight.detach() for weight in self.parameters], torch.tensor(step))
+            get_ema_multi_avg_fn(decay)(
+                self.averaged, [weight.detach() for weight in self.parameters], torch.tensor(step)
+            )
 
     def _sampled(self, states: States, generator: torch.Generator) -> Float[Tensor, ""]:
         """Weigh the losses of the whole span, and those of one other pair of depths, drawn, on a part of the rows."""

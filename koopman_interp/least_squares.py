@@ -30,9 +30,7 @@ def ridge(
     return torch.linalg.solve(gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross)
 
 
-def start_rows(
-    states: Float[Tensor, "depth sample width"], observables: int
-) -> Float[Tensor, "depth some width"]:
+def start_rows(states: Float[Tensor, "depth sample width"], observables: int) -> Float[Tensor, "depth some width"]:
     """Take evenly spaced samples, enough to start a gradient fit from; it leaves its start at once."""
     stride = max(1, states.shape[1] // max(_CHUNK, _START_ROWS * observables))
     return states[:, ::stride]
