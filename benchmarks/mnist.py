@@ -26,12 +26,6 @@ STRENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)
 MODES = ("delta", "replace")
 
 
-def shifted(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Move a batch of 28×28 images by up to a pixel either way."""
-    by = torch.randint(-1, 2, (2,), generator=generator).tolist()
-    return batch.view(-1, 28, 28).roll(by, (1, 2)).flatten(1)
-
-
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

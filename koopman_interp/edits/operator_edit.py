@@ -46,7 +46,8 @@ class Certificate:
     def __str__(self) -> str:
         source = f"{self.drift_rows:,} rows" if self.drift_rows else "at most, from held-out moments"
         return (
-            f"rank {self.rank}, reading noise {self.noise:.2f}, retained rows drift {self.retained_drift:.2%} ({source}), "
+            f"rank {self.rank}, reading noise {self.noise:.2f}, "
+            f"retained rows drift {self.retained_drift:.2%} ({source}), "
             f"retained class means {self.class_mean_drift:.2%}, undo error {self.undo_error:.1e}"
         )
 
