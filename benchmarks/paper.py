@@ -18,154 +18,27 @@ and for MNIST about a minute an epoch unless --host has it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-from common import (
-    PATIENCE_ON_CLOCK,
-    Data,
-    FitRecord,
-    PaperRecipe,
-    add_data_options,
-    host_from,
-    machine,
-    mnist,
-    paper_fit,
-    peak_memory_gb,
-    percent,
-    predictions,
-    seconds_per_step,
-    sgd,
-    share,
-    train_host,
-    watched_fit,
-)
-from jaxtyping import Float, Int
+from common import Data, add_data_options, machine, peak_memory_gb, percent, predictions, share
+from equality_edit import EqualityEdit, equality_edits, replaced
+from paper_recipe import PATIENCE_ON_CLOCK, paper_fit
+from paper_settings import SETTINGS, Figures, Setting, build_host, load
+from stopwatch import FitRecord, seconds_per_step, watched_fit
 from torch import Tensor, nn
 
 import koopman_interp as ki
 from koopman_interp.errors import NonFiniteError
 from koopman_interp.files import write_json
-from koopman_interp.layouts import shaped_like, to_rows
 from koopman_interp.tables import table
-from koopman_interp.testing import ResidualMLP, yin_yang
-
-EPSILONS = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)
-"""Tried for the paper's edit; its ε is not published, so the best on training rows stands for it."""
 
 JUDGED_ROWS = 10_000
 STRENGTHS = (1.0, 1.5)
 
 Factory = Callable[[], AbstractContextManager[None]]
-
-
-@dataclass(frozen=True)
-class Figures:
-    """One row of the table; shares lie between 0 and 1, None is not known."""
-
-    name: str
-    epochs: str
-    host: float | None = None
-    host_class: float | None = None
-    in_place: float | None = None
-    in_place_class: float | None = None
-    forgotten: float | None = None
-    retained: float | None = None
-    host_retained: float | None = None
-    seconds: float | None = None
-    stress: float | None = None
-    unexplained: float | None = None
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One data set of the paper.
-
-    Attributes:
-        name: of the data set.
-        inputs: width of the input.
-        outputs: number of classes.
-        width: of the host.
-        blocks: of the host.
-        learning_rate: of the host's SGD.
-        batch_size: of the host's training.
-        host_epochs: of the host's training here.
-        recipe: of the paper's surrogate.
-        forget: classes that are forgotten, in turn.
-        published: what the paper reports.
-    """
-
-    name: str
-    inputs: int
-    outputs: int
-    width: int
-    blocks: int
-    learning_rate: float
-    batch_size: int
-    host_epochs: int
-    recipe: PaperRecipe
-    forget: tuple[int, ...]
-    published: Figures | None
-
-
-SETTINGS = {
-    "yin-yang": Setting(
-        "Yin-Yang",
-        inputs=4,
-        outputs=3,
-        width=10,
-        blocks=5,
-        learning_rate=1e-2,
-        batch_size=512,
-        host_epochs=2000,
-        recipe=PaperRecipe(
-            dimension=10,
-            hidden=(30,),
-            observables=20,
-            k=100,
-            isometry=1.0,
-            learning_rate=1e-1,
-            epochs=1000,
-            batch_size=1024,
-        ),
-        forget=(0, 1, 2),
-        published=None,
-    ),
-    "mnist": Setting(
-        "MNIST",
-        inputs=784,
-        outputs=10,
-        width=784,
-        blocks=6,
-        learning_rate=1e-1,
-        batch_size=128,
-        host_epochs=10,
-        recipe=PaperRecipe(
-            dimension=784,
-            hidden=(1000,),
-            observables=800,
-            k=10,
-            isometry=1e-3,
-            learning_rate=5e-3,
-            epochs=100,
-            batch_size=512,
-        ),
-        forget=(4,),
-        # As arXiv 2505.12809 reports them; the surrogate's accuracy in place is given there for class 4 only.
-        published=Figures(
-            "paper, as published (arXiv 2505.12809)",
-            "100 of 100",
-            host=0.986,
-            host_class=0.9857,
-            in_place_class=0.9829,
-            forgotten=0.0,
-            retained=0.9853,
-        ),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -176,69 +49,6 @@ class Fitted:
     koopman: ki.KoopmanAutoencoder
     record: FitRecord
     epochs: str
-
-
-@dataclass(frozen=True)
-class EqualityEdit:
-    """The paper's edit: `K^n + Δ` over the whole span, as a map of rows, with the ε it was solved for."""
-
-    epsilon: float
-    power: Float[Tensor, "observable observable"]
-
-
-def next_best_targets(
-    advanced: Float[Tensor, "sample observable"], labels: Int[Tensor, "sample"], forgotten: int
-) -> Float[Tensor, "forget observable"]:
-    """For each row to forget, the mean of the retained class that is nearest to it after the span."""
-    kept = [c for c in torch.unique(labels).tolist() if c != forgotten]
-    means = torch.stack([advanced[labels == c].mean(0) for c in kept])
-    return means[torch.cdist(advanced[labels == forgotten], means).argmin(1)]
-
-
-def equality_edits(
-    koopman: ki.KoopmanAutoencoder, trajectories: ki.Trajectories, forgotten: int
-) -> Iterator[EqualityEdit]:
-    """Solve `Δ = C⁻¹Z_fᵀ(Z_f C⁻¹ Z_fᵀ + εI)⁻¹(T − Z_f M)` with C = Z_rᵀZ_r and M = (K^n)ᵀ, for each ε.
-
-    ROME's constraint (arXiv 2202.05262) in the batched form of EMMET (arXiv 2403.14236). Where rows to forget
-    outnumber observables they cannot all be met; by the push-through identity the same Δ is
-    `(Z_fᵀZ_f + εC)⁻¹Z_fᵀ(T − Z_f M)`, which is what is solved: float64, observables × observables. C gets a
-    ridge of 1e-6 of its mean diagonal.
-
-    Args:
-        koopman: the surrogate.
-        trajectories: training rows, with labels.
-        forgotten: the class.
-
-    Yields:
-        An edit for each of `EPSILONS`.
-    """
-    labels = trajectories.labels
-    assert labels is not None
-    with torch.no_grad():
-        z = koopman.encode(trajectories.states[0], 0).double()
-        eye = torch.eye(koopman.config.observables)
-        power = koopman.operator.advance(eye, koopman.steps(0, len(koopman.sites) - 1)).double()
-    gone, kept = z[labels == forgotten], z[labels != forgotten]
-    residual = next_best_targets(z @ power, labels, forgotten) - gone @ power
-    C = kept.T @ kept
-    C += 1e-6 * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
-    gram, cross = gone.T @ gone, gone.T @ residual
-    for epsilon in EPSILONS:
-        yield EqualityEdit(epsilon, power + torch.linalg.solve(gram + epsilon * C, cross))
-
-
-@contextmanager
-def replaced(model: nn.Module, koopman: ki.KoopmanAutoencoder, edit: EqualityEdit) -> Iterator[None]:
-    """Put the edited motion in place of the whole span."""
-    last = len(koopman.sites) - 1
-
-    def put(state: Tensor) -> Tensor:
-        z = koopman.encode(to_rows(state), 0).double() @ edit.power
-        return shaped_like(koopman.decode(z.to(state.dtype), last), state, koopman.config.shapes[last])
-
-    with ki.host_for(model).replaced(koopman.sites[0], koopman.sites[-1], put):
-        yield
 
 
 def judged(model: nn.Module, x: Tensor, y: Tensor, forgotten: int, patch: Factory) -> tuple[float, float]:
@@ -267,34 +77,6 @@ def best_equality_edit(
         tried.append(edit)
     best = max(range(len(tried)), key=lambda index: scores[index]["score"])
     return tried[best], scores
-
-
-def build_host(setting: Setting, data: Data, arguments: argparse.Namespace) -> nn.Module:
-    """Load or train the host by SGD with a cosine to zero, as the paper's code does."""
-    torch.manual_seed(arguments.seed)
-    model = ResidualMLP(setting.inputs, setting.width, setting.blocks, setting.outputs)
-    optimizer = sgd(model, setting.learning_rate)
-    return host_from(
-        model,
-        arguments.host if setting.name == "MNIST" else None,
-        lambda: train_host(
-            model,
-            data,
-            optimizer,
-            lambda steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps)),
-            epochs=arguments.host_epochs or setting.host_epochs,
-            batch_size=setting.batch_size,
-            seed=arguments.seed,
-        ),
-    )
-
-
-def load(setting: Setting, arguments: argparse.Namespace) -> Data:
-    """Draw Yin-Yang, or load MNIST with the paper's standardised pixels."""
-    if setting.name == "MNIST":
-        return mnist(arguments.mnist, arguments.slice, mean=0.1307, spread=0.3081)
-    samples = min(5000, arguments.slice or 5000)
-    return Data(*yin_yang(samples, seed=arguments.seed), *yin_yang(samples, seed=arguments.seed + 1))
 
 
 def fit_paper(setting: Setting, trajectories: ki.Trajectories, arguments: argparse.Namespace) -> Fitted:

@@ -150,7 +150,7 @@ def fidelity_(model: str, data: str, koopman: Path, trajectories: Path, as_json:
 @click.argument("koopman", type=FOLDER)
 @click.option("--label", type=int, required=True, help="Class to forget.")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="1 erases; more pushes beyond.")
-@click.option("--site", help="Site to erase at; the first by default.")
+@click.option("--site", help="Site to erase at; by default where the class is read best.")
 @click.option("--trajectories", type=FILE, help="Held-out rows to measure the drift on.")
 @click.option("--out", type=FILE, required=True, help="Edit to write (.safetensors).")
 def edit(koopman: Path, label: int, strength: float, site: str | None, trajectories: Path | None, out: Path) -> None:

@@ -68,7 +68,7 @@ class FitConfig:
     linearity: float = 1.0
     isometry: Isometry = "matching"
     isometry_weight: float | None = None
-    steps: int = 600
+    steps: int = 800
     batch_size: int = 128
     learning_rate: float = 2e-3
     operator_rate: float = 0.2
@@ -80,7 +80,7 @@ class FitConfig:
     warm_start: bool = True
     ridge: float = 1e-4
     validation: float = 0.1
-    evaluate_every: int = 50
+    evaluate_every: int = 100
     patience: int | None = 5
     seed: int = 0
     device: str | None = None

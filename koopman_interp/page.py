@@ -138,6 +138,7 @@ def _edit(edit: Mapping[str, Any]) -> str:
         source = f"measured on {known['drift_rows']:,} rows" if known["drift_rows"] else "a bound from held-out moments"
         rows = [
             ["rank of the change of K", str(known["rank"])],
+            ["noise of the reading (the class reads 1, the retained mean 0)", _number(known["noise"], 2)],
             [
                 f"drift of retained rows, % of the spread of all rows ({source})",
                 _percent(known["retained_drift"]),

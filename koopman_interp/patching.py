@@ -47,7 +47,8 @@ def patched(
         koopman: the surrogate.
         edit: an edit, several that act in the given order, or None.
         mode: `delta` adds what the edit changes to the host's own state; `replace` overwrites it.
-        source: site or depth where the span starts; None is the first.
+        source: site or depth where the span starts. None is the first in `replace` mode; in `delta` mode it is where
+            the first edit acts, since the host's own state there is better than any prediction of it.
         target: site or depth where it ends; None is the last.
         positions: for tokens, places to patch, counted from each sequence's first real token on and through a
             key-value cache: a slice, whole numbers, or a function from places `[batch, position]` to a mask. None
@@ -98,7 +99,7 @@ def bake(
         koopman: the surrogate.
         edit: an edit, several, or None.
         mode: `delta` or `replace`; see `patched`.
-        source: site or depth where the span starts; None is the first.
+        source: site or depth where the span starts; see `patched`.
         target: site or depth where it ends; None is the last.
         positions: places to patch; see `patched`.
         check_weights: refuse a host whose weights are not the ones fitted on.
@@ -147,7 +148,11 @@ class Patch:
         if mode not in ("delta", "replace"):
             raise InputError(f"mode={mode!r} is neither 'delta' nor 'replace'.")
         edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit or ())
-        first, last = span(koopman.sites, *ends)
+        source, target = ends
+        if source is None and mode == "delta" and edits:
+            # The span of an edit at the last depth begins one before it.
+            source = min(len(koopman.sites) - 2, *(one.depth for one in edits))
+        first, last = span(koopman.sites, source, target)
         _require_own(host, koopman, edits, check_weights)
         self.host = host
         self.mode = mode

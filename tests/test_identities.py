@@ -190,7 +190,7 @@ def test_delta_is_the_formula(case, first, last, where):
 
 def test_delta_reaches_the_logits(case):
     model, x, koopman, trajectories = case
-    edit = ki.erase_class(koopman, label=2)
+    edit = ki.erase_class(koopman, label=2, site=1)
     last = len(koopman.sites) - 1
     rows = delta_by_hand(koopman, trajectories.states[0], trajectories.states[-1], [edit], 0, last)
     with torch.no_grad():
@@ -198,8 +198,20 @@ def test_delta_reaches_the_logits(case):
             len(x), *((-1,) if x.ndim == 2 and x.dtype == torch.long else ()), *koopman.config.shapes[-1]
         )
         expected = after_the_blocks(model, state)
-        with ki.patched(model, koopman, edit):
+        with ki.patched(model, koopman, edit, source=0):
             torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_span_of_a_delta_begins_where_its_first_edit_acts(case):
+    model, x, koopman, _ = case
+    last = len(koopman.sites) - 1
+    with torch.no_grad():
+        for depths, first in (((1,), 1), ((2, 1), 1), ((0, last), 0), ((last,), last - 1)):
+            edits = [ki.erase_class(koopman, label=1, site=depth) for depth in depths]
+            with ki.patched(model, koopman, edits):
+                found = model(x)
+            with ki.patched(model, koopman, edits, source=first):
+                assert torch.equal(model(x), found)
 
 
 @pytest.mark.parametrize("edited", [False, True])
@@ -235,7 +247,7 @@ def test_delta_is_the_formula_to_the_last_digits(model, yin_yang_data):
     koopman, data = in_float64(model, x, labels)
     edits = [ki.erase_class(koopman, label=2, site=3), ki.erase_class(koopman, label=0, site=1)]
     rows = delta_by_hand(koopman, data.states[0], data.states[-1], edits, 0, 4)
-    with torch.no_grad(), ki.patched(model, koopman, edits):
+    with torch.no_grad(), ki.patched(model, koopman, edits, source=0):
         torch.testing.assert_close(model(x.double()), model.head(rows), rtol=1e-10, atol=1e-10)
 
 

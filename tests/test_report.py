@@ -95,7 +95,7 @@ def test_surrogate_edit_and_trajectories_load_as_they_were_given(run):
     assert (edit.description, edit.site, edit.depth, edit.certificate) == (
         was.description,
         was.site,
-        0,
+        was.depth,
         was.certificate,
     )
     for name in ("directions", "readers", "offset", "moved"):

@@ -134,7 +134,7 @@ class TorchHost:
         """Refuse: plain torch has no list of hooks to hand out."""
         raise UnsupportedHostError(
             f"Expected a model of TransformerLens, whose run_with_hooks(fwd_hooks=…) takes a list of hooks; got "
-            f"{type(self.model).__name__}. Use `with patched(model, koopman, edit):`."
+            f"{type(self.model).__name__}. Use `with patched(model, koopman, edit):` for {', '.join(hooks)}."
         )
 
     @contextmanager

@@ -11,6 +11,7 @@ reader does better than chance on class means. Kin of LEACE (arXiv 2306.03819) a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -102,8 +103,8 @@ def erase_class(
         trajectories: held-out rows to measure the certificate's drift on; without them it is a bound from the
             held-out moments.
         label: the class to forget.
-        site: site or depth at which to erase; None is the first. The eraser moves with the operator (erasing at
-            the source with moments Σ is erasing after n steps with moments KⁿΣKⁿᵀ), so the choice matters little.
+        site: site or depth at which to erase. None is the one, of all but the last, where the class is read with the
+            least noise (see `Certificate.noise`): as a rule a late one, where classes lie apart.
         strength: multiplies the displacement. 1 puts the class on the retained mean; past 1 it is pushed beyond,
             which forgets more and is no longer an erasure but a mark of its own.
         shrinkage: added to Σ's diagonal, relative to its mean.
@@ -126,10 +127,9 @@ def erase_class(
         raise InputError(
             f"Class {label} is the only one, so there is nothing to retain. Fit rows of other classes too."
         )
-    depth = depth_of(koopman.sites, 0 if site is None else site)
     index = classes.index(label)
-    moments = koopman.moments
-    eraser = oblique_eraser(moments.mean[depth], moments.count, moments.covariance[depth], index, shrinkage=shrinkage)
+    depths = range(len(koopman.sites) - 1) if site is None else [depth_of(koopman.sites, site)]
+    depth, eraser = _quietest(koopman, index, depths, shrinkage)
     K = koopman.K.detach().double()
     direction = (strength * eraser.direction)[:, None]
     edit = OperatorEdit(
@@ -147,6 +147,33 @@ def erase_class(
     return replace(edit, certificate=certificate)
 
 
+def _quietest(
+    koopman: KoopmanAutoencoder, forgotten: int, depths: Sequence[int], shrinkage: float
+) -> tuple[int, Eraser]:
+    """Solve at each depth, and keep the eraser that reads with the least noise on held-out rows."""
+    moments, found = koopman.moments, list[tuple[float, int, Eraser]]()
+    for depth in depths:
+        try:
+            eraser = oblique_eraser(
+                moments.mean[depth], moments.count, moments.covariance[depth], forgotten, shrinkage=shrinkage
+            )
+        except InputError:
+            if depth == depths[-1] and not found:
+                raise
+            continue
+        found.append((_noise(koopman.heldout_moments, depth, eraser.reader), depth, eraser))
+    _, depth, eraser = min(found, key=lambda one: one[:2])
+    return depth, eraser
+
+
+def _noise(moments: Moments, depth: int, reader: Float[Tensor, "observable"]) -> float:
+    """Standard deviation of readings around the means of their classes: `√(wᵀ(Σ − Σ_between) w)`."""
+    share = moments.count / moments.count.sum()
+    means = moments.mean[depth] @ reader
+    between = (share * (means - share @ means).square()).sum()
+    return float((reader @ moments.covariance[depth] @ reader - between).clamp_min(0).sqrt())
+
+
 def _certify(
     edit: OperatorEdit, koopman: KoopmanAutoencoder, forgotten: int, trajectories: Trajectories | None
 ) -> Certificate:
@@ -161,7 +188,8 @@ def _certify(
     mean_drift = float((edit(means) - means).norm(dim=1).max()) if len(means) else 0.0
     K = koopman.K.detach().double()
     undo_error = float((edit.undo(edit.apply(K)) - K).norm() / K.norm())
-    return Certificate(edit.rank, drift / spread, rows, mean_drift / spread, undo_error)
+    noise = _noise(held_out, depth, edit.readers[:, 0])
+    return Certificate(edit.rank, noise, drift / spread, rows, mean_drift / spread, undo_error)
 
 
 @torch.no_grad()

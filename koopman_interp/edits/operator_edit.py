@@ -26,6 +26,8 @@ class Certificate:
 
     Attributes:
         rank: of the change of the operator.
+        noise: standard deviation of the reading within classes on held-out rows, where the class to forget reads 1
+            and the retained mean 0: how sharply the edit tells the class from the rest.
         retained_drift: root mean square by which retained rows are moved, relative to the root mean square
             spread of all rows. Measured on rows when trajectories were given, else a bound from held-out moments.
         drift_rows: how many rows it was measured on; 0 where it is the bound.
@@ -35,6 +37,7 @@ class Certificate:
     """
 
     rank: int
+    noise: float
     retained_drift: float
     drift_rows: int
     class_mean_drift: float
@@ -43,7 +46,8 @@ class Certificate:
     def __str__(self) -> str:
         source = f"{self.drift_rows:,} rows" if self.drift_rows else "at most, from held-out moments"
         return (
-            f"rank {self.rank}, retained rows drift {self.retained_drift:.2%} ({source}), "
+            f"rank {self.rank}, reading noise {self.noise:.2f}, "
+            f"retained rows drift {self.retained_drift:.2%} ({source}), "
             f"retained class means {self.class_mean_drift:.2%}, undo error {self.undo_error:.1e}"
         )
 

@@ -199,13 +199,28 @@ def test_no_data_is_needed(surrogate, tmp_path):
     assert (theirs.host, theirs.operator) == (surrogate.config.host, surrogate.digest())
 
 
-@pytest.mark.parametrize(
-    ("site", "depth"), [(None, 0), ("blocks.0:input", 0), ("blocks.1", 2), (3, 3), (-1, 4), (-5, 0)]
-)
+@pytest.mark.parametrize(("site", "depth"), [("blocks.0:input", 0), ("blocks.1", 2), (3, 3), (-1, 4), (-5, 0)])
 def test_a_site_by_name_or_depth(surrogate, site, depth):
     edit = ki.erase_class(surrogate, label=0, site=site)
     assert (edit.depth, edit.site) == (depth, surrogate.sites[depth])
     assert torch.equal(edit.directions, ki.erase_class(surrogate, label=0, site=depth).directions)
+
+
+@pytest.mark.parametrize("label", range(3))
+def test_without_a_site_it_is_erased_where_it_is_read_with_least_noise(surrogate, parts, label):
+    """Noise by hand: the spread of the readings of held-out rows around the mean of their class."""
+    held_out, noise = parts[1], []
+    for depth in range(4):
+        edit = ki.erase_class(surrogate, label=label, site=depth)
+        z = surrogate.encode(held_out.states[depth], depth).double()
+        readings = (z @ edit.readers - edit.offset)[:, 0].numpy()
+        labels = held_out.labels.numpy()
+        inside = [readings[labels == c] - readings[labels == c].mean() for c in range(3)]
+        noise.append(np.concatenate(inside).std())
+        assert edit.certificate.noise == pytest.approx(noise[-1], rel=1e-6)
+    chosen = ki.erase_class(surrogate, label=label)
+    assert chosen.depth == int(np.argmin(noise))
+    assert torch.equal(chosen.readers, ki.erase_class(surrogate, label=label, site=chosen.depth).readers)
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, 1.5])
@@ -321,7 +336,7 @@ def test_a_class_that_was_all_held_out_is_refused(with_a_class_held_out):
 
 def test_a_class_that_was_all_held_out_constrains_nothing(with_a_class_held_out):
     koopman = with_a_class_held_out
-    edit = ki.erase_class(koopman, label=0, shrinkage=0.1)
+    edit = ki.erase_class(koopman, label=0, site=0, shrinkage=0.1)
     expected = oblique_eraser(
         koopman.moments.mean[0][:3],
         koopman.moments.count[:3],

@@ -33,7 +33,7 @@ def random_edit(K, rank=2, seed=1, **changes):
         "moved": K @ A,
         "host": HOST,
         "operator": "k" * 32,
-        "certificate": Certificate(rank, 0.1, 12, 0.01, 1e-15),
+        "certificate": Certificate(rank, 0.2, 0.1, 12, 0.01, 1e-15),
     }
     return ki.OperatorEdit(**(settings | changes))
 
@@ -215,6 +215,6 @@ def test_a_file_that_lacks_parts_is_refused(tmp_path):
 
 
 def test_the_certificate_says_what_its_drift_was_measured_on():
-    measured, bound = Certificate(1, 0.1234, 1200, 0.01, 1e-15), Certificate(1, 0.1234, 0, 0.01, 1e-15)
+    measured, bound = Certificate(1, 0.2, 0.1234, 1200, 0.01, 1e-15), Certificate(1, 0.2, 0.1234, 0, 0.01, 1e-15)
     assert "12.34% (1,200 rows)" in str(measured)
     assert "12.34% (at most, from held-out moments)" in str(bound)
