@@ -35,7 +35,8 @@ CLASSES = ("yin", "yang", "dot")
 _POINTS, _HELD_OUT = 5000, 2000
 _WIDTH, _BLOCKS = 10, 5
 _EPOCHS = 40
-_FIT = FitConfig(observables=32, hidden=(64,), steps=1000)
+_FIT = FitConfig(observables=64, hidden=(128,), pairs="all", steps=1000)
+"""All pairs of depths at every step, and many observables for the width: its spectrum is to be read."""
 
 
 def run_demo(
