@@ -21,7 +21,7 @@ from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
 from koopman_interp.files import write_json
-from koopman_interp.hosts import Host, host_for, logits_of, run
+from koopman_interp.hosts import Host, host_for, logits_of
 from koopman_interp.layouts import from_rows, to_rows
 from koopman_interp.patching import Mode, patched
 from koopman_interp.probes import probe_accuracy, prototype_recall
@@ -207,7 +207,7 @@ class _Seen:
                 host.hooked({site: lambda state: states.append(to_rows(state).to("cpu", torch.float64, copy=True))})
             )
             for x, _ in (*gone, *kept):
-                logp.append(log_softmax(logits_of(run(host.model, x)).flatten(0, -2).double().cpu(), dim=1))
+                logp.append(log_softmax(logits_of(host.call(x)).flatten(0, -2).double().cpu(), dim=1))
         labels = torch.cat([y.flatten().cpu() for _, y in (*gone, *kept)])
         found = cls(torch.cat(states), torch.cat(logp), labels)
         if not len(found.states) == len(found.logp) == len(labels):

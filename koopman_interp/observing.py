@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from koopman_interp.errors import InputError, NonFiniteError, UnknownSiteError
-from koopman_interp.hosts import Host, HostFingerprint, SiteSelection, host_for, run
+from koopman_interp.hosts import Host, HostFingerprint, SiteSelection, host_for
 from koopman_interp.layouts import kept_rows, row_origins, to_rows
 from koopman_interp.trajectories import Trajectories, labels_of_rows
 
@@ -143,7 +143,7 @@ class Tap:
                     x, y = _parted(batch, inputs, column)
                     if y is not None:
                         found.append(torch.as_tensor(y).flatten())
-                    run(self.host.model, x)
+                    self.host.call(x)
         finally:
             recording.stop()
         trajectories = recording.trajectories(self.times)

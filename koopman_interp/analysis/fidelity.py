@@ -17,7 +17,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.errors import InputError
-from koopman_interp.hosts import Host, HostFingerprint, host_for, logits_of, run, span
+from koopman_interp.hosts import Host, HostFingerprint, host_for, logits_of, span
 from koopman_interp.layouts import to_rows
 from koopman_interp.least_squares import ridge
 from koopman_interp.observing import attach
@@ -255,6 +255,6 @@ def _log_probabilities(host: Host, batches: Iterable[Any]) -> Tensor:
     found = []
     for batch in batches:
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        logits = logits_of(run(host.model, x))
+        logits = logits_of(host.call(x))
         found.append(log_softmax(logits.flatten(0, -2).double().cpu(), dim=1))
     return torch.cat(found)
