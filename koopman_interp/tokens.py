@@ -75,9 +75,7 @@ class Tokens:
         return cls.of_mask(kwargs.get("attention_mask"), (entries.shape[0], entries.shape[1]), cached, entries, ids)
 
     @classmethod
-    def of_mask(
-        cls, mask: Any, shape: tuple[int, int], cached: int, like: Tensor, ids: Tensor | None = None
-    ) -> Tokens:
+    def of_mask(cls, mask: Any, shape: tuple[int, int], cached: int, like: Tensor, ids: Tensor | None = None) -> Tokens:
         """Build from an attention mask `[batch, cached + position]`, or without one where nothing is padded.
 
         Args:

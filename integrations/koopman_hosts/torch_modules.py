@@ -8,7 +8,6 @@ Hugging Face models are such models. Costs nothing until hooked; knows nothing o
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from koopman_hosts.site_names import matches
+from koopman_hosts.skipping import overridden, overwritten, refuse_cache
+from koopman_hosts.states import NO_STATE, holds_tensors, input_state, output_state, with_state
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
 from koopman_interp.hosts import Hook, SiteSelection, device_of, moved_to
 from koopman_interp.tokens import Tokens, padded
@@ -97,9 +99,7 @@ class TorchHost:
         return padded(tokenizer, texts)
 
     @contextmanager
-    def passes(
-        self, begin: Callable[[Tokens | None], None], end: Callable[[], None] | None = None
-    ) -> Iterator[None]:
+    def passes(self, begin: Callable[[Tokens | None], None], end: Callable[[], None] | None = None) -> Iterator[None]:
         """Call `begin` and `end` around each call of the model."""
         with ExitStack() as stack:
             stack.enter_context(self._eager())
@@ -126,9 +126,7 @@ class TorchHost:
                     stack.callback(self.model.register_forward_pre_hook(counted.restart).remove)
                     hook = counted
                 if at_input:
-                    handle = module.register_forward_pre_hook(
-                        partial(_at_input, hook), with_kwargs=True, prepend=first
-                    )
+                    handle = module.register_forward_pre_hook(partial(_at_input, hook), with_kwargs=True, prepend=first)
                 else:
                     handle = module.register_forward_hook(partial(_at_output, hook), prepend=first)
                 stack.callback(handle.remove)
@@ -148,9 +146,7 @@ class TorchHost:
         skipped = self._blocks_between(source, target)
         with ExitStack() as stack:
             if not skipped:
-                carried: list[Tensor] = []
-                stack.enter_context(self.hooked({source: lambda state: carried.append(state)}))
-                stack.enter_context(self.hooked({target: lambda _: advance(carried.pop())}, first=True))
+                stack.enter_context(overwritten(self, source, target, advance))
                 yield False
                 return
             stand_ins = _SkippedSpan(skipped, advance)
@@ -158,8 +154,7 @@ class TorchHost:
                 stack.callback(self.model.register_forward_pre_hook(_refuse_cache, with_kwargs=True).remove)
             stack.enter_context(self.hooked({source: stand_ins.read}))
             for index, block in enumerate(skipped):
-                stack.callback(_restore_forward, block, block.__dict__.get("forward"))
-                block.forward = stand_ins.forward_of(index)
+                stack.enter_context(overridden(block, "forward", stand_ins.forward_of(index)))
             yield True
 
     def _eager(self) -> AbstractContextManager[Any]:
@@ -216,12 +211,12 @@ class TorchHost:
         suffix = _SUFFIX.search(pattern)
         assert suffix is not None  # both of its parts may be empty
         stem = pattern[: suffix.start()]
-        matches = [name + suffix[0] for name in names if _glob(name.split("."), stem.split("."))]
-        if not matches:
+        found = [name + suffix[0] for name in names if matches(name.split("."), stem.split("."))]
+        if not found:
             raise UnknownSiteError(
                 f"{type(self.model).__name__} has no module that matches {stem!r}. {nearest(stem, names)}"
             )
-        return matches
+        return found
 
     def _blocks_between(self, source: str, target: str) -> list[nn.Module]:
         """List the blocks from source to target where both lie on the residual stream, else nothing."""
@@ -273,27 +268,13 @@ def _saved_tokenizer(model: nn.Module) -> Any:
 
 
 def _refuse_cache(_model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-    if kwargs.get("past_key_values") is not None:
-        raise InputError(
-            "A span that starts at the first block cannot be replaced while a key-value cache is in use: the cache's "
-            "length is read from that block, which would be skipped. Patch with source=1 (or a later depth), or call "
-            "with use_cache=False."
-        )
-
-
-def _glob(name: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Match dotted components; `**` takes any number of them."""
-    if not pattern:
-        return not name
-    if pattern[0] == "**":
-        return any(_glob(name[skip:], pattern[1:]) for skip in range(len(name) + 1))
-    return bool(name) and fnmatch.fnmatchcase(name[0], pattern[0]) and _glob(name[1:], pattern[1:])
+    refuse_cache(kwargs.get("past_key_values"))
 
 
 def _at_input(
     hook: Hook, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    state = _input_state(args, kwargs)
+    state = input_state(args, kwargs)
     new = hook(state)
     if new is None:
         return None
@@ -303,47 +284,8 @@ def _at_input(
 
 
 def _at_output(hook: Hook, _module: nn.Module, _args: Any, output: Any) -> Any:
-    new = hook(_output_state(output))
-    return None if new is None else _with_state(output, new)
-
-
-def _input_state(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Find the state among a block's arguments: the first positional, or Hugging Face's keyword."""
-    candidates = [*args[:1], kwargs.get("hidden_states"), *kwargs.values()]
-    for candidate in candidates:
-        if isinstance(candidate, Tensor) and candidate.is_floating_point():
-            return candidate
-    raise UnsupportedHostError(
-        "A block was called without a floating-point tensor to read as its state. Choose other sites with sites=."
-    )
-
-
-def _output_state(output: Any) -> Tensor:
-    """Find the state in a module's output: the tensor, or the first entry of a tuple or ModelOutput."""
-    first = output
-    if isinstance(output, Mapping) and output:
-        first = next(iter(output.values()))
-    elif isinstance(output, (tuple, list)) and output:
-        first = output[0]
-    if isinstance(first, Tensor):
-        return first
-    raise UnsupportedHostError(
-        f"A module returned {type(output).__name__}, in which no state was found; known are a tensor, or a tuple or "
-        "mapping whose first entry is one. Choose other sites with sites=."
-    )
-
-
-def _with_state(output: Any, state: Tensor) -> Any:
-    """Return an output of the same kind that carries another state; the given output is left alone."""
-    if isinstance(output, Tensor):
-        return state
-    if isinstance(output, Mapping):
-        key = next(iter(output))
-        changed = dict(output) | {key: state}
-        return changed if type(output) is dict else type(output)(**changed)
-    if hasattr(output, "_fields"):  # a named tuple
-        return type(output)(state, *output[1:])
-    return type(output)((state, *output[1:]))
+    new = hook(output_state(output))
+    return None if new is None else with_state(output, new)
 
 
 class _SkippedSpan:
@@ -374,31 +316,12 @@ class _SkippedSpan:
     def _forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
         assert self._advanced is not None
         learnt = len(self._frames) == len(self._originals)
-        if learnt and self._chained and not any(map(_holds_tensors, self._frames)):
-            return _with_state(self._frames[index], self._advanced)
+        if learnt and self._chained and not any(map(holds_tensors, self._frames)):
+            return with_state(self._frames[index], self._advanced)
         if index == 0:
             self._frames, self._chained = [], True
-        self._chained &= _input_state(args, kwargs) is self._flowing
+        self._chained &= input_state(args, kwargs) is self._flowing
         output = self._originals[index](*args, **kwargs)
-        self._flowing = _output_state(output)
-        self._frames.append(_with_state(output, _NO_STATE))
-        return output if index < len(self._originals) - 1 else _with_state(output, self._advanced)
-
-
-_NO_STATE = torch.empty(0)
-
-
-def _holds_tensors(frame: Any) -> bool:
-    """Whether an output frame carries any tensor beside the place of its state."""
-    if isinstance(frame, Tensor):
-        return frame is not _NO_STATE
-    if isinstance(frame, Mapping):
-        return any(map(_holds_tensors, frame.values()))
-    return isinstance(frame, (tuple, list)) and any(map(_holds_tensors, frame))
-
-
-def _restore_forward(block: nn.Module, own: Callable[..., Any] | None) -> None:
-    if own is None:
-        block.__dict__.pop("forward", None)
-    else:
-        block.forward = own
+        self._flowing = output_state(output)
+        self._frames.append(with_state(output, NO_STATE))
+        return output if index < len(self._originals) - 1 else with_state(output, self._advanced)
