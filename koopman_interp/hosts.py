@@ -110,6 +110,14 @@ class Host(Protocol):
         """
         ...
 
+    def fwd_hooks(self, hooks: Mapping[str, Hook]) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        """Put the same hooks in the framework's own idiom: pairs of site and function, for its `run_with_hooks`.
+
+        Raises:
+            UnsupportedHostError: the framework has no such idiom.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class HostFingerprint:

@@ -111,11 +111,19 @@ def padded(tokenizer: Any, texts: Sequence[str], **settings: Any) -> dict[str, T
     Returns:
         `input_ids` and `attention_mask`, both `[batch, position]`.
     """
-    sequences = [torch.as_tensor(ids) for ids in tokenizer(list(texts), **settings)["input_ids"]]
     fill = next((one for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
+    return right_padded(tokenizer(list(texts), **settings)["input_ids"], fill)
+
+
+def right_padded(sequences: Sequence[Any], fill: int) -> dict[str, Tensor]:
+    """Put token ids of several lengths into one batch, with the mask that says which are real.
+
+    >>> {name: tensor.tolist() for name, tensor in right_padded([[5, 6], [7]], fill=0).items()}
+    {'input_ids': [[5, 6], [7, 0]], 'attention_mask': [[1, 1], [1, 0]]}
+    """
+    ids = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
     pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-    mask = pad([torch.ones(len(ids), dtype=torch.long) for ids in sequences], padding_value=0)
-    return {"input_ids": pad([ids.long() for ids in sequences], padding_value=fill), "attention_mask": mask}
+    return {"input_ids": pad(ids, padding_value=fill), "attention_mask": pad([torch.ones_like(one) for one in ids])}
 
 
 def _cached_length(cache: Any) -> int:

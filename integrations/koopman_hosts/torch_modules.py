@@ -143,19 +143,30 @@ class TorchHost:
         Yields:
             Whether the compute of the span is skipped.
         """
-        skipped = self._blocks_between(source, target)
+        run, skipped = self._blocks_between(source, target)
         with ExitStack() as stack:
             if not skipped:
                 stack.enter_context(overwritten(self, source, target, advance))
                 yield False
                 return
-            stand_ins = _SkippedSpan(skipped, advance)
-            if source in (run[0] + INPUT for run in self._runs()):
-                stack.callback(self.model.register_forward_pre_hook(_refuse_cache, with_kwargs=True).remove)
+            stand_ins = _SkippedSpan(len(skipped), advance)
+            refusal = partial(_refuse_cache, skipped)
+            stack.callback(self.model.register_forward_pre_hook(refusal, with_kwargs=True).remove)
             stack.enter_context(self.hooked({source: stand_ins.read}))
-            for index, block in enumerate(skipped):
-                stack.enter_context(overridden(block, "forward", stand_ins.forward_of(index)))
+            for index, name in enumerate(run[skipped.start : skipped.stop]):
+                stack.enter_context(overridden(self._modules[name], "forward", stand_ins.forward_of(index)))
             yield True
+
+    def fwd_hooks(self, hooks: Mapping[str, Hook]) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        """Refuse: plain torch has no `run_with_hooks`.
+
+        Raises:
+            UnsupportedHostError: always.
+        """
+        raise UnsupportedHostError(
+            f"{type(self.model).__name__} is not a TransformerLens model, so it has no run_with_hooks to give "
+            f"{len(hooks)} hooks to. Use `with koopman_interp.patched(…):` around its calls."
+        )
 
     def _eager(self) -> AbstractContextManager[Any]:
         """Keep compiled code aside while hooks are on, since it was traced without them."""
@@ -218,18 +229,16 @@ class TorchHost:
             )
         return found
 
-    def _blocks_between(self, source: str, target: str) -> list[nn.Module]:
-        """List the blocks from source to target where both lie on the residual stream, else nothing."""
+    def _blocks_between(self, source: str, target: str) -> tuple[Sequence[str], range]:
+        """Find the run of blocks, and which of it lie from source to target; none where these are not on one stream."""
         for run in self._runs():
             stream = (run[0] + INPUT, *run)
             if source in stream and target in stream:
-                first, last = stream.index(source), stream.index(target)
-                return [self._modules[name] for name in stream[first + 1 : last + 1]]
+                return run, range(stream.index(source), stream.index(target))
             # A block's input is its predecessor's output only where one calls the other directly.
             if any(source == after + INPUT and target in run for _, after in pairwise(run)):
-                first, last = run.index(source.removesuffix(INPUT)), run.index(target)
-                return [self._modules[name] for name in run[first : last + 1]]
-        return []
+                return run, range(run.index(source.removesuffix(INPUT)), run.index(target) + 1)
+        return (), range(0)
 
 
 def _parsed(site: str) -> tuple[str, bool, int | None]:
@@ -267,8 +276,8 @@ def _saved_tokenizer(model: nn.Module) -> Any:
         return None
 
 
-def _refuse_cache(_model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-    refuse_cache(kwargs.get("past_key_values"))
+def _refuse_cache(skipped: range, _model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+    refuse_cache(kwargs.get("past_key_values"), skipped)
 
 
 def _at_input(
@@ -296,8 +305,8 @@ class _SkippedSpan:
     then only the blocks themselves can supply what follows, and every pass is like the first.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], advance: Callable[[Tensor], Tensor]) -> None:
-        self._originals = [block.forward for block in blocks]
+    def __init__(self, blocks: int, advance: Callable[[Tensor], Tensor]) -> None:
+        self._blocks = blocks
         self._advance = advance
         self._frames: list[Any] = []
         self._chained = False
@@ -313,15 +322,15 @@ class _SkippedSpan:
         """Return the stand-in for one block of the span."""
         return partial(self._forward, index)
 
-    def _forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
+    def _forward(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         assert self._advanced is not None
-        learnt = len(self._frames) == len(self._originals)
+        learnt = len(self._frames) == self._blocks
         if learnt and self._chained and not any(map(holds_tensors, self._frames)):
             return with_state(self._frames[index], self._advanced)
         if index == 0:
             self._frames, self._chained = [], True
         self._chained &= input_state(args, kwargs) is self._flowing
-        output = self._originals[index](*args, **kwargs)
+        output = original(*args, **kwargs)
         self._flowing = output_state(output)
         self._frames.append(with_state(output, NO_STATE))
-        return output if index < len(self._originals) - 1 else with_state(output, self._advanced)
+        return output if index < self._blocks - 1 else with_state(output, self._advanced)
