@@ -45,8 +45,11 @@ class Host(Protocol):
     """Adapters are asked in descending order; the general torch adapter has 0."""
 
     model: nn.Module
-    basis: str
-    """Which residual basis the states are in; two hosts with different bases do not share surrogates."""
+
+    @property
+    def basis(self) -> str:
+        """Which residual basis the states are in now; two hosts with different bases do not share surrogates."""
+        ...
 
     @classmethod
     def accepts(cls, model: object) -> bool:

@@ -71,7 +71,7 @@ class Tokens:
             return None
         entries = ids if ids is not None else embedded
         assert entries is not None
-        cached = _cached_length(kwargs.get("past_key_values"))
+        cached = _cached_length(cache_of(kwargs))
         return cls.of_mask(kwargs.get("attention_mask"), (entries.shape[0], entries.shape[1]), cached, entries, ids)
 
     @classmethod
@@ -124,6 +124,12 @@ def right_padded(sequences: Sequence[Any], fill: int) -> dict[str, Tensor]:
     ids = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
     pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     return {"input_ids": pad(ids, padding_value=fill), "attention_mask": pad([torch.ones_like(one) for one in ids])}
+
+
+def cache_of(kwargs: Mapping[str, Any]) -> Any:
+    """Find the key-value cache among the arguments of a Hugging Face model, None without one."""
+    # Called `cache` by transformers from 5.24 on.
+    return next((kwargs[name] for name in ("past_key_values", "cache") if kwargs.get(name) is not None), None)
 
 
 def _cached_length(cache: Any) -> int:

@@ -20,10 +20,10 @@ from koopman_interp.hosts import Host
 class _Chain:
     """Stand-ins for one method of one instance, the newest outermost; each may leave at any time."""
 
-    def __init__(self, below: Callable[..., Any]) -> None:
+    def __init__(self, below: Callable[..., Any], before: dict[str, Any]) -> None:
         functools.update_wrapper(self, below)
         self._below = below
-        self.before: dict[str, Any] = {}
+        self.before = before
         self.layers: list[Callable[..., Any]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -46,10 +46,11 @@ def overridden(module: nn.Module, method: str, stand_in: Callable[..., Any]) -> 
     """
     # Through __dict__, since frameworks give their modules a __setattr__ that registers what is set.
     own = module.__dict__
-    chain = own.get(method)
-    if not isinstance(chain, _Chain):
-        chain = _Chain(getattr(module, method))
-        chain.before = {method: own[method]} if method in own else {}
+    found = own.get(method)
+    if isinstance(found, _Chain):
+        chain = found
+    else:
+        chain = _Chain(getattr(module, method), {method: found} if method in own else {})
         own[method] = chain
     chain.layers.append(stand_in)
     try:

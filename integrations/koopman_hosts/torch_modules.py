@@ -24,7 +24,7 @@ from koopman_hosts.skipping import overridden, overwritten, refuse_cache
 from koopman_hosts.states import NO_STATE, holds_tensors, input_state, output_state, with_state
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
 from koopman_interp.hosts import Hook, SiteSelection, device_of, moved_to
-from koopman_interp.tokens import Tokens, padded
+from koopman_interp.tokens import Tokens, cache_of, padded
 
 INPUT = ":input"
 _CONTAINERS = (nn.ModuleList, nn.Sequential)
@@ -277,7 +277,7 @@ def _saved_tokenizer(model: nn.Module) -> Any:
 
 
 def _refuse_cache(skipped: range, _model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-    refuse_cache(kwargs.get("past_key_values"), skipped)
+    refuse_cache(cache_of(kwargs), skipped)
 
 
 def _at_input(
