@@ -114,8 +114,9 @@ class _HookedCall:
 
     def _tokens(self, call: Mapping[str, Any], cache: Any) -> Tokens | None:
         ids, given = call["input"], {name: call[name] for name in ("prepend_bos", "padding_side") if name in call}
-        if call.get("start_at_layer") is not None:
-            return None
+        if call.get("start_at_layer") is not None:  # `generate` is such a call: it embeds the tokens itself
+            shape, cached = (ids.shape[0], ids.shape[1]), 0 if cache is None else cache[0].past_keys.shape[1]
+            return Tokens.of_mask(call.get("attention_mask"), shape, cached, ids)
         if isinstance(ids, (str, list)):
             ids = self._model.to_tokens(ids, **given)
         ids = ids if ids.ndim == 2 else ids[None]
