@@ -83,8 +83,11 @@ def patched(
             def read(state: Tensor) -> None:
                 carried[:] = [state]
 
-            hooks = {sites[0]: read, sites[1]: lambda state: motion.added(state, carried.pop())}
-            stack.enter_context(host.hooked(hooks))
+            def write(state: Tensor) -> Tensor:
+                return motion.added(state, carried.pop())
+
+            stack.enter_context(host.hooked({sites[0]: read}))
+            stack.enter_context(host.hooked({sites[1]: write}, first=True))
         yield
 
 
