@@ -11,31 +11,7 @@ import torch
 
 from tests.hosts.models import stories
 
-WORDS = [
-    "once",
-    "upon",
-    "a",
-    "time",
-    "there",
-    "was",
-    "girl",
-    "who",
-    "had",
-    "red",
-    "ball",
-    "and",
-    "she",
-    "liked",
-    "to",
-    "play",
-    "with",
-    "it",
-    "in",
-    "the",
-    "park",
-    "every",
-    "day",
-]
+SENTENCE = "once upon a time there was girl who had red ball and she liked to play with it in the park every day"
 
 
 def bridge_class() -> Any:
@@ -68,7 +44,7 @@ def tokenizer(**special: str) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     special = special or dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|end|>")
-    known = [*dict.fromkeys(special.values()), *WORDS]
+    known = [*dict.fromkeys(special.values()), *SENTENCE.split()]
     words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(known)}, special["unk_token"]))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return transformers.PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32, **special)

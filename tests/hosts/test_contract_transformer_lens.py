@@ -42,7 +42,7 @@ class TestNativeBridgeFromItsFirstBlock(TestNativeBridge):
 
 class BridgeContract(LensContract):
     def generate(self, model: Any, tokens: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        settings = dict(max_new_tokens=steps, do_sample=False, stop_at_eos=False, return_type="tokens")
+        settings: Any = {"max_new_tokens": steps, "do_sample": False, "stop_at_eos": False, "return_type": "tokens"}
         found = model.generate(tokens, verbose=False, **settings)
         # TransformerLens's own loop gives no logits on all versions; Hugging Face's takes the same steps.
         again = model.hf_generate(tokens, output_logits=True, **settings)
@@ -70,6 +70,6 @@ class TestHookedTransformer(LensContract):
         return hooked_transformer()
 
     def generate(self, model: Any, tokens: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        settings = dict(max_new_tokens=steps, do_sample=False, stop_at_eos=False, return_type="tokens")
+        settings: Any = {"max_new_tokens": steps, "do_sample": False, "stop_at_eos": False, "return_type": "tokens"}
         found = model.generate(tokens, verbose=False, output_logits=True, **settings)
         return found.sequences, torch.stack(found.logits, 1)
