@@ -15,7 +15,7 @@ from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.hosts import Host
-from koopman_interp.tokens import padded
+from koopman_interp.tokens import padded, right_padded
 
 LABEL_COLUMNS = ("label", "labels")
 
@@ -114,22 +114,6 @@ def parted(batch: Any, inputs: str | Callable[[Any], Any] | None, column: str | 
     return x, y
 
 
-def padded_ids(sequences: Sequence[Any], fill: int = 0) -> tuple[Tensor, Tensor]:
-    """Pad sequences of whole numbers on the right.
-
-    >>> ids, mask = padded_ids([[5, 6, 7], [8]])
-    >>> ids.tolist(), mask.tolist()
-    ([[5, 6, 7], [8, 0, 0]], [[1, 1, 1], [1, 0, 0]])
-
-    Returns:
-        The numbers and the mask of those that are real, both `[batch, position]`.
-    """
-    rows = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
-    pad = torch.nn.utils.rnn.pad_sequence
-    mask = pad([torch.ones_like(row) for row in rows], batch_first=True)
-    return pad(rows, batch_first=True, padding_value=fill), mask
-
-
 def _parted_columns(
     batch: Mapping[str, Any], inputs: str | Callable[[Any], Any] | None, column: str | None
 ) -> tuple[Any, Any]:
@@ -164,19 +148,21 @@ def _callable(x: Any, tokenized: Callable[[Sequence[str]], Mapping[str, Tensor]]
         # What a tokenizer gives for one text alone is one row.
         rows = [value] if _is_ids(value) and "input_ids" in x else value
         if _are_sequences(rows):
-            called[name], mask = padded_ids(rows)
+            batch = right_padded(rows, 0)
+            called[name] = batch["input_ids"]
             if name == "input_ids" and "attention_mask" not in x:
-                called["attention_mask"] = mask
+                called["attention_mask"] = batch["attention_mask"]
     return called
 
 
 def _of_ids(sequences: Sequence[Any]) -> Any:
     """Bring sequences of ids to a tensor, with a mask beside it only where they differ in length."""
-    ids, mask = padded_ids(sequences)
+    batch = right_padded(sequences, 0)
+    mask = batch["attention_mask"]
     empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
     if empty:
         raise InputError(f"Sequence {empty[0]} of a batch has no tokens. Take it out.")
-    return ids if bool(mask.all()) else {"input_ids": ids, "attention_mask": mask}
+    return batch["input_ids"] if bool(mask.all()) else batch
 
 
 def _grouped(entries: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -45,8 +45,11 @@ class Host(Protocol):
     """Adapters are asked in descending order; the general torch adapter has 0."""
 
     model: nn.Module
-    basis: str
-    """Which residual basis the states are in; two hosts with different bases do not share surrogates."""
+
+    @property
+    def basis(self) -> str:
+        """Which residual basis the states are in now; two hosts with different bases do not share surrogates."""
+        ...
 
     @classmethod
     def accepts(cls, model: object) -> bool:
@@ -115,6 +118,14 @@ class Host(Protocol):
         Raises:
             InputError: during a pass that cannot do without the skipped blocks, such as one that reads a cache which
                 only they would have filled.
+        """
+        ...
+
+    def fwd_hooks(self, hooks: Mapping[str, Hook]) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        """Put the same hooks in the framework's own idiom: pairs of site and function, for its `run_with_hooks`.
+
+        Raises:
+            UnsupportedHostError: the framework has no such idiom.
         """
         ...
 
@@ -216,6 +227,9 @@ def weight_digest(model: nn.Module) -> str:
 
     Returns:
         128 bits of BLAKE2b, in hexadecimal.
+
+    Raises:
+        UnsupportedHostError: a weight is on the meta device, and nothing tells where its values are.
     """
     state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if torch.is_tensor(tensor)}
     # Inference tensors keep no version counter; a model that has any is digested anew each time.
@@ -228,13 +242,32 @@ def weight_digest(model: nn.Module) -> str:
         ):
             return known
     digest = hashlib.blake2b(digest_size=16)
+    offloaded = _offloaded(model)
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = offloaded.get(id(state[name]), state[name])
+        if tensor.is_meta:
+            raise UnsupportedHostError(
+                f"Expected a model with its weights loaded; {name!r} is on the meta device. Load the weights first."
+            )
+        tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     if versioned:
         _digests[model] = ([(ref(tensor), tensor._version) for tensor in state.values()], digest.hexdigest())
     return digest.hexdigest()
+
+
+def _offloaded(model: nn.Module) -> dict[int, Tensor]:
+    """Find the weights behind those that accelerate keeps on the CPU or on disk, by the id of their stand-in."""
+    found: dict[int, Tensor] = {}
+    for module in model.modules():
+        own = [*module._parameters.items(), *module._buffers.items()]
+        hook = getattr(module, "_hf_hook", None)
+        for part in getattr(hook, "hooks", (hook,)):
+            weights = getattr(part, "weights_map", None)
+            if weights is not None:
+                found |= {id(one): weights[name] for name, one in own if one is not None and one.is_meta}
+    return found
 
 
 def moved_to(device: torch.device, batch: Any) -> Any:

@@ -253,7 +253,7 @@ class Patch:
                 "expected [batch, position, width]. Patch without positions."
             )
         shape = (state.shape[0], state.shape[1])
-        tokens = self._tokens if self._tokens is not None else Tokens.of_mask(None, shape, None, state)
+        tokens = self._tokens if self._tokens is not None else Tokens.of_mask(None, shape, 0, state)
         if tokens.shape != shape:
             raise InputError(
                 f"The pass was called with {tokens.shape} tokens (batch, position), but the state at {self.target!r} "

@@ -73,20 +73,24 @@ class Tokens:
         assert entries is not None
         told = kwargs.get("position_ids")
         tokens = cls.of_mask(
-            kwargs.get("attention_mask"), (entries.shape[0], entries.shape[1]), cache_of(kwargs), entries, ids
+            kwargs.get("attention_mask"),
+            (entries.shape[0], entries.shape[1]),
+            _cached_length(cache_of(kwargs)),
+            entries,
+            ids,
         )
         if isinstance(told, Tensor) and told.ndim == 2 and told.shape[1] == entries.shape[1]:
             return replace(tokens, place=told.to(entries.device).expand(tokens.shape))
         return tokens
 
     @classmethod
-    def of_mask(cls, mask: Any, shape: tuple[int, int], cache: Any, like: Tensor, ids: Tensor | None = None) -> Tokens:
+    def of_mask(cls, mask: Any, shape: tuple[int, int], cached: int, like: Tensor, ids: Tensor | None = None) -> Tokens:
         """Build from an attention mask `[batch, cached + position]`, or without one where nothing is padded.
 
         Args:
             mask: the mask; anything that is not one of this shape is taken as no padding.
             shape: batch and positions of the pass.
-            cache: of the tokens before these; None where there is none.
+            cached: tokens that stand before these in a cache.
             like: a tensor on the device to use.
             ids: token ids.
 
@@ -99,14 +103,8 @@ class Tokens:
             place = attended.long().cumsum(1) - 1
             return cls(attended[:, -positions:], place[:, -positions:].clamp_min(0), ids)
         real = torch.ones(batch, positions, dtype=torch.bool, device=like.device)
-        cached = _cached_length(cache)
         place = torch.arange(cached, cached + positions, device=like.device).expand(batch, -1)
         return cls(real, place, ids)
-
-
-def cache_of(kwargs: Mapping[str, Any]) -> Any:
-    """Find the cache that a call is given: `past_key_values`, or `cache` as newer models have it."""
-    return next((kwargs[name] for name in ("past_key_values", "cache") if kwargs.get(name) is not None), None)
 
 
 def padded(tokenizer: Any, texts: Sequence[str], **settings: Any) -> dict[str, Tensor]:
@@ -122,11 +120,25 @@ def padded(tokenizer: Any, texts: Sequence[str], **settings: Any) -> dict[str, T
     Returns:
         `input_ids` and `attention_mask`, both `[batch, position]`.
     """
-    sequences = [torch.as_tensor(ids) for ids in tokenizer(list(texts), **settings)["input_ids"]]
     fill = next((one for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
+    return right_padded(tokenizer(list(texts), **settings)["input_ids"], fill)
+
+
+def right_padded(sequences: Sequence[Any], fill: int) -> dict[str, Tensor]:
+    """Put token ids of several lengths into one batch, with the mask that says which are real.
+
+    >>> {name: tensor.tolist() for name, tensor in right_padded([[5, 6], [7]], fill=0).items()}
+    {'input_ids': [[5, 6], [7, 0]], 'attention_mask': [[1, 1], [1, 0]]}
+    """
+    ids = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
     pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-    mask = pad([torch.ones(len(ids), dtype=torch.long) for ids in sequences], padding_value=0)
-    return {"input_ids": pad([ids.long() for ids in sequences], padding_value=fill), "attention_mask": mask}
+    return {"input_ids": pad(ids, padding_value=fill), "attention_mask": pad([torch.ones_like(one) for one in ids])}
+
+
+def cache_of(kwargs: Mapping[str, Any]) -> Any:
+    """Find the key-value cache among the arguments of a Hugging Face model, None without one."""
+    # Called `cache` by transformers from 5.24 on.
+    return next((kwargs[name] for name in ("past_key_values", "cache") if kwargs.get(name) is not None), None)
 
 
 def _cached_length(cache: Any) -> int:

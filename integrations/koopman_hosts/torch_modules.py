@@ -8,7 +8,6 @@ Hugging Face models are such models. Costs nothing until hooked; knows nothing o
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from koopman_hosts.site_names import matches
+from koopman_hosts.skipping import overridden, overwritten, refuse_cache
+from koopman_hosts.states import NO_STATE, holds_tensors, input_state, output_state, with_state
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
 from koopman_interp.hosts import Hook, SiteSelection, device_of, moved_to
 from koopman_interp.tokens import Tokens, cache_of, padded
@@ -148,22 +150,30 @@ class TorchHost:
         Yields:
             Whether the compute of the span is skipped.
         """
-        skipped = self._blocks_between(source, target)
+        run, skipped = self._blocks_between(source, target)
         with ExitStack() as stack:
             if not skipped:
-                carried: list[Tensor] = []
-                stack.enter_context(self.hooked({source: lambda state: carried.append(state)}))
-                stack.enter_context(self.hooked({target: lambda _: advance(carried.pop())}, first=True))
+                stack.enter_context(overwritten(self, source, target, advance))
                 yield False
                 return
-            stand_ins = _SkippedSpan(skipped, advance)
-            if source in (run[0] + INPUT for run in self._runs()):
-                stack.callback(self.model.register_forward_pre_hook(_refuse_cache, with_kwargs=True).remove)
+            stand_ins = _SkippedSpan(len(skipped), advance)
+            refusal = partial(_refuse_cache, skipped)
+            stack.callback(self.model.register_forward_pre_hook(refusal, with_kwargs=True).remove)
             stack.enter_context(self.hooked({source: stand_ins.read}))
-            for index, block in enumerate(skipped):
-                stack.callback(_restore_forward, block, block.__dict__.get("forward"))
-                block.forward = stand_ins.forward_of(index)
+            for index, name in enumerate(run[skipped.start : skipped.stop]):
+                stack.enter_context(overridden(self._modules[name], "forward", stand_ins.forward_of(index)))
             yield True
+
+    def fwd_hooks(self, hooks: Mapping[str, Hook]) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        """Refuse: plain torch has no `run_with_hooks`.
+
+        Raises:
+            UnsupportedHostError: always.
+        """
+        raise UnsupportedHostError(
+            f"{type(self.model).__name__} is not a TransformerLens model, so it has no run_with_hooks to give "
+            f"{len(hooks)} hooks to. Use `with koopman_interp.patched(…):` around its calls."
+        )
 
     def _eager(self) -> AbstractContextManager[Any]:
         """Keep compiled code aside while hooks are on, since it was traced without them."""
@@ -219,25 +229,23 @@ class TorchHost:
         suffix = _SUFFIX.search(pattern)
         assert suffix is not None  # both of its parts may be empty
         stem = pattern[: suffix.start()]
-        matches = [name + suffix[0] for name in names if _glob(name.split("."), stem.split("."))]
-        if not matches:
+        found = [name + suffix[0] for name in names if matches(name.split("."), stem.split("."))]
+        if not found:
             raise UnknownSiteError(
                 f"{type(self.model).__name__} has no module that matches {stem!r}. {nearest(stem, names)}"
             )
-        return matches
+        return found
 
-    def _blocks_between(self, source: str, target: str) -> list[nn.Module]:
-        """List the blocks from source to target where both lie on the residual stream, else nothing."""
+    def _blocks_between(self, source: str, target: str) -> tuple[Sequence[str], range]:
+        """Find the run of blocks, and which of it lie from source to target; none where these are not on one stream."""
         for run in self._runs():
             stream = (run[0] + INPUT, *run)
             if source in stream and target in stream:
-                first, last = stream.index(source), stream.index(target)
-                return [self._modules[name] for name in stream[first + 1 : last + 1]]
+                return run, range(stream.index(source), stream.index(target))
             # A block's input is its predecessor's output only where one calls the other directly.
             if any(source == after + INPUT and target in run for _, after in pairwise(run)):
-                first, last = run.index(source.removesuffix(INPUT)), run.index(target)
-                return [self._modules[name] for name in run[first : last + 1]]
-        return []
+                return run, range(run.index(source.removesuffix(INPUT)), run.index(target) + 1)
+        return (), range(0)
 
 
 def _parsed(site: str) -> tuple[str, bool, int | None]:
@@ -275,28 +283,14 @@ def _saved_tokenizer(model: nn.Module) -> Any:
         return None
 
 
-def _refuse_cache(_model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-    if cache_of(kwargs) is not None:
-        raise InputError(
-            "A span that starts at the first block cannot be replaced while a key-value cache is in use: the cache's "
-            "length is read from that block, which would be skipped. Patch with source=1 (or a later depth), or call "
-            "with use_cache=False."
-        )
-
-
-def _glob(name: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Match dotted components; `**` takes any number of them."""
-    if not pattern:
-        return not name
-    if pattern[0] == "**":
-        return any(_glob(name[skip:], pattern[1:]) for skip in range(len(name) + 1))
-    return bool(name) and fnmatch.fnmatchcase(name[0], pattern[0]) and _glob(name[1:], pattern[1:])
+def _refuse_cache(skipped: range, _model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+    refuse_cache(cache_of(kwargs), skipped)
 
 
 def _at_input(
     hook: Hook, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    state = _input_state(args, kwargs)
+    state = input_state(args, kwargs)
     new = hook(state)
     if new is None:
         return None
@@ -306,47 +300,8 @@ def _at_input(
 
 
 def _at_output(hook: Hook, _module: nn.Module, _args: Any, output: Any) -> Any:
-    new = hook(_output_state(output))
-    return None if new is None else _with_state(output, new)
-
-
-def _input_state(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Find the state among a block's arguments: the first positional, or Hugging Face's keyword."""
-    candidates = [*args[:1], kwargs.get("hidden_states"), *kwargs.values()]
-    for candidate in candidates:
-        if isinstance(candidate, Tensor) and candidate.is_floating_point():
-            return candidate
-    raise UnsupportedHostError(
-        "A block was called without a floating-point tensor to read as its state. Choose other sites with sites=."
-    )
-
-
-def _output_state(output: Any) -> Tensor:
-    """Find the state in a module's output: the tensor, or the first entry of a tuple or ModelOutput."""
-    first = output
-    if isinstance(output, Mapping) and output:
-        first = next(iter(output.values()))
-    elif isinstance(output, (tuple, list)) and output:
-        first = output[0]
-    if isinstance(first, Tensor):
-        return first
-    raise UnsupportedHostError(
-        f"A module returned {type(output).__name__}, in which no state was found; known are a tensor, or a tuple or "
-        "mapping whose first entry is one. Choose other sites with sites=."
-    )
-
-
-def _with_state(output: Any, state: Tensor) -> Any:
-    """Return an output of the same kind that carries another state; the given output is left alone."""
-    if isinstance(output, Tensor):
-        return state
-    if isinstance(output, Mapping):
-        key = next(iter(output))
-        changed = dict(output) | {key: state}
-        return changed if type(output) is dict else type(output)(**changed)
-    if hasattr(output, "_fields"):  # a named tuple
-        return type(output)(state, *output[1:])
-    return type(output)((state, *output[1:]))
+    new = hook(output_state(output))
+    return None if new is None else with_state(output, new)
 
 
 class _SkippedSpan:
@@ -357,8 +312,8 @@ class _SkippedSpan:
     then only the blocks themselves can supply what follows, and every pass is like the first.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], advance: Callable[[Tensor], Tensor]) -> None:
-        self._originals = [block.forward for block in blocks]
+    def __init__(self, blocks: int, advance: Callable[[Tensor], Tensor]) -> None:
+        self._blocks = blocks
         self._advance = advance
         self._frames: list[Any] = []
         self._chained = False
@@ -374,34 +329,15 @@ class _SkippedSpan:
         """Return the stand-in for one block of the span."""
         return partial(self._forward, index)
 
-    def _forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
+    def _forward(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         assert self._advanced is not None
-        learnt = len(self._frames) == len(self._originals)
-        if learnt and self._chained and not any(map(_holds_tensors, self._frames)):
-            return _with_state(self._frames[index], self._advanced)
+        learnt = len(self._frames) == self._blocks
+        if learnt and self._chained and not any(map(holds_tensors, self._frames)):
+            return with_state(self._frames[index], self._advanced)
         if index == 0:
             self._frames, self._chained = [], True
-        self._chained &= _input_state(args, kwargs) is self._flowing
-        output = self._originals[index](*args, **kwargs)
-        self._flowing = _output_state(output)
-        self._frames.append(_with_state(output, _NO_STATE))
-        return output if index < len(self._originals) - 1 else _with_state(output, self._advanced)
-
-
-_NO_STATE = torch.empty(0)
-
-
-def _holds_tensors(frame: Any) -> bool:
-    """Whether an output frame carries any tensor beside the place of its state."""
-    if isinstance(frame, Tensor):
-        return frame is not _NO_STATE
-    if isinstance(frame, Mapping):
-        return any(map(_holds_tensors, frame.values()))
-    return isinstance(frame, (tuple, list)) and any(map(_holds_tensors, frame))
-
-
-def _restore_forward(block: nn.Module, own: Callable[..., Any] | None) -> None:
-    if own is None:
-        block.__dict__.pop("forward", None)
-    else:
-        block.forward = own
+        self._chained &= input_state(args, kwargs) is self._flowing
+        output = original(*args, **kwargs)
+        self._flowing = output_state(output)
+        self._frames.append(with_state(output, NO_STATE))
+        return output if index < self._blocks - 1 else with_state(output, self._advanced)

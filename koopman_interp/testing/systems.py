@@ -1,4 +1,4 @@
-"""Hosts and data with known answers, for our tests, for adapter authors, and for the demo.
+"""Hosts and data with known answers.
 
 `ResidualMLP` is the host of arXiv 2505.12809; `yin_yang` its data set; `LinearHost` a network whose depth is one
 known matrix, so that a fit can be judged against the truth.

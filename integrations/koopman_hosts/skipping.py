@@ -1,0 +1,99 @@
+"""What adapters share in putting a state in place of a span: methods set on instances, and hooks where that fails.
+
+A method set in an instance's `__dict__` is what the framework calls in place of the class's; taken off again, it
+leaves no trace. Knows nothing of how a framework's blocks call each other.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from koopman_interp.errors import InputError
+from koopman_interp.hosts import Host
+
+
+class _Chain:
+    """Stand-ins for one method of one instance, the newest outermost; each may leave at any time."""
+
+    def __init__(self, below: Callable[..., Any], before: dict[str, Any]) -> None:
+        functools.update_wrapper(self, below)
+        self._below = below
+        self.before = before
+        self.layers: list[Callable[..., Any]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self._below
+        for layer in self.layers:
+            call = functools.partial(layer, call)
+        return call(*args, **kwargs)
+
+
+@contextmanager
+def overridden(module: nn.Module, method: str, stand_in: Callable[..., Any]) -> Iterator[None]:
+    """Let an instance answer to a method with a stand-in; what the instance had of its own comes back on any exit.
+
+    Contexts may end in any order.
+
+    Args:
+        module: the instance.
+        method: name of the method.
+        stand_in: called with the method that it stands in for, then with the arguments.
+    """
+    # Through __dict__, since frameworks give their modules a __setattr__ that registers what is set.
+    own = module.__dict__
+    found = own.get(method)
+    if isinstance(found, _Chain):
+        chain = found
+    else:
+        chain = _Chain(getattr(module, method), {method: found} if method in own else {})
+        own[method] = chain
+    chain.layers.append(stand_in)
+    try:
+        yield
+    finally:
+        chain.layers[:] = [layer for layer in chain.layers if layer is not stand_in]
+        # A method that another has set on top meanwhile is not ours to take off.
+        if not chain.layers and own.get(method) is chain:
+            del own[method]
+            own.update(chain.before)
+
+
+@contextmanager
+def overwritten(host: Host, source: str, target: str, advance: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Write `advance(state at source)` over the state at target by hooks, which skips no compute."""
+    carried: list[Tensor] = []
+
+    def read(state: Tensor) -> None:
+        carried[:] = [state]
+
+    with host.hooked({source: read}), host.hooked({target: lambda _: advance(carried.pop())}, first=True):
+        yield
+
+
+def refuse_cache(cache: Any, skipped: Container[int]) -> None:
+    """Refuse a pass with a key-value cache whose length is read from a block that is skipped.
+
+    Frameworks read it from the first block, and those that mix full and sliding attention from the first of each.
+
+    Args:
+        cache: what the model is called with, or None.
+        skipped: indices of the blocks that are skipped.
+
+    Raises:
+        InputError: the pass cannot do without one of them.
+    """
+    if cache is None:
+        return
+    sliding = list(getattr(cache, "is_sliding", None) or [False])
+    asked = next((index for index in sorted({sliding.index(kind) for kind in sliding} | {0}) if index in skipped), None)
+    if asked is not None:
+        raise InputError(
+            f"A span over block {asked} cannot be replaced while a key-value cache is in use: the cache's length is "
+            f"read from that block, which would be skipped. Patch with source={asked + 1} (or a later depth), or call "
+            "without a cache (use_cache=False; use_past_kv_cache=False in TransformerLens)."
+        )
