@@ -101,14 +101,6 @@ class Host(Protocol):
         """
         ...
 
-    def fwd_hooks(self, hooks: Mapping[str, Hook]) -> list[tuple[str, Callable[..., Any]]]:
-        """Return hooks by site in the framework's own idiom, for its users to install.
-
-        Raises:
-            UnsupportedHostError: the framework has none.
-        """
-        ...
-
     def replaced(self, source: str, target: str, advance: Callable[[Tensor], Tensor]) -> AbstractContextManager[bool]:
         """Put `advance(state at source)` at target, skipping the compute between where that is possible.
 

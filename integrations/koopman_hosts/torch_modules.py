@@ -132,13 +132,6 @@ class TorchHost:
                 stack.callback(handle.remove)
             yield
 
-    def fwd_hooks(self, hooks: Mapping[str, Hook]) -> list[tuple[str, Callable[..., Any]]]:
-        """Refuse: plain torch has no list of hooks to hand out."""
-        raise UnsupportedHostError(
-            f"Expected a model of TransformerLens, whose run_with_hooks(fwd_hooks=…) takes a list of hooks; got "
-            f"{type(self.model).__name__}. Use `with patched(model, koopman, edit):` for {', '.join(hooks)}."
-        )
-
     @contextmanager
     def replaced(self, source: str, target: str, advance: Callable[[Tensor], Tensor]) -> Iterator[bool]:
         """Put `advance(state at source)` at target.
