@@ -15,7 +15,7 @@ IDS = torch.tensor([[9, 9, 5, 6, 7], [1, 2, 3, 4, 9]])
 
 @pytest.fixture
 def tokens():
-    return Tokens.of_mask(MASK, (2, 5), None, IDS, IDS)
+    return Tokens.of_mask(MASK, (2, 5), 0, IDS, IDS)
 
 
 @pytest.mark.parametrize("skip", [0, 1, 3])
