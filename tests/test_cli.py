@@ -86,7 +86,11 @@ def test_an_interrupted_fit_says_how_to_go_on(run, monkeypatch):
 
 
 def test_adapters_are_listed(run):
-    assert run("hosts") == (0, "torch  koopman_hosts.torch_modules:TorchHost\n", "")
+    listed = (
+        "transformer-lens  koopman_hosts.transformer_lens:TransformerLensHost\n"
+        "torch  koopman_hosts.torch_modules:TorchHost\n"
+    )
+    assert run("hosts") == (0, listed, "")
 
 
 @pytest.mark.parametrize(

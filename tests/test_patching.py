@@ -524,5 +524,5 @@ def test_positions_of_what_has_none_are_refused(model, surrogate, edits, x):
 
 
 def test_hooks_in_another_framework_are_refused(model, surrogate, edits):
-    with pytest.raises(TypeError, match="Expected a model of TransformerLens"):
+    with pytest.raises(TypeError, match="is not a TransformerLens model"):
         surrogate.fwd_hooks(model, edits[0])
