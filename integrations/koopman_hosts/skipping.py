@@ -29,7 +29,8 @@ class _Chain:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self._below
         for layer in self.layers:
-            call = functools.partial(layer, call)
+            # Each link shows the method's own signature, by which frameworks and stand-ins read its arguments.
+            call = functools.update_wrapper(functools.partial(layer, call), self._below)
         return call(*args, **kwargs)
 
 

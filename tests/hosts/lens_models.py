@@ -83,11 +83,15 @@ def stories_bridge() -> Any:
     return bridge_class().boot_transformers(str(stories()), dtype=torch.float32, device="cpu").eval()
 
 
-def hooked_transformer(words: Any = None) -> Any:
+def hooked_transformer() -> Any:
+    transformers = pytest.importorskip("transformers", reason="transformers is missing")
     lens = pytest.importorskip("transformer_lens", reason="transformer-lens is missing")
     if "HookedTransformer" not in dir(lens):  # which 4.x raises on, asked by hasattr
         pytest.skip("TransformerLens 4 has no HookedTransformer")
     config = lens.HookedTransformerConfig(
         n_layers=4, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_vocab=90, act_fn="gelu", device="cpu", seed=0
     )
-    return lens.HookedTransformer(config, tokenizer=words or tokenizer()).eval()
+    with TemporaryDirectory() as folder:  # from which TransformerLens loads the tokenizer again
+        tokenizer().save_pretrained(folder)
+        words = transformers.AutoTokenizer.from_pretrained(folder)
+        return lens.HookedTransformer(config, tokenizer=words).eval()

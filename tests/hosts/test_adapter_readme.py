@@ -36,7 +36,7 @@ class TestPipeline(_taught["TestPipeline"]):  # type: ignore[misc]
 @pytest.mark.parametrize("selection", ["place 9", [], lambda name: False])
 def test_the_example_refuses_unknown_sites(selection: Any) -> None:
     model = _taught["TestPipeline"]().make()
-    with pytest.raises(UnknownSiteError, match=r"A Pipeline has no .*place 0"):
+    with pytest.raises(UnknownSiteError, match=r"A Pipeline has no .*Nearest: place"):
         _taught["PipelineHost"](model).sites(selection)
 
 

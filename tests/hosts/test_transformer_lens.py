@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import warnings
@@ -475,3 +476,15 @@ def test_a_cache_that_mixes_kinds_is_read_from_the_first_block_of_each():
     with pytest.raises(InputError, match=r"over block 2"):
         refuse_cache(mixed, range(1, 3))
     refuse_cache(None, range(4))
+
+
+def test_a_position_given_without_its_name_is_read_too(ids):
+    model = gpt2_bridge()
+    names = list(inspect.signature(model.forward).parameters)
+    layer = names.index("stop_at_layer")
+    call = [ids, "logits", *[inspect.signature(model.forward).parameters[name].default for name in names[2:layer]]]
+    host = host_for(model)
+    with host.replaced(*SPAN, lambda state: state), host.passes(lambda _: None):
+        with pytest.raises(InputError, match=r"stop_at_layer=2 lies inside"):
+            model(*call, 2)
+        model(*call, 3)
