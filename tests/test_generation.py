@@ -101,7 +101,7 @@ def test_beam_search(case, mode):
 def test_a_replaced_span_from_the_first_block_refuses_a_cache(case):
     model, ids, koopman, _ = case
     with ki.patched(model, koopman, mode="replace"):
-        with pytest.raises(InputError, match=r"over block 0 cannot be replaced .* source=1 .* use_cache=False"):
+        with pytest.raises(InputError, match=r"over block 0 cannot be replaced .* source=1 .*use_cache=False"):
             greedy(model, ids[:1], 3)
         expected, _ = step_by_step(model, ids[:1], 3)
         assert torch.equal(greedy(model, ids[:1], 3, use_cache=False), expected)
