@@ -44,15 +44,13 @@ def require_figures(folder, names):
             assert (folder / f"{name}.{suffix}").stat().st_size > 1000, name
 
 
-@pytest.fixture(scope="module")
-def data():
-    """Folder of data sets that holds MNIST."""
+def data_with(name):
+    """Find the folder of data sets that holds one by name, or skip."""
     given = os.environ.get("KOOPMAN_INTERP_DATA")
-    folders = [Path(given)] if given else [ROOT.parent / "shared" / "datasets"]
-    for folder in folders:
-        if (folder / "mnist").is_dir():
-            return folder
-    pytest.skip(f"There is no mnist in {folders[0]}; set KOOPMAN_INTERP_DATA to a folder that has it.")
+    folder = Path(given) if given else ROOT.parent / "shared" / "datasets"
+    if not (folder / name).is_dir():
+        pytest.skip(f"There is no {name} in {folder}; set KOOPMAN_INTERP_DATA to a folder that has it.")
+    return folder
 
 
 def test_observe_and_fit(tmp_path):
@@ -70,7 +68,8 @@ def test_observe_and_fit(tmp_path):
         assert re.search(rf"^{name} +\d", printed, re.MULTILINE), name
 
 
-def test_unlearn_a_class(tmp_path, data):
+def test_unlearn_a_class(tmp_path):
+    data = data_with("mnist")
     printed = run(
         "02_unlearn_a_class.py",
         tmp_path,
@@ -93,3 +92,22 @@ def test_unlearn_a_class(tmp_path, data):
     for path in (out / "report.html", out / "metrics.json", tmp_path / "kept" / "host.safetensors"):
         assert path.stat().st_size > 1000
     require_figures(out / "figures", ["output", "fit", "spectrum", "trajectories", "audit-0", "audit-1"])
+
+
+def test_transformer_lens(tmp_path):
+    pytest.importorskip("transformer_lens", reason="transformer-lens is not installed")
+    data = data_with("stories-sampled")
+    models = Path(os.environ.get("KOOPMAN_INTERP_MODELS", data.parent / "models"))
+    if not (models / "stories260K").is_dir():
+        pytest.skip(f"There is no stories260K in {models}; set KOOPMAN_INTERP_MODELS to a folder that has it.")
+    printed = run(
+        "03_transformer_lens.py", tmp_path, 12, KOOPMAN_INTERP_DATA=str(data), KOOPMAN_INTERP_MODELS=str(models)
+    )
+    assert "What the tap records is what run_with_cache gives: bit-identical." in printed
+    assert "An edit of strength 0 leaves the logits bit-identical." in printed
+    assert "gives the same: True" in printed
+    assert "Outside of the context the model goes on as before: True" in printed
+    told = {line.split(":")[0]: line for line in printed.splitlines() if line.startswith(("host: ", "patched"))}
+    assert len(told) == 3
+    for name in ("host", "surrogate", "identity", "mean", "endpoint linear"):
+        assert len(re.findall(rf"^{name} +\d", printed, re.MULTILINE)) >= 3, name
