@@ -86,11 +86,12 @@ def test_an_interrupted_fit_says_how_to_go_on(run, monkeypatch):
 
 
 def test_adapters_are_listed(run):
-    listed = (
-        "transformer-lens  koopman_hosts.transformer_lens:TransformerLensHost\n"
-        "torch  koopman_hosts.torch_modules:TorchHost\n"
-    )
-    assert run("hosts") == (0, listed, "")
+    code, listed, complaints = run("hosts")
+    assert (code, complaints) == (0, "")
+    assert listed.splitlines() == [
+        "transformer-lens  koopman_hosts.transformer_lens:TransformerLensHost",
+        "torch  koopman_hosts.torch_modules:TorchHost",
+    ]
 
 
 @pytest.mark.parametrize(
