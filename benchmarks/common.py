@@ -32,9 +32,9 @@ class Data:
     """Training and test rows with their classes."""
 
     x: Float[Tensor, "sample input"]
-    y: Int[Tensor, "sample"]
+    y: Int[Tensor, " sample"]
     x_test: Float[Tensor, "test input"]
-    y_test: Int[Tensor, "test"]
+    y_test: Int[Tensor, " test"]
 
 
 def default_mnist() -> str:
@@ -97,7 +97,7 @@ def mnist_host(data: Data, path: Path | None, *, epochs: int, seed: int) -> nn.M
 
 
 @torch.no_grad()
-def predictions(model: nn.Module, x: Float[Tensor, "sample input"]) -> Int[Tensor, "sample"]:
+def predictions(model: nn.Module, x: Float[Tensor, "sample input"]) -> Int[Tensor, " sample"]:
     """Name the class of each row, in one pass: in `replace` mode every pass prepares K^n anew."""
     return model(x).argmax(1)  # type: ignore[no-any-return]
 

@@ -26,7 +26,7 @@ class EqualityEdit:
 
 
 def next_best_targets(
-    advanced: Float[Tensor, "sample observable"], labels: Int[Tensor, "sample"], forgotten: int
+    advanced: Float[Tensor, "sample observable"], labels: Int[Tensor, " sample"], forgotten: int
 ) -> Float[Tensor, "forget observable"]:
     """For each row to forget, the mean of the retained class that is nearest to it after the span."""
     kept = [c for c in torch.unique(labels).tolist() if c != forgotten]

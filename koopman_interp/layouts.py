@@ -70,7 +70,7 @@ def shaped_like(
     return from_rows(rows, (*batch, *shape)).to(state)
 
 
-def row_origins(shape: tuple[int, ...]) -> tuple[Int[Tensor, "sample"], Int[Tensor, "sample"]]:
+def row_origins(shape: tuple[int, ...]) -> tuple[Int[Tensor, " sample"], Int[Tensor, " sample"]]:
     """Say for each row of `to_rows` which batch entry and which position it came from.
 
     >>> entry, position = row_origins((2, 3, 8))

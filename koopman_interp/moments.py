@@ -23,7 +23,7 @@ class Moments(nn.Module):
     and `covariance [depth, observable, observable]`, the total covariance over all rows.
     """
 
-    count: Float[Tensor, "class"]
+    count: Float[Tensor, " class"]
     mean: Float[Tensor, "depth class observable"]
     covariance: Float[Tensor, "depth observable observable"]
 
@@ -41,12 +41,12 @@ class Moments(nn.Module):
         """How many rows were gathered."""
         return int(self.count.sum())
 
-    def total_mean(self, depth: int) -> Float[Tensor, "observable"]:
+    def total_mean(self, depth: int) -> Float[Tensor, " observable"]:
         """Mean over all rows at a depth."""
         return self.count @ self.mean[depth] / self.count.sum()
 
     def update(
-        self, observables: Float[Tensor, "depth sample observable"], labels: Int[Tensor, "sample"] | None
+        self, observables: Float[Tensor, "depth sample observable"], labels: Int[Tensor, " sample"] | None
     ) -> None:
         """Add a chunk of rows.
 

@@ -152,7 +152,7 @@ class _Affine(nn.Module):
     """`x @ weight + bias`, as buffers."""
 
     weight: Float[Tensor, "inputs outputs"]
-    bias: Float[Tensor, "outputs"]
+    bias: Float[Tensor, " outputs"]
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class _Network:
     """
 
     straight: Float[Tensor, "inputs outputs"]
-    bias: Float[Tensor, "outputs"]
+    bias: Float[Tensor, " outputs"]
     entry: _Affine
     middle: tuple[nn.Module, ...]
     last: Float[Tensor, "hidden outputs"]

@@ -169,7 +169,7 @@ class Tap:
         tokenizer: Any = None,
         batch_size: int = 256,
         progress: bool | None = None,
-    ) -> tuple[Trajectories, Int[Tensor, "sample"] | None, list[Samples]]:
+    ) -> tuple[Trajectories, Int[Tensor, " sample"] | None, list[Samples]]:
         """Observe, and keep apart what `observe` puts together.
 
         Returns:

@@ -60,7 +60,7 @@ class Output:
         samples = Samples.of(logits.shape, tokens, skip if logits.ndim == 3 else 0)
         return cls(log_softmax(samples.take(logits.flatten(0, -2)).double(), dim=1).cpu(), samples, tokens)
 
-    def labels(self, of_states: Int[Tensor, "row"], states: Samples) -> Int[Tensor, "sample"] | None:
+    def labels(self, of_states: Int[Tensor, " row"], states: Samples) -> Int[Tensor, " sample"] | None:
         """Bring labels of the states of the same pass to the rows of this output.
 
         Args:

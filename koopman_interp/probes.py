@@ -26,7 +26,7 @@ DRAWS = 20
 
 
 def probe_accuracy(
-    states: Float[Tensor, "sample width"], forgotten: Bool[Tensor, "sample"], *, kernel: str, seed: int = 0
+    states: Float[Tensor, "sample width"], forgotten: Bool[Tensor, " sample"], *, kernel: str, seed: int = 0
 ) -> float:
     """Train a probe to tell the forgotten class from the rest, and judge it on other rows.
 
@@ -58,7 +58,7 @@ def probe_accuracy(
 
 def prototype_recall(
     states: Float[Tensor, "sample width"],
-    labels: Int[Tensor, "sample"],
+    labels: Int[Tensor, " sample"],
     label: int,
     *,
     shots: int = 10,

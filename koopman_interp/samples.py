@@ -35,11 +35,11 @@ class Samples:
     """
 
     inputs: int
-    real: Bool[Tensor, "row"]
-    kept: Bool[Tensor, "row"]
-    entry: Int[Tensor, "sample"]
-    place: Int[Tensor, "sample"]
-    ids: Int[Tensor, "sample"] | None = None
+    real: Bool[Tensor, " row"]
+    kept: Bool[Tensor, " row"]
+    entry: Int[Tensor, " sample"]
+    place: Int[Tensor, " sample"]
+    ids: Int[Tensor, " sample"] | None = None
 
     def __len__(self) -> int:
         return len(self.entry)
@@ -78,18 +78,18 @@ class Samples:
             return cls(inputs, real, kept, entry, place, ids)
         return cls(inputs, real, kept, entry[kept], place[kept], None if ids is None else ids[kept])
 
-    def take(self, rows: Shaped[Tensor, "row *axes"]) -> Shaped[Tensor, "sample *axes"]:
+    def take(self, rows: Shaped[Tensor, " row *axes"]) -> Shaped[Tensor, " sample *axes"]:
         """Pick the samples from all rows of a pass, on their device; the rows themselves where all are kept."""
         if len(self) == len(rows):
             return rows
         return rows[self.kept.to(rows.device)]
 
-    def labels(self, labels: Any) -> Int[Tensor, "sample"]:
+    def labels(self, labels: Any) -> Int[Tensor, " sample"]:
         """Bring the labels of this pass to one a sample; see `labels_of_samples`."""
         return labels_of_samples(labels, [self])
 
 
-def labels_of_samples(labels: Any, passes: Sequence[Samples]) -> Int[Tensor, "sample"]:
+def labels_of_samples(labels: Any, passes: Sequence[Samples]) -> Int[Tensor, " sample"]:
     """Bring labels to one a sample, over several passes in order.
 
     Args:

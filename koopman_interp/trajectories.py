@@ -45,10 +45,10 @@ class Trajectories:
     sites: tuple[str, ...]
     times: tuple[float, ...]
     host: HostFingerprint
-    sequence: Int[Tensor, "sample"]
-    position: Int[Tensor, "sample"]
-    labels: Int[Tensor, "sample"] | None = None
-    tokens: Int[Tensor, "sample"] | None = None
+    sequence: Int[Tensor, " sample"]
+    position: Int[Tensor, " sample"]
+    labels: Int[Tensor, " sample"] | None = None
+    tokens: Int[Tensor, " sample"] | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class Trajectories:
         """The labels that occur, in ascending order; empty without labels."""
         return () if self.labels is None else tuple(torch.unique(self.labels).tolist())
 
-    def __getitem__(self, rows: Int[Tensor, "_"] | Bool[Tensor, "_"] | slice) -> Trajectories:
+    def __getitem__(self, rows: Int[Tensor, " _"] | Bool[Tensor, " _"] | slice) -> Trajectories:
         """Take some of the samples, by index, mask or slice."""
         return replace(
             self,
@@ -289,7 +289,7 @@ class Trajectories:
             raise FileFormatError(f"{path} lacks parts of trajectories. Write it again from its source.") from error
 
 
-def whole_numbers(labels: Any) -> Int[Tensor, "_"]:
+def whole_numbers(labels: Any) -> Int[Tensor, " _"]:
     """Flatten labels, a tensor or lists nested to any depth, to one axis.
 
     Raises:
@@ -306,7 +306,7 @@ def whole_numbers(labels: Any) -> Int[Tensor, "_"]:
     return given.flatten().long()
 
 
-def labels_of_rows(labels: Any, sequence: Int[Tensor, "sample"]) -> Int[Tensor, "sample"]:
+def labels_of_rows(labels: Any, sequence: Int[Tensor, " sample"]) -> Int[Tensor, " sample"]:
     """Bring labels, one a row or one an observed input, to one a row.
 
     Raises:

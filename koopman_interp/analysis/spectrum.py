@@ -44,21 +44,21 @@ class Spectrum:
         tolerance: residual past which a mode is marked spurious.
     """
 
-    eigenvalues: Complex[ndarray, "mode"]
+    eigenvalues: Complex[ndarray, " mode"]
     modes: Complex[ndarray, "observable mode"]
     readers: Complex[ndarray, "observable mode"]
-    residuals: Float[ndarray, "mode"]
+    residuals: Float[ndarray, " mode"]
     condition: float
     samples: int
     tolerance: float = TOLERANCE
 
     @property
-    def decay(self) -> Float[ndarray, "mode"]:
+    def decay(self) -> Float[ndarray, " mode"]:
         """|λ|: by what factor a mode's amplitude changes in one step."""
         return np.abs(self.eigenvalues)
 
     @property
-    def rotation(self) -> Float[ndarray, "mode"]:
+    def rotation(self) -> Float[ndarray, " mode"]:
         """Arg λ: by what angle a mode turns in one step, in radians."""
         return np.angle(self.eigenvalues)
 
@@ -145,7 +145,7 @@ def spectrum(koopman: KoopmanAutoencoder, trajectories: Trajectories, *, toleran
 
 def _residuals(
     values: ndarray, readers: ndarray, koopman: KoopmanAutoencoder, trajectories: Trajectories
-) -> Float[ndarray, "mode"]:
+) -> Float[ndarray, " mode"]:
     """Sum squared residuals over all pairs of consecutive depths; a gap of several steps takes λ to that power."""
     missed, size = np.zeros(len(values)), np.zeros(len(values))
     for depth, (earlier, later) in enumerate(pairwise(koopman.config.times)):

@@ -33,14 +33,14 @@ SHRINKAGE = 1e-3
 class Eraser:
     """The factors of P: `z → z − ((z − centre)·reader) direction`, all float64 `[observable]`."""
 
-    direction: Float[Tensor, "observable"]
-    reader: Float[Tensor, "observable"]
-    centre: Float[Tensor, "observable"]
+    direction: Float[Tensor, " observable"]
+    reader: Float[Tensor, " observable"]
+    centre: Float[Tensor, " observable"]
 
 
 def oblique_eraser(
     means: Float[Tensor, "class observable"],
-    counts: Float[Tensor, "class"],
+    counts: Float[Tensor, " class"],
     covariance: Float[Tensor, "observable observable"],
     forgotten: int,
     *,
@@ -166,7 +166,7 @@ def _quietest(
     return depth, eraser
 
 
-def _noise(moments: Moments, depth: int, reader: Float[Tensor, "observable"]) -> float:
+def _noise(moments: Moments, depth: int, reader: Float[Tensor, " observable"]) -> float:
     """Standard deviation of readings around the means of their classes: `√(wᵀ(Σ − Σ_between) w)`."""
     share = moments.count / moments.count.sum()
     means = moments.mean[depth] @ reader

@@ -74,7 +74,7 @@ class OperatorEdit:
     depth: int
     directions: Float[Tensor, "observable rank"]
     readers: Float[Tensor, "observable rank"]
-    offset: Float[Tensor, "rank"]
+    offset: Float[Tensor, " rank"]
     moved: Float[Tensor, "observable rank"]
     host: HostFingerprint
     operator: str

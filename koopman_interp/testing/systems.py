@@ -45,7 +45,7 @@ class ResidualMLP(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
         self.head = nn.Linear(width, outputs)
 
-    def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch output"]:
+    def forward(self, x: Float[Tensor, " batch *input"]) -> Float[Tensor, "batch output"]:
         """Return logits."""
         x = torch.relu(self.embed(x.flatten(1)))
         for block in self.blocks:
@@ -80,8 +80,8 @@ class LinearHost(nn.Module):
 
 def train_classifier(
     model: nn.Module,
-    x: Float[Tensor, "sample *input"],
-    y: Int[Tensor, "sample"],
+    x: Float[Tensor, " sample *input"],
+    y: Int[Tensor, " sample"],
     *,
     epochs: int,
     batch_size: int = 256,
@@ -124,7 +124,7 @@ def train_classifier(
     return model.eval()
 
 
-def yin_yang(samples: int, *, seed: int = 0) -> tuple[Float[Tensor, "sample 4"], Int[Tensor, "sample"]]:
+def yin_yang(samples: int, *, seed: int = 0) -> tuple[Float[Tensor, "sample 4"], Int[Tensor, " sample"]]:
     """Draw the Yin-Yang data set (Kriener et al., arXiv 2102.08211), balanced over its three classes.
 
     Points `(x, y)` in the disc of radius 0.5 around (0.5, 0.5), given with `(1 − x, 1 − y)` beside them; the
