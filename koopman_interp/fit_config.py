@@ -68,10 +68,10 @@ class FitConfig:
     linearity: float = 1.0
     isometry: Isometry = "matching"
     isometry_weight: float | None = None
-    steps: int = 800
+    steps: int = 600
     batch_size: int = 128
-    learning_rate: float = 2e-3
-    operator_rate: float = 0.2
+    learning_rate: float = 3e-3
+    operator_rate: float = 0.05
     averaging: float = 0.99
     clip: float | None = 1.0
     weight_decay: float = 1e-4
