@@ -323,7 +323,7 @@ def test_a_checkpoint_is_not_overwritten_unasked(trajectories, quick_config, che
 CHANGES = [
     {"seed": 3},
     {"steps": 3},
-    {"learning_rate": 3e-3},
+    {"learning_rate": 4e-3},
     {"operator": "generator"},
     {"observables": 13},
     {"hidden": None},
