@@ -68,7 +68,7 @@ class FitConfig:
     linearity: float = 1.0
     isometry: Isometry = "matching"
     isometry_weight: float | None = None
-    steps: int = 600
+    steps: int = 500
     batch_size: int = 128
     learning_rate: float = 3e-3
     operator_rate: float = 0.05
