@@ -2,7 +2,8 @@
 
 One host (residual MLP of width 256 with 4 blocks), one default fit on the 60,000 training rows, figures on the
 10,000 test rows. The strength of each class is chosen on training rows, for each mode: the smallest at which
-none of the class's is recognised. Cost: a minute or two for the host unless --host has it, one for the fit, three for the edits.
+none of the class's is recognised. Cost: a minute or two for the host unless --host has it, one for the fit, four for
+the edits.
 
     python benchmarks/mnist.py --host runs/mnist256.safetensors
     python benchmarks/mnist.py --slice 2000 --host-epochs 2 --steps 20        # smoke
