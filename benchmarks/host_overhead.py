@@ -164,10 +164,11 @@ def main() -> None:
     if given.memory_of:
         print(json.dumps({"MB": grown(given.memory_of, given.width, given.batches)}))
         return
+    # First, while this process is small: a child's peak counts from its parent's size at the fork.
+    memory = {way: in_a_process(way, given.width, given.batches) for way in ("stream", "observe", "run_with_cache")}
     seconds = paces(bridge(given.width), given.width, given.rounds)
     plain = seconds["plain forward"]
     ratios = {name: median(a / b for a, b in zip(own, plain, strict=True)) for name, own in seconds.items()}
-    memory = {way: in_a_process(way, given.width, given.batches) for way in ("stream", "observe", "run_with_cache")}
     processes = starts(max(3, given.rounds // 3))
     print(table(["way", "ms a pass", "ratio to plain"], [
         [name, f"{1000 * median(own):.0f}", f"{ratios[name]:.2f}"] for name, own in seconds.items()
