@@ -26,7 +26,6 @@ from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.files import write_json
 from koopman_interp.page import FIGURES, KIND, METRICS_FILE, build_page
 from koopman_interp.trajectories import Trajectories
-from koopman_interp.trajectory_plots import plot_trajectories
 
 
 def write_run(
@@ -108,7 +107,7 @@ def _figures(
         "spectrum": plotting.plot_spectrum(spectrum),
         "fidelity": plotting.plot_fidelity(fidelity),
         "output": plotting.plot_output_fidelity(fidelity),
-        "trajectories": plot_trajectories(trajectories),
+        "trajectories": plotting.plot_trajectories(trajectories),
         **{f"audit-{index}": plotting.plot_audit(audit) for index, audit in enumerate(audits)},
     }
     if koopman.config.history:

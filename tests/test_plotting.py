@@ -17,7 +17,8 @@ from koopman_interp.analysis.spectrum import Spectrum
 from koopman_interp.analysis.topology import Topology
 from koopman_interp.auditing import Audit, AuditRow
 from koopman_interp.errors import InputError
-from koopman_interp.trajectory_plots import plot_trajectories
+from koopman_interp.plotting import plot_trajectories
+from koopman_interp.plotting.fidelity import _PREDICTORS
 
 SPECTRUM = Spectrum(
     eigenvalues=np.array([1.1, 0.8 + 0.3j, 0.8 - 0.3j, 0.2], dtype=complex),
@@ -277,5 +278,5 @@ def test_saved_figures_are_the_same_bytes_each_time_and_carry_no_date(tmp_path):
 
 
 def test_no_two_predictors_share_a_colour():
-    colours = [to_rgba(colour) for colour, _, _ in plotting._PREDICTORS.values()]
+    colours = [to_rgba(colour) for colour, _, _ in _PREDICTORS.values()]
     assert len(set(colours)) == len(colours)

@@ -29,7 +29,6 @@ from koopman_interp import plotting
 from koopman_interp.operators import OPERATORS
 from koopman_interp.tables import table
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
-from koopman_interp.trajectory_plots import plot_trajectories
 
 SLICE = int(os.environ.get("KOOPMAN_INTERP_SLICE", "0"))
 OUT = Path(os.environ.get("KOOPMAN_INTERP_OUT", "runs/01_observe_and_fit"))
@@ -98,7 +97,7 @@ held_out = tap.observe(x_test, labels=y_test)
 # panel before. The share of variance in a title says how much of the state its panel can show.
 
 # %%
-keep(plot_trajectories(held_out), "trajectories")
+keep(plotting.plot_trajectories(held_out), "trajectories")
 
 # %% [markdown]
 # ## Fit

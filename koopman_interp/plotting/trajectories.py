@@ -1,8 +1,6 @@
 """Figures of the states themselves: one panel a depth, in the plane of the first two principal components.
 
-Costs a fraction of a second: of many depths, classes or rows a part is drawn. Keeps the manners of
-`plotting`: own figure unless axes are given, nothing global, readable without colour. Knows nothing of
-models.
+Costs a fraction of a second: of many depths, classes or rows a part is drawn.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 
 from koopman_interp.errors import InputError
-from koopman_interp.plotting import GREY, MOST_DEPTHS, plain, short, thinned
+from koopman_interp.plotting.style import GREY, MOST_DEPTHS, plain, short, thinned
 from koopman_interp.trajectories import Trajectories
 
 # Tol's muted palette, whose colours are told apart by colour-blind readers; each with its own marker.

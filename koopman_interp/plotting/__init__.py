@@ -1,0 +1,15 @@
+"""Figures: each `plot_…` takes a value and the axes to draw on, and returns the axes.
+
+Without axes it makes a `matplotlib.figure.Figure` of its own (`axes.figure`), so no pyplot state, backend or setting
+changes. All figures can be read without colour: by marker, line style and label. Each costs under a second, since long
+lists of depths, classes and rows are thinned. Knows nothing of models or of the report.
+"""
+
+from koopman_interp.plotting.audits import plot_audit as plot_audit
+from koopman_interp.plotting.fidelity import plot_fidelity as plot_fidelity
+from koopman_interp.plotting.fidelity import plot_output_fidelity as plot_output_fidelity
+from koopman_interp.plotting.fits import plot_fit as plot_fit
+from koopman_interp.plotting.saving import save_figure as save_figure
+from koopman_interp.plotting.spectrum import plot_spectrum as plot_spectrum
+from koopman_interp.plotting.topology import plot_topology as plot_topology
+from koopman_interp.plotting.trajectories import plot_trajectories as plot_trajectories

@@ -1,0 +1,73 @@
+"""Figures of how faithful a surrogate is, by depth and at the output."""
+
+from __future__ import annotations
+
+import math
+
+from matplotlib.axes import Axes
+
+from koopman_interp.analysis.fidelity import Fidelity
+from koopman_interp.plotting.style import (
+    BLUE,
+    FLOOR,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    label_ends,
+    own_axes,
+    plain,
+    ticks_of_sites,
+)
+
+_PREDICTORS = {
+    "surrogate": (BLUE, "o", "-"),
+    "identity": (ORANGE, "s", "--"),
+    "mean": (GREY, "^", ":"),
+    "endpoint linear": (GREEN, "D", "-."),
+}
+
+
+def plot_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
+    """Draw the unexplained variance over depth: the surrogate beside identity, mean and a linear map."""
+    ax = own_axes(ax, 7.2, 4.2)
+    ends = {}
+    for name in fidelity.depths[-1].unexplained:
+        colour, marker, style = _PREDICTORS.get(name, (PURPLE, "v", "-"))
+        shares = [depth.unexplained[name] for depth in fidelity.depths]
+        known = [(index, max(share, FLOOR)) for index, share in enumerate(shares) if share is not None]
+        if known:
+            x, y = zip(*known, strict=True)
+            width = 2.4 if name == "surrogate" else 1.4
+            ax.plot(x, y, color=colour, marker=marker, linestyle=style, linewidth=width, label=name)
+            ends[name] = (y[-1], colour)
+    ax.set_yscale("log")
+    ticks_of_sites(ax, [depth.site for depth in fidelity.depths])
+    ax.set(
+        ylabel="unexplained share of variance (log)",
+        title=f"From {fidelity.depths[0].site} onwards, {fidelity.rows:,} held-out rows: lower is better",
+    )
+    plain(ax)
+    label_ends(ax, ends)
+    return ax
+
+
+def plot_output_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
+    """Draw agreement and accuracy at the host's output with each predictor in place of the span."""
+    ax = own_axes(ax, 7.2, 1.5 + 0.45 * len(fidelity.outputs))
+    rows = range(len(fidelity.outputs))
+    agreement = [100 * row.agreement for row in fidelity.outputs]
+    ax.hlines(rows, 0, agreement, color="#dddddd", linewidth=5, zorder=1)
+    ax.plot(agreement, rows, "o", color=BLUE, markersize=9, label="agrees with the host's prediction")
+    right = [math.nan if row.accuracy is None else 100 * row.accuracy for row in fidelity.outputs]
+    if not all(map(math.isnan, right)):
+        ax.plot(right, rows, "D", color=ORANGE, fillstyle="none", markersize=8, label="predicts the label")
+    for row, agree, label in zip(rows, agreement, right, strict=True):
+        text = f"{agree:.1f}" if math.isnan(label) else f"{agree:.1f} / {label:.1f}"
+        ax.text(1.02, row, text, va="center", transform=ax.get_yaxis_transform())
+    ax.set_yticks(list(rows), [row.name for row in fidelity.outputs])
+    ax.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5), xlabel="% of held-out rows")
+    ax.set_title("At the host's output, with each predictor in place of the span")
+    plain(ax)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -1.1 / len(rows)), ncols=2, frameon=False)
+    return ax

@@ -1,0 +1,73 @@
+"""What all figures share: colours, line styles, axes and their manners.
+
+Colours are told apart by colour-blind readers, and never carry anything alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from numpy import ndarray
+
+# Okabe and Ito's palette, whose colours are told apart by colour-blind readers.
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
+# Viridis without its yellow, which white paper swallows.
+DARK_TO_LIGHT = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)))
+LINES = ("-", "--", "-.", ":")
+
+FLOOR = 1e-8
+"""Shares below this are drawn here, since a logarithmic axis has no zero."""
+MOST_DEPTHS = 8
+"""Lines or panels of a figure; of more depths a part is drawn, both ends included."""
+_MOST_TICKS = 14
+
+
+def own_axes(ax: Axes | None, width: float, height: float) -> Axes:
+    """Return the axes given, or axes of a figure of their own, sizes in inches."""
+    return Figure(figsize=(width, height), layout="constrained").add_subplot() if ax is None else ax
+
+
+def plain(ax: Axes) -> None:
+    """Leave axes with a faint grid and no frame above and to the right."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color="#e6e6e6", linewidth=0.7)
+    ax.set_axisbelow(True)
+
+
+def thinned(count: int, most: int) -> list[int]:
+    """Indices spread evenly over a range, both ends included."""
+    return sorted({round(index) for index in np.linspace(0, count - 1, min(count, most))})
+
+
+def of_all(shown: Sequence[int], whole: Sequence[object] | ndarray, what: str) -> str:
+    """Say how many of all are shown, where it is not all."""
+    return "" if len(shown) == len(whole) else f" ({len(shown)} of {len(whole)} {what})"
+
+
+def short(name: str, most: int = 22) -> str:
+    """Cut a name to its end, which tells sites apart."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def ticks_of_sites(ax: Axes, sites: Sequence[str]) -> None:
+    """Name the sites along the horizontal axis."""
+    shown = thinned(len(sites), _MOST_TICKS)
+    ax.set_xticks(shown, [short(sites[index]) for index in shown], rotation=35, ha="right", rotation_mode="anchor")
+    ax.set_xlabel("site, in order of depth")
+
+
+def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], *, gap: float = 0.07) -> None:
+    """Write each line's name beside its right end, moved apart where two would touch."""
+    ax.margins(x=0.03)
+    low, high = (math.log(limit) for limit in ax.get_ylim())
+    ax.set_ylim(ax.get_ylim())
+    at = -math.inf
+    for name, (value, colour) in sorted(ends.items(), key=lambda end: end[1][0]):
+        at = max((math.log(value) - low) / (high - low), at + gap)
+        ax.text(1.015, at, name, color=colour, va="center", fontweight="bold", transform=ax.transAxes)
