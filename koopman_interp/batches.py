@@ -135,6 +135,11 @@ def _callable(x: Any, tokenized: Callable[[Sequence[str]], Mapping[str, Tensor]]
         return tokenized(x)
     if _are_sequences(x):
         return _of_ids(x)
+    if isinstance(x, (int, float)):
+        raise InputError(
+            f"A batch is the number {x!r}, which a model is not called with. A single sequence of token ids goes in a "
+            "list: observe([ids])."
+        )
     if not isinstance(x, Mapping):
         return x
     texts = next((name for name, value in x.items() if isinstance(value, str) or _are_texts(value)), None)

@@ -334,6 +334,11 @@ def test_a_column_of_texts_that_is_not_chosen_is_named(speaking):
         ki.attach(speaking).observe([{"text": TEXTS, "label": [0, 1, 2]}], progress=False)
 
 
+def test_one_sequence_of_ids_is_told_where_to_go(model):
+    with pytest.raises(InputError, match=r"the number 5, .* observe\(\[ids\]\)"):
+        ki.attach(model).observe([5, 6, 7], progress=False)
+
+
 def test_two_rows_of_ids_are_not_taken_for_inputs_and_labels(model):
     rows = [torch.tensor([2, 3, 4]), torch.tensor([5, 6, 7])]
     with pytest.raises(InputError, match="two sequences of token ids, or inputs with labels"):
