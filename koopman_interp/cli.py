@@ -176,7 +176,7 @@ def edit(koopman: Path, label: int, strength: float, site: str | None, trajector
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def audit_(model: str, data: str, koopman: Path, edit: Path, label: int, mode: Any, as_json: bool) -> None:
     """Judge EDIT of KOOPMAN in MODEL on held-out DATA, beside the baselines."""
-    from koopman_interp.auditing import audit
+    from koopman_interp.auditing.audit import audit
     from koopman_interp.autoencoder import KoopmanAutoencoder
     from koopman_interp.edits.operator_edit import OperatorEdit
 

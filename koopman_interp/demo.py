@@ -18,7 +18,7 @@ from torch import nn
 from koopman_interp.analysis.fidelity import fidelity
 from koopman_interp.analysis.spectrum import spectrum
 from koopman_interp.analysis.topology import topology
-from koopman_interp.auditing import audit
+from koopman_interp.auditing.audit import audit
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.erase import erase_class
 from koopman_interp.errors import InputError

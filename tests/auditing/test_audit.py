@@ -2,76 +2,25 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_softmax
+from scipy.spatial.distance import jensenshannon
+from scipy.special import log_softmax, softmax
 
 import koopman_interp as ki
-from koopman_interp.errors import InputError
-from koopman_interp.files import read_json
+from koopman_interp.auditing.findings import Audit
+from koopman_interp.auditing.ways import has_leace
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import read_json, write_json
 from koopman_interp.hosts import weight_digest
 from koopman_interp.probes import probe_accuracy, prototype_recall
-from koopman_interp.testing import ResidualMLP, train_classifier
 
-CENTRES = torch.tensor([[2.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 2.0, 0]])
 LABEL = 1
-
-
-def blobs(rows, seed):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(rows) % 3
-    return CENTRES[labels] + 0.6 * torch.randn(rows, 4, generator=generator), labels
-
-
-def trained(classes):
-    x, y = blobs(600, seed=0)
-    kept = torch.isin(y, torch.tensor(classes))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = ResidualMLP(4, 10, 3, 3)
-    return train_classifier(model, x[kept], y[kept], epochs=12, batch_size=50)
-
-
-class Case:
-    """A trained host, its surrogate, an edit, and rows held out."""
-
-    def __init__(self):
-        self.model = trained([0, 1, 2])
-        self.retrained = trained([0, 2])
-        x, y = blobs(600, seed=0)
-        trajectories = ki.attach(self.model).observe(x, y, progress=False)
-        self.koopman = ki.fit(trajectories, ki.FitConfig(observables=14), method="least_squares")
-        self.edit = ki.erase_class(self.koopman, label=LABEL)
-        x, y = blobs(300, seed=1)
-        self.forget = x[y == LABEL], y[y == LABEL]
-        self.retain = x[y != LABEL], y[y != LABEL]
-
-    def audited(self, **changes):
-        settings = {"forget": self.forget, "retain": self.retain}
-        edit = changes.pop("edit", self.edit)
-        return ki.audit(self.model, self.koopman, edit, **(settings | changes))
-
-    def states_and_logits(self, model):
-        """At the last site, then at the output; forgotten rows first."""
-        found = []
-        handle = model.head.register_forward_hook(lambda _, args, logits: found.extend((args[0], logits)))
-        with torch.no_grad():
-            model(torch.cat([self.forget[0], self.retain[0]]))
-        handle.remove()
-        return [part.double().numpy() for part in found]
-
-
-@pytest.fixture(scope="module")
-def case():
-    return Case()
-
-
-@pytest.fixture(scope="module")
-def found(case):
-    return case.audited(retrained=case.retrained)
+BASELINES = ["host", "logit mask", "mean difference", *(["LEACE"] if has_leace() else [])]
 
 
 def figures(case, logits, host_logits):
@@ -88,18 +37,20 @@ def agrees(row, expected):
 
 
 def test_the_rows_are_there_in_order(found):
-    names = ["host", "logit mask", "mean difference", "retrained", "edit (delta)"]
-    assert [row.name for row in found.rows] == names
+    assert [row.name for row in found.rows] == [*BASELINES, "retrained", "edit (delta)"]
     assert (found.forget_rows, found.retain_rows, found.label) == (100, 200, LABEL)
-    assert found["retrained"] is found.rows[3]
+    assert found["retrained"] is found.rows[-2]
     assert found.edit == "erase class 1"
 
 
 def test_without_a_retrained_model_there_is_no_such_row(case, found):
     without = case.audited(mode="replace")
-    assert [row.name for row in without.rows] == ["host", "logit mask", "mean difference", "edit (replace)"]
-    assert without.rows[:3] == found.rows[:3]
-    assert without.rows[3].forgotten != found.rows[4].forgotten or without.rows[3].kl != found.rows[4].kl
+    assert [row.name for row in without.rows] == [*BASELINES, "edit (replace)"]
+    assert without["host"].retrained_js is None
+    for ours, theirs in zip(without.rows[:-1], found.rows[: len(BASELINES)], strict=True):
+        measured = replace(theirs, retrained_js=None, retrained_kl=None, intervals=ours.intervals)
+        assert replace(ours) == measured
+    assert without.rows[-1].kl != found.rows[-1].kl
 
 
 def test_the_hosts_row_is_the_host(case, found):
@@ -189,8 +140,8 @@ def test_batches_are_as_good_as_tensors(case, found):
         return list(zip(pair[0].split(37), pair[1].split(37), strict=True))
 
     batched = case.audited(forget=cut(case.forget), retain=cut(case.retain))
-    for ours, theirs in zip(batched.rows, (*found.rows[:3], found.rows[4]), strict=True):
-        assert ours.name == theirs.name
+    for ours in batched.rows:
+        theirs = found[ours.name]
         assert ours.forgotten == pytest.approx(theirs.forgotten, abs=1e-12)
         assert ours.retained == pytest.approx(theirs.retained, abs=1e-12)
         assert ours.kl == pytest.approx(theirs.kl, rel=1e-4, abs=1e-9)
@@ -217,6 +168,93 @@ def traces(model):
     }, weight_digest(model)
 
 
+# --- beside training rows and a yardstick -------------------------------------------------------------------
+
+
+def test_training_rows_are_judged_as_they_are(case, whole):
+    with torch.no_grad():
+        guess = [case.model(x).argmax(1) for x, _ in (case.forget_training, case.retain_training)]
+    host = whole["host"]
+    assert host.forgotten_training == pytest.approx(float((guess[0] == LABEL).double().mean()))
+    assert host.retained_training == pytest.approx(float((guess[1] == case.retain_training[1]).double().mean()))
+    assert (whole.forget_training_rows, whole.retain_training_rows) == (200, 400)
+    assert whole["logit mask"].forgotten_training == 0
+
+
+def test_a_yardstick_is_at_no_distance_from_itself(case, found):
+    assert found["retrained"].retrained_kl == 0
+    assert found["retrained"].retrained_js == pytest.approx(0, abs=1e-14)
+    assert found["host"].js == pytest.approx(0, abs=1e-14)
+    same = case.audited(retrained=case.model)
+    assert replace(same["retrained"], name="host", drift=0.0) == same["host"]
+
+
+def test_a_yardstick_may_be_trained_on_the_way(case, found):
+    made = case.audited(retrain=lambda: copy.deepcopy(case.retrained).train())
+    assert made.rows == found.rows
+    with pytest.raises(InputError, match="not both"):
+        case.audited(retrained=case.retrained, retrain=lambda: case.retrained)
+
+
+def test_divergences_are_counted_row_by_row(case, found):
+    _, logits = case.states_and_logits(case.model)
+    _, theirs = case.states_and_logits(case.retrained)
+    host, retrained = softmax(logits, axis=1), softmax(theirs, axis=1)
+    for row, name, rows, others in (
+        (found["retrained"], "js", retrained[100:], host[100:]),
+        (found["host"], "retrained_js", host[:100], retrained[:100]),
+    ):
+        # scipy gives the root of the divergence.
+        expected = np.mean([jensenshannon(p, q, base=2) ** 2 for p, q in zip(rows, others, strict=True)])
+        assert getattr(row, name) == pytest.approx(expected, rel=1e-4)
+        low, high = row.intervals[name]
+        assert low < getattr(row, name) < high
+    kl = (host[:100] * np.log(host[:100] / retrained[:100])).sum(1).mean()
+    assert found["host"].retrained_kl == pytest.approx(kl, rel=1e-4)
+
+
+def test_a_projection_at_the_last_site_drifts_as_far_as_it_moves_retained_rows(case, found):
+    states, _ = case.states_and_logits(case.model)
+    with ki.patched(case.model, case.koopman, case.edit):
+        moved, _ = case.states_and_logits(case.model)
+    spread = np.sqrt(((states - states.mean(0)) ** 2).sum(1).mean())
+    expected = np.sqrt(((moved - states)[100:] ** 2).sum(1).mean()) / spread
+    assert found["edit (delta)"].drift == pytest.approx(expected, rel=1e-5)
+    assert found["host"].drift == found["logit mask"].drift == 0
+    assert found["retrained"].drift is None
+
+
+# --- depth --------------------------------------------------------------------------------------------------
+
+
+def test_every_site_is_read_and_the_last_is_that_of_the_row(case, whole):
+    for row in whole.rows:
+        assert [reading.site for reading in row.depths] == list(case.koopman.sites)
+        last = row.depths[-1]
+        assert last.probes == {"linear": row.linear_probe, "rbf": row.rbf_probe, "mlp": row.mlp_probe}
+        assert last.prototypes == {1: row.one_shot, 5: row.five_shot, 10: row.prototype}
+        assert row.found == max(last.probes.values())
+
+
+def test_upstream_of_the_patch_stands_the_host_and_downstream_what_was_patched(case, whole):
+    host, ours = whole["host"], whole["edit (delta)"]
+    assert ours.depths[:-1] == host.depths[:-1]
+    assert ours.depths[-1] != host.depths[-1]
+    early = case.audited(depths="all", target=-2, source=1, edit=ki.erase_class(case.koopman, label=LABEL, site=1))
+    there = early.rows[-1]
+    assert there.depths[:-2] == early["host"].depths[:-2]
+    assert there.depths[-2] != early["host"].depths[-2]
+    assert there.depths[-1] != early["host"].depths[-1]
+
+
+def test_without_probes_none_are_made(case):
+    bare = case.audited(probes=())
+    assert bare.rows[-1].found is None
+    assert bare.rows[-1].linear_probe is None
+    assert "probe" not in cells(str(bare), "at the output, %")
+    assert bare.rows[-1].prototype == case.audited().rows[-1].prototype
+
+
 @pytest.mark.parametrize("mode", ["delta", "replace"])
 def test_an_audit_leaves_no_trace(case, mode):
     before = traces(case.model), traces(case.retrained), case.koopman.digest()
@@ -230,8 +268,20 @@ def test_an_audit_leaves_no_trace(case, mode):
 
 
 def test_rows_to_forget_of_several_classes_are_refused(case):
-    with pytest.raises(InputError, match=r"should be of one class; they are of \[0, 1, 2\]"):
-        case.audited(forget=blobs(90, seed=2))
+    with pytest.raises(InputError, match=r"held-out rows to forget should be of one class; they are of \[0, 1, 2\]"):
+        case.audited(forget=case.blobs(90, seed=2))
+
+
+def test_training_rows_of_another_class_are_refused(case):
+    with pytest.raises(InputError, match=r"training rows to forget are of class 0, the held-out ones of class 1"):
+        case.audited(forget_training=(case.retain[0][::2], torch.zeros(100, dtype=torch.long)))
+    with pytest.raises(InputError, match="training rows to retain hold rows of class 1"):
+        case.audited(retain_training=case.forget)
+
+
+def test_an_unknown_depth_is_refused(case, unchecked):
+    with pytest.raises(InputError, match="neither 'last' nor 'all'"):
+        case.audited(depths="first")
 
 
 def test_no_rows_to_forget_are_refused(case):
@@ -240,8 +290,8 @@ def test_no_rows_to_forget_are_refused(case):
 
 
 def test_retained_rows_of_the_class_are_refused(case):
-    with pytest.raises(InputError, match="The retained rows hold rows of class 1"):
-        case.audited(retain=blobs(90, seed=2))
+    with pytest.raises(InputError, match="held-out rows to retain hold rows of class 1"):
+        case.audited(retain=case.blobs(90, seed=2))
 
 
 def test_no_retained_rows_are_refused(case):
@@ -261,7 +311,7 @@ def test_too_few_rows_are_refused(case, part):
         "forget": (case.forget[0][:20], case.forget[1][:20]),
         "retain": (case.retain[0][:40], case.retain[1][:40]),
     }
-    assert len(case.audited(**enough).rows) == 4
+    assert len(case.audited(**enough).rows) == len(BASELINES) + 1
 
 
 def test_as_many_labels_as_inputs(case):
@@ -284,29 +334,51 @@ def test_another_host_is_refused(case):
 # --- what comes out -----------------------------------------------------------------------------------------
 
 
-def test_plain_values_go_through_json_and_a_file(found, tmp_path):
-    values = found.as_dict()
-    assert json.loads(json.dumps(values, allow_nan=False))["rows"][0]["name"] == "host"
-    found.save(tmp_path / "kept" / "audit.json")
+def test_everything_measured_comes_back_from_its_file(whole, tmp_path):
+    whole.save(tmp_path / "kept" / "audit.json")
+    assert Audit.load(tmp_path / "kept" / "audit.json") == whole
     stored = read_json(tmp_path / "kept" / "audit.json")
-    assert stored["rows"] == [dict(row) for row in values["rows"]]
-    assert {key: stored[key] for key in ("label", "edit", "forget_rows", "retain_rows")} == {
-        "label": 1,
-        "edit": "erase class 1",
-        "forget_rows": 100,
-        "retain_rows": 200,
-    }
+    assert stored["verdict"] == whole.verdict
+    assert json.loads(json.dumps(whole.as_dict(), allow_nan=False))["rows"][0]["name"] == "host"
 
 
-def test_the_printed_table_holds_the_figures(found):
-    lines = str(found).split("\n")
-    assert [line.split("  ")[0] for line in lines[1:6]] == [row.name for row in found.rows]
-    for line, row in zip(lines[1:6], found.rows, strict=True):
-        shown = [float(cell) for cell in line.removeprefix(row.name).split()]
-        expected = [row.forgotten, row.retained, row.kl / 100, row.linear_probe, row.rbf_probe, row.prototype]
-        assert shown == pytest.approx([100 * value for value in expected], abs=0.06)
+def test_a_file_of_another_kind_or_with_parts_missing_is_refused(whole, tmp_path):
+    path = tmp_path / "audit.json"
+    write_json(path, {"kind": "something else"})
+    with pytest.raises(FileFormatError, match="does not hold an audit"):
+        Audit.load(path)
+    whole.save(path)
+    values = read_json(path)
+    del values["rows"][0]["relearning"]
+    write_json(path, values)
+    with pytest.raises(FileFormatError, match="lacks parts of an audit"):
+        Audit.load(path)
+
+
+def cells(text, title):
+    """The lines of a table by the names of their rows; cells are parted by two spaces or more."""
+    lines = text.split(title)[1].split("\n\n")[0].split("\n")[1:]
+    return {line.split("  ")[0]: re.split(r" {2,}", line)[1:] for line in lines}
+
+
+def test_the_printed_tables_hold_the_figures(found):
+    output, states = cells(str(found), "at the output, %"), cells(str(found), "in the last states, %")
+    for row in found.rows:
+        shown = output[row.name]
+        low, high = row.intervals["forgotten"]
+        assert shown[:2] == [f"{100 * row.forgotten:.2f}", f"{100 * low:.1f} … {100 * high:.1f}"]
+        assert shown[2] == f"{100 * row.retained:.2f}"
+        assert shown[4:] == [f"{row.kl:.4f}", f"{100 * row.js:.1f}", f"{100 * row.retrained_js:.1f}"]
+        read = (row.linear_probe, row.rbf_probe, row.one_shot, row.five_shot, row.prototype)
+        assert states[row.name][:5] == [f"{100 * share:.1f}" for share in read]
     assert "reversible suppression" in str(found)
     assert f"{found.rows[-1].forgotten:.1%} of class 1" in repr(found)
+
+
+def test_what_was_not_measured_has_no_column(found, whole):
+    for title in ("MLP probe", "training", "membership", "relearned", "best probe by depth"):
+        assert title not in str(found).replace("training rows", "")
+        assert title in str(whole)
 
 
 def test_an_audit_copies_nothing_into_the_surrogate(case):
