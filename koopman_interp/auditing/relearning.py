@@ -6,8 +6,7 @@ copied first: its own weights, gradients and hooks are not touched, whatever hap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,8 @@ class Relearning:
     """How relearning is tried.
 
     The rows are drawn from training rows, so that held-out ones stay held out. With forgotten rows alone, naming
-    everything the class would be a solution; as many rows of the other classes beside them rule that out.
+    everything the class would be a solution; rows of the other classes beside them rule that out, and the accuracy on
+    the others says how far they do.
 
     Attributes:
         rows: forgotten rows to fine-tune on.
@@ -44,9 +44,9 @@ class Relearning:
     """
 
     rows: int = 10
-    beside: int = 10
-    at: tuple[int, ...] = (0, 1, 2, 5, 10, 20)
-    rate: float = 1e-3
+    beside: int = 30
+    at: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50)
+    rate: float = 3e-4
     operator_rate: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -118,7 +118,8 @@ def relearn_host(way: Way, lesson: Lesson, settings: Relearning) -> RelearningCu
     for parameter in copy.model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     parameters = [parameter for parameter in copy.model.parameters() if parameter.requires_grad]
-    return _curve(HOST, copy, way.running, parameters, settings.rate, lesson, settings)
+    with way.running(copy):
+        return _curve(HOST, copy, parameters, settings.rate, lesson, settings)
 
 
 def relearn_operator(
@@ -133,7 +134,8 @@ def relearn_operator(
     motion = LearningMotion(koopman, patch.source, patch.target, edits, patch.mode).to(device_of(copy.model))
     patch.motion = motion  # type: ignore[assignment]  # another way to compute the same
     parameters = list(motion.operator.parameters())
-    return _curve(OPERATOR, copy, lambda _: patch, parameters, settings.operator_rate, lesson, settings)
+    with patch:
+        return _curve(OPERATOR, copy, parameters, settings.operator_rate, lesson, settings)
 
 
 class LearningMotion(nn.Module):
@@ -176,7 +178,6 @@ class LearningMotion(nn.Module):
 def _curve(
     moved: str,
     host: Host,
-    patch: Callable[[Host], AbstractContextManager[Any]],
     parameters: Sequence[Tensor],
     rate: float,
     lesson: Lesson,
@@ -188,11 +189,11 @@ def _curve(
     for step in range(settings.at[-1] + 1):
         if step in settings.at:
             with torch.no_grad():
-                seen = Seen.of(host, lesson.judged, [lesson.site], skip=lesson.skip, patch=patch(host))
+                seen = Seen.of(host, lesson.judged, [lesson.site], skip=lesson.skip)
             points.append((step, *shares(seen, lesson.label)))
         if step < settings.at[-1]:
             with torch.enable_grad():
-                seen = Seen.of(host, lesson.rows, [lesson.site], skip=lesson.skip, patch=patch(host))
+                seen = Seen.of(host, lesson.rows, [lesson.site], skip=lesson.skip)
                 optimizer.zero_grad()
                 nll_loss(seen.logp, seen.labels).backward()
             optimizer.step()
