@@ -23,10 +23,12 @@ _OUTPUT: tuple[Column, ...] = (
     ("KL to host, nats", lambda row: number(row["kl"], 4)),
     ("JS to host %", lambda row: percent(row["js"])),
     ("JS to retrained %", lambda row: percent(row["retrained_js"])),
-    ("forgotten, training %", lambda row: percent(row["forgotten_training"])),
-    ("retained, training %", lambda row: percent(row["retained_training"])),
-    ("membership by loss", lambda row: _attack(row, "loss")),
-    ("by confidence", lambda row: _attack(row, "confidence")),
+)
+_TRAINING: tuple[Column, ...] = (
+    ("forgotten %", lambda row: percent(row["forgotten_training"])),
+    ("retained %", lambda row: percent(row["retained_training"])),
+    ("membership by loss %", lambda row: _attack(row, "loss")),
+    ("by confidence %", lambda row: _attack(row, "confidence")),
 )
 _STATES: tuple[Column, ...] = (
     ("linear probe %", lambda row: percent(row["linear_probe"])),
@@ -59,8 +61,7 @@ def audit_section(audit: Mapping[str, Any], index: int, figures: Mapping[str, st
         else "</strong>"
     )
     counts = f"{audit['forget_rows']:,} held-out rows of class {label}, {audit['retain_rows']:,} of the others"
-    if audit["forget_training_rows"]:
-        counts += f"; {audit['forget_training_rows']:,} and {audit['retain_training_rows']:,} training rows"
+    trained = f"{audit['forget_training_rows']:,} of class {label}, {audit['retain_training_rows']:,} of the others"
     alt = f"Dot plot of the tables above: {names}, by what is suppressed and what probes still find."
     return section(
         f"audit-{index}",
@@ -68,11 +69,16 @@ def audit_section(audit: Mapping[str, Any], index: int, figures: Mapping[str, st
         f'<p class="plain"><strong>Reversible suppression{found}. Nothing has been removed from the weights.</p>',
         *(f"<p>{escape(line)}</p>" for line in [*audit["verdict"].splitlines(), *audit["notes"]]),
         _columns(f"At the output. {counts}.", _OUTPUT, rows),
+        _columns(f"On rows that were trained on. {trained}.", _TRAINING, rows),
         _columns("What the last states still hold; chance is 50 % for the probes.", _STATES, rows),
         AUDIT_KEY if index == 0 else "",
         figure(figures, f"audit-{index}", alt, "What each way suppresses at the output, and what is still there."),
         _by_depth(rows),
-        _drawn(figures, f"audit-{index}-depths", "Probe accuracy over depth, one line a way, as in the table above."),
+        _drawn(
+            figures,
+            f"audit-{index}-depths",
+            "What is found of the class over depth, one line a way, as in the table above.",
+        ),
         _by_step(rows),
         _drawn(figures, f"audit-{index}-relearning", "Share recognised by step of relearning, as in the table above."),
         _spoken(rows),
@@ -80,21 +86,28 @@ def audit_section(audit: Mapping[str, Any], index: int, figures: Mapping[str, st
 
 
 def _columns(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """One table, without the columns that were not measured."""
+    """One table, without the columns that were not measured; none without any."""
     cells = [(name, [show(row) for row in rows]) for name, show in columns]
     kept = [(name, column) for name, column in cells if set(column) != {"–"}]
+    if not kept:
+        return ""
     body = [[row["name"], *(column[place] for _, column in kept)] for place, row in enumerate(rows)]
     return table(caption, ["way of forgetting", *(name for name, _ in kept)], body, marked=len(rows) - 1)
 
 
 def _by_depth(rows: Sequence[Row]) -> str:
-    read = [row for row in rows if row["depths"] and row["depths"][-1]["probes"]]
+    read = [row for row in rows if row["depths"]]
     if not read:
         return ""
     sites = [reading["site"] for reading in max((row["depths"] for row in read), key=len)]
-    best = [{reading["site"]: max(reading["probes"].values()) for reading in row["depths"]} for row in read]
-    body = [[row["name"], *(percent(found.get(site)) for site in sites)] for row, found in zip(read, best, strict=True)]
-    caption = "The best probe at each site, %. Sites upstream of a patch hold what the host's own hold."
+    body = []
+    for row in read:
+        found = {
+            one["site"]: f"{percent(max(one['probes'].values(), default=None))} / {percent(one['prototypes']['10'])}"
+            for one in row["depths"]
+        }
+        body.append([row["name"], *(found.get(site, "–") for site in sites)])
+    caption = "By depth: best probe / 10-shot prototype, %. Sites upstream of a patch hold what the host's own hold."
     return table(caption, ["way of forgetting", *sites], body, marked=len(body) - 1)
 
 

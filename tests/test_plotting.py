@@ -307,15 +307,21 @@ THROUGH = Audit(
 )
 
 
-def test_forgetting_by_depth_is_the_best_probe_at_each_site():
-    ax = plotting.plot_forgetting_by_depth(THROUGH)
-    lines = {line.get_label(): [float(y) for y in line.get_ydata()] for line in ax.lines if len(line.get_xdata()) == 3}
-    assert lines == {"host": pytest.approx([70, 80, 90]), "edit (delta)": pytest.approx([70, 80, 60])}
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b", "c"]
-    looks = {(line.get_marker(), line.get_markerfacecolor()) for line in ax.lines if len(line.get_xdata()) == 3}
+def test_forgetting_by_depth_is_drawn_for_each_probe_and_the_prototype():
+    axes = plotting.plot_forgetting_by_depth(THROUGH)
+    assert [ax.get_title() for ax in axes] == ["linear probe", "RBF probe", "10-shot prototype"]
+    hosts, edits = ([70, 80, 90], [60, 70, 80], [50] * 3), ([70, 80, 60], [60, 70, 50], [50] * 3)
+    for ax, host, edit in zip(axes, hosts, edits, strict=True):
+        lines = {line.get_label(): line.get_ydata() for line in ax.lines if len(line.get_xdata()) == 3}
+        assert lines == {"host": pytest.approx(host), "edit (delta)": pytest.approx(edit)}
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b", "c"]
+    looks = {(line.get_marker(), line.get_markerfacecolor()) for line in axes[0].lines if len(line.get_xdata()) == 3}
     assert len(looks) == 2
+    assert plotting.plot_forgetting_by_depth(THROUGH, Figure().subplots(1, 3)).shape == (3,)
     with pytest.raises(InputError, match="nothing by depth"):
         plotting.plot_forgetting_by_depth(AUDIT)
+    with pytest.raises(InputError, match="3 axes"):
+        plotting.plot_forgetting_by_depth(THROUGH, Figure().subplots(1, 2))
 
 
 def test_relearning_shows_what_comes_back_and_what_it_costs():

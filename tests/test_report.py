@@ -147,13 +147,14 @@ def test_the_numbers_are_those_of_the_values_and_are_finite(run):
 
 
 def shown(page, audit, name):
-    """The cells of a row in both tables of an audit."""
+    """The cells of a row in the tables of an audit, from the output's to that of the last states."""
     counts = f"At the output. {audit['forget_rows']:,} held-out rows"
     tables = page.split("<caption>")
     first = next(index for index, part in enumerate(tables) if part.startswith(counts))
+    last = next(index for index in range(first, len(tables)) if tables[index].startswith("What the last states"))
     lines = [
         line
-        for part in tables[first : first + 2]
+        for part in tables[first : last + 1]
         for line in part.split("<tr")
         if f">{escape(name)}</th>" in line.split("<td")[0]
     ]
@@ -172,12 +173,13 @@ def test_the_page_shows_every_number_of_the_audit(run, page):
 
 def test_the_page_shows_what_else_was_measured(run, page):
     audit = read_json(run[0] / "metrics.json")["audits"][1]
-    output, states = shown(page, audit, EVIL)
-    assert output == ["1.2", "0.2 … 5.5", "96.5", "0.0345", "3.3", "43.2", "0.6", "98.8", "43 ± 4", "50 ± 4"]
+    output, training, states = shown(page, audit, EVIL)
+    assert output == ["1.2", "0.2 … 5.5", "96.5", "0.0345", "3.3", "43.2"]
+    assert training == ["0.6", "98.8", "43 ± 4", "50 ± 4"]
     assert states == ["71.7", "93.9", "82.2", "11.1", "22.2", "40.1", "8.8"]
-    assert shown(page, audit, "host")[0][-1] == "52 ± –"
+    assert shown(page, audit, "host")[1][-1] == "52 ± –"
     assert "<td>1 / 96</td><td>66 / 93</td>" in page
-    assert "<td>72.2</td><td>72.2</td>" in page
+    assert "<td>72.2 / 40.0</td><td>72.2 / 40.0</td>" in page
     assert "<td>90.0</td><td>80.0</td><td>–</td><td>3.457</td>" in page
     for name in ("audit-1-depths", "audit-1-relearning"):
         assert f'aria-label="Figure: {name}"' in page
@@ -185,7 +187,7 @@ def test_the_page_shows_what_else_was_measured(run, page):
 
 def test_only_the_edit_is_highlighted_in_the_audit(page):
     marked = re.findall(r'<tr class="marked"><th scope="row">(.*?)</th>', page)
-    assert marked == [*["edit (delta)"] * 2, *[escape(EVIL)] * 3, "surrogate"]
+    assert marked == [*["edit (delta)"] * 2, *[escape(EVIL)] * 4, "surrogate"]
 
 
 def test_the_page_shows_fidelity_beside_what_is_free(page):

@@ -3,7 +3,8 @@
 The two simplest attacks: a row that was trained on has a lower loss (Yeom et al., arXiv 1709.01604) or a surer answer
 (Salem et al., arXiv 1806.01246). An edit that only turns the answer away can still treat the rows that it was made
 from unlike others. Needs no pass beyond those of the audit. A stronger attack may find more: an area of 50 % says that
-these two find nothing.
+these two find nothing. A model retrained without the class saw neither set of rows: its areas say how far apart the two
+samples lie by themselves.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Everything that an audit was not asked for is None or empty. Computes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,13 +75,17 @@ class AuditRow:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AuditRow:
-        """Rebuild from the plain values of JSON."""
-        parts = dict(values)
-        if parts["membership"] is not None:
-            parts["membership"] = Membership(**parts["membership"])
+        """Rebuild from the plain values of JSON, in which a figure that was not finite is None."""
+        parts = {**values, "kl": _finite_or_nan(values["kl"])}
+        if (found := parts["membership"]) is not None:
+            parts["membership"] = Membership(**{name: _finite_or_nan(figure) for name, figure in found.items()})
         if parts["language"] is not None:
             parts["language"] = LanguageReading.from_dict(parts["language"])
         parts["depths"] = tuple(map(Reading.from_dict, parts["depths"]))
         parts["relearning"] = tuple(map(RelearningCurve.from_dict, parts["relearning"]))
         parts["intervals"] = {name: tuple(ends) for name, ends in parts["intervals"].items()}
         return cls(**parts)
+
+
+def _finite_or_nan(figure: float | None) -> float:
+    return math.nan if figure is None else figure

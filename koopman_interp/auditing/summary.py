@@ -17,8 +17,13 @@ Column = tuple[str, Callable[[AuditRow], str]]
 
 def printed(rows: Sequence[AuditRow]) -> str:
     """Tabulate all that was measured."""
-    parts = [_table("at the output, %", _output(), rows), _table("in the last states, %", _states(), rows)]
-    parts += [_by_depth(rows), _by_step(rows)]
+    parts = [
+        _table("at the output, %", _output(), rows),
+        _table("on training rows, %", _training(), rows),
+        _table("in the last states, %", _states(), rows),
+        _by_depth(rows),
+        _by_step(rows),
+    ]
     spoken = {row.name: row.language for row in rows if row.language is not None}
     if spoken:
         parts.append(language_table(spoken))
@@ -54,10 +59,15 @@ def _output() -> list[Column]:
         ("KL to host", lambda row: f"{row.kl:.4f}"),
         ("JS to host", lambda row: share(row.js)),
         ("JS to retrained", lambda row: share(row.retrained_js)),
-        ("forgotten, training", lambda row: share(row.forgotten_training)),
-        ("retained, training", lambda row: share(row.retained_training)),
-        ("membership: loss", _of_membership(lambda found: attack(found.loss, found.loss_error))),
-        ("confidence", _of_membership(lambda found: attack(found.confidence, found.confidence_error))),
+    ]
+
+
+def _training() -> list[Column]:
+    return [
+        ("forgotten", lambda row: share(row.forgotten_training, 2)),
+        ("retained", lambda row: share(row.retained_training, 2)),
+        ("membership by loss", _of_membership(lambda found: attack(found.loss, found.loss_error))),
+        ("by confidence", _of_membership(lambda found: attack(found.confidence, found.confidence_error))),
     ]
 
 
@@ -74,22 +84,29 @@ def _states() -> list[Column]:
 
 
 def _table(title: str, columns: Sequence[Column], rows: Sequence[AuditRow]) -> str:
-    """Put columns together, those left out that are dashes all the way down."""
+    """Put columns together, those left out that are dashes all the way down; nothing without any."""
     cells = [(name, [show(row) for row in rows]) for name, show in columns]
     kept = [(name, column) for name, column in cells if set(column) != {"–"}]
+    if not kept:
+        return ""
     body = [[row.name, *(column[index] for _, column in kept)] for index, row in enumerate(rows)]
     return table([title, *(name for name, _ in kept)], body)
 
 
 def _by_depth(rows: Sequence[AuditRow]) -> str:
-    """Tabulate the best probe at each site: one line a way."""
-    read = [row for row in rows if row.depths and row.depths[-1].probes]
+    """Tabulate the best probe and the prototype at each site: one line a way."""
+    read = [row for row in rows if row.depths]
     if not read:
         return ""
     sites = [reading.site for reading in max((row.depths for row in read), key=len)]
-    best = [{reading.site: max(reading.probes.values()) for reading in row.depths} for row in read]
-    body = [[row.name, *(share(found.get(site)) for site in sites)] for row, found in zip(read, best, strict=True)]
-    return table(["best probe by depth, %", *sites], body)
+    body = []
+    for row in read:
+        found = {
+            one.site: f"{share(max(one.probes.values(), default=None))} / {share(one.prototypes[10])}"
+            for one in row.depths
+        }
+        body.append([row.name, *(found.get(site, "–") for site in sites)])
+    return table(["by depth: best probe / 10-shot prototype, %", *sites], body)
 
 
 def _by_step(rows: Sequence[AuditRow]) -> str:

@@ -34,7 +34,7 @@ def verdict(label: int, rows: Sequence[AuditRow]) -> str:
         _in_the_states(ours, host, retrained),
         _upstream(ours),
         _relearned(host, ours, retrained),
-        _membership(ours),
+        _membership(ours, retrained),
         "No weight of the host has changed: outside of the patch it is what it was. "
         + (
             "This is reversible suppression."
@@ -111,7 +111,7 @@ def _back(curve: RelearningCurve, half: float) -> str:
     )
 
 
-def _membership(ours: AuditRow) -> str:
+def _membership(ours: AuditRow, retrained: AuditRow | None) -> str:
     if ours.membership is None:
         return ""
     found = ours.membership
@@ -119,6 +119,10 @@ def _membership(ours: AuditRow) -> str:
         f"{100 * found.loss:.0f} ± {100 * found.loss_error:.0f} by loss, {100 * found.confidence:.0f} ± "
         f"{100 * found.confidence_error:.0f} by confidence (area under the curve in %, ± one standard error)"
     )
+    # A model that saw none of these rows shows how far apart the two samples lie by themselves.
+    if retrained is not None and (theirs := retrained.membership) is not None:
+        areas += f"; the retrained model, which saw none of them, gives {100 * theirs.loss:.0f} and "
+        areas += f"{100 * theirs.confidence:.0f}"
     if found.tells:
         return f"Training rows of the class are told from held-out ones: {areas}."
     return f"The two membership attacks tell nothing that chance would not: {areas}."

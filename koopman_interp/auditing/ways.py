@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch.nn.functional import log_softmax, normalize
 
 from koopman_interp.auditing.passes import Batches, Seen
 from koopman_interp.errors import InputError
@@ -71,8 +71,7 @@ def logit_mask(host: Host, label: int) -> Way:
 def mean_difference(host: Host, site: str, states: Float[Tensor, "row width"], forgotten: Bool[Tensor, " row"]) -> Way:
     """Project out the difference of the two means at a site."""
     centre = states[~forgotten].mean(0)
-    direction = states[forgotten].mean(0) - centre
-    direction = direction / direction.norm()
+    direction = normalize(states[forgotten].mean(0) - centre, dim=0)
 
     def project(rows: Tensor) -> Tensor:
         d, c = direction.to(rows), centre.to(rows)

@@ -14,7 +14,7 @@ from koopman_interp.auditing.findings import Audit
 from koopman_interp.auditing.relearning import OPERATOR
 from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.errors import InputError
-from koopman_interp.plotting.style import BLUE, GREEN, GREY, LINES, ORANGE, PURPLE, own_axes, plain, ticks_of_sites
+from koopman_interp.plotting.style import BLUE, GREEN, GREY, LINES, ORANGE, PURPLE, plain, ticks_of_sites
 
 _LOOKS = {
     "host": ("k", "o", LINES[0]),
@@ -24,6 +24,7 @@ _LOOKS = {
     "retrained": (GREEN, "P", LINES[3]),
 }
 _EDIT = (ORANGE, "D", LINES[0])
+_KERNELS = {"linear": "linear", "rbf": "RBF", "mlp": "MLP"}
 
 
 def plot_audit(audit: Audit, axes: ndarray | None = None) -> ndarray:
@@ -64,33 +65,44 @@ def plot_audit(audit: Audit, axes: ndarray | None = None) -> ndarray:
     return axes
 
 
-def plot_forgetting_by_depth(audit: Audit, ax: Axes | None = None) -> Axes:
-    """Draw how well the best probe finds the class at each site: one line a way, chance dashed.
+def plot_forgetting_by_depth(audit: Audit, axes: ndarray | None = None) -> ndarray:
+    """Draw what is found of the class at each site: one panel a probe and one for the 10-shot prototype.
 
-    Sites upstream of a patch hold what the host's own hold, so the lines part where a way begins to act.
+    One line a way. Sites upstream of a patch hold what the host's own hold, so the lines part where a way begins to
+    act; the host's markers are drawn large, so that they show around others. Chance is dashed.
 
     Raises:
-        InputError: the audit did not read every depth.
+        InputError: the audit did not read every depth, or the axes given are not one a panel.
     """
-    rows = [row for row in audit.rows if row.depths and row.depths[-1].probes and row.name != "logit mask"]
+    rows = [row for row in audit.rows if row.depths and row.name != "logit mask"]
     if not rows:
-        raise InputError('There is nothing by depth in this audit. Make it with depths="all" and a probe.')
-    ax = own_axes(ax, 7.2, 4.0)
+        raise InputError('There is nothing by depth in this audit. Make it with depths="all".')
     sites = [reading.site for reading in rows[0].depths]
-    for row in rows:
-        colour, marker, line = _LOOKS.get(row.name, _EDIT)
-        best = {reading.site: 100 * max(reading.probes.values()) for reading in row.depths}
-        ax.plot(
-            [sites.index(site) for site in best], list(best.values()), color=colour, marker=marker, linestyle=line,
-            markersize=6, markerfacecolor="white" if row is not rows[-1] else colour, label=row.name,
-        )  # fmt: skip
-    ax.axhline(50, color="k", linestyle="--", linewidth=1)
-    ax.text(0, 50.6, "chance", fontsize=8, ha="left", va="bottom")
-    ax.set(ylim=(45, 102), ylabel=f"best probe finds class {audit.label}, %")
-    plain(ax)
-    ticks_of_sites(ax, sites)
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return ax
+    kernels = list(rows[0].depths[-1].probes)
+    if axes is None:
+        figure = Figure(figsize=(1.6 + 2.8 * (len(kernels) + 1), 3.8), layout="constrained")
+        axes = figure.subplots(1, len(kernels) + 1, sharey=True)
+    axes = np.asarray(axes).ravel()
+    if len(axes) != len(kernels) + 1:
+        raise InputError(f"This audit is drawn on {len(kernels) + 1} axes, one a probe and one; got {len(axes)}.")
+    for ax, kernel in zip(axes, [*kernels, None], strict=True):
+        for row in rows:
+            colour, marker, line = _LOOKS.get(row.name, _EDIT)
+            found = {one.site: one.prototypes[10] if kernel is None else one.probes[kernel] for one in row.depths}
+            ax.plot(
+                [sites.index(site) for site in found], [100 * share for share in found.values()], color=colour,
+                marker=marker, linestyle=line, markersize=11 if row is rows[0] else 6, label=row.name,
+                markerfacecolor=colour if row is rows[-1] else "white",
+            )  # fmt: skip
+        if kernel is not None:
+            ax.axhline(50, color="k", linestyle="--", linewidth=1)
+            ax.text(0, 51, "chance", fontsize=8, ha="left", va="bottom")
+        ax.set_title("10-shot prototype" if kernel is None else f"{_KERNELS.get(kernel, kernel)} probe", fontsize=10)
+        plain(ax)
+        ticks_of_sites(ax, sites)
+    axes[0].set(ylim=(-3, 104), ylabel=f"class {audit.label} found, %")
+    axes[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return axes
 
 
 def plot_relearning(audit: Audit, axes: ndarray | None = None) -> ndarray:

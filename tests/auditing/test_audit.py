@@ -13,6 +13,7 @@ from scipy.special import log_softmax, softmax
 
 import koopman_interp as ki
 from koopman_interp.auditing.findings import Audit
+from koopman_interp.auditing.membership import Membership
 from koopman_interp.auditing.ways import has_leace
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_json, write_json
@@ -355,6 +356,22 @@ def test_a_file_of_another_kind_or_with_parts_missing_is_refused(whole, tmp_path
         Audit.load(path)
 
 
+def test_a_figure_that_is_not_finite_comes_back_as_not_a_number(found, tmp_path):
+    odd = replace(found.rows[0], kl=float("inf"), membership=Membership(0.5, float("nan"), 0.5, 0.1))
+    replace(found, rows=(odd,)).save(tmp_path / "audit.json")
+    (row,) = Audit.load(tmp_path / "audit.json").rows
+    assert np.isnan(row.kl)
+    assert np.isnan(row.membership.loss_error)
+    assert replace(row, kl=0.0, membership=None) == replace(odd, kl=0.0, membership=None)
+
+
+def test_classes_with_one_mean_leave_nothing_to_project(case):
+    x, y = case.retain
+    same = case.audited(forget=(x, torch.ones_like(y)), retain=(x, torch.zeros_like(y)), probes=())
+    assert same["mean difference"].drift < 1e-6
+    assert same["mean difference"].kl < 1e-9
+
+
 def cells(text, title):
     """The lines of a table by the names of their rows; cells are parted by two spaces or more."""
     lines = text.split(title)[1].split("\n\n")[0].split("\n")[1:]
@@ -376,8 +393,8 @@ def test_the_printed_tables_hold_the_figures(found):
 
 
 def test_what_was_not_measured_has_no_column(found, whole):
-    for title in ("MLP probe", "training", "membership", "relearned", "best probe by depth"):
-        assert title not in str(found).replace("training rows", "")
+    for title in ("MLP probe", "on training rows", "membership by loss", "relearned", "by depth"):
+        assert title not in str(found)
         assert title in str(whole)
 
 

@@ -140,8 +140,8 @@ def test_what_is_not_asked_is_not_answered(language):
 
 def test_an_audit_of_labelled_tokens_asks_every_way_but_the_mask(language, tmp_path):
     model, koopman, edit, checks = language
-    x = torch.tensor([[2 + (5 * i + j) % 20 for j in range(5)] for i in range(16)])
-    batches = {label: [(x, torch.full_like(x, label))] for label in (1, 2)}
+    x = {label: torch.tensor([[2 + (label * i + j) % 20 for j in range(5)] for i in range(16)]) for label in (1, 2)}
+    batches = {label: [(rows, torch.full_like(rows, label))] for label, rows in x.items()}
     found = ki.audit(model, koopman, edit, forget=batches[1], retain=batches[2], language=checks, probes=())
     spoken = {row.name: row.language for row in found.rows}
     assert spoken.pop("logit mask") is None
