@@ -248,6 +248,18 @@ def test_upstream_of_the_patch_stands_the_host_and_downstream_what_was_patched(c
     assert there.depths[-1] != early["host"].depths[-1]
 
 
+def test_a_skipped_span_is_read_where_it_is_reached(case):
+    found = case.audited(
+        depths="all", mode="replace", edit=ki.erase_class(case.koopman, label=LABEL, site=0), probes=()
+    )
+    sites = [reading.site for reading in found.rows[-1].depths]
+    assert sites[0] == case.koopman.sites[0]
+    assert sites[-1] == case.koopman.sites[-1]
+    assert set(sites) <= set(case.koopman.sites)
+    assert found.rows[-1].depths[0] == found["host"].depths[0]
+    assert "by depth" in str(found)
+
+
 def test_without_probes_none_are_made(case):
     bare = case.audited(probes=())
     assert bare.rows[-1].found is None
