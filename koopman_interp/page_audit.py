@@ -157,5 +157,4 @@ def _attack(row: Row, name: str) -> str:
     found = row["membership"]
     if found is None:
         return "–"
-    error = found[f"{name}_error"]
-    return f"{number(100 * found[name], 0)} ± {number(None if error is None else 100 * error, 0)}"
+    return f"{percent(found[name])} ± {percent(found[f'{name}_error'])}"

@@ -175,9 +175,9 @@ def test_the_page_shows_what_else_was_measured(run, page):
     audit = read_json(run[0] / "metrics.json")["audits"][1]
     output, training, states = shown(page, audit, EVIL)
     assert output == ["1.2", "0.2 … 5.5", "96.5", "0.0345", "3.3", "43.2"]
-    assert training == ["0.6", "98.8", "43 ± 4", "50 ± 4"]
+    assert training == ["0.6", "98.8", "43.2 ± 4.2", "49.9 ± 4.0"]
     assert states == ["71.7", "93.9", "82.2", "11.1", "22.2", "40.1", "8.8"]
-    assert shown(page, audit, "host")[1][-1] == "52 ± –"
+    assert shown(page, audit, "host")[1][-1] == "52.1 ± –"
     assert "<td>1 / 96</td><td>66 / 93</td>" in page
     assert "<td>72.2 / 40.0</td><td>72.2 / 40.0</td>" in page
     assert "<td>90.0</td><td>80.0</td><td>–</td><td>3.457</td>" in page

@@ -154,8 +154,8 @@ for name, row in [
     probes = [row.linear_probe, row.found]
     shares = [row.forgotten, row.retained, *probes, row.one_shot, row.five_shot, row.prototype, row.retrained_js]
     found = row.membership
-    attacks = [f"{100 * found.loss:.0f} ± {100 * found.loss_error:.0f}"]
-    attacks.append(f"{100 * found.confidence:.0f} ± {100 * found.confidence_error:.0f}")
+    attacks = [f"{100 * found.loss:.1f} ± {100 * found.loss_error:.1f}"]
+    attacks.append(f"{100 * found.confidence:.1f} ± {100 * found.confidence_error:.1f}")
     rows.append([name, *(f"{100 * share:.1f}" for share in shares), *attacks])
 print("\n== All ways, % ==")
 header = ["way", "forgotten", "retained", "linear probe", "best probe", "1 shot", "5 shots", "10 shots"]

@@ -43,7 +43,7 @@ def within(row: AuditRow, name: str) -> str:
 
 def attack(area: float | None, error: float | None) -> str:
     """Show an area under a curve with its standard error, or a dash."""
-    return "–" if area is None or error is None else f"{100 * area:.0f} ± {100 * error:.0f}"
+    return "–" if area is None or error is None else f"{100 * area:.1f} ± {100 * error:.1f}"
 
 
 def _of_membership(read: Callable[[Membership], str]) -> Callable[[AuditRow], str]:

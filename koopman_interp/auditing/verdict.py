@@ -116,13 +116,13 @@ def _membership(ours: AuditRow, retrained: AuditRow | None) -> str:
         return ""
     found = ours.membership
     areas = (
-        f"{100 * found.loss:.0f} ± {100 * found.loss_error:.0f} by loss, {100 * found.confidence:.0f} ± "
-        f"{100 * found.confidence_error:.0f} by confidence (area under the curve in %, ± one standard error)"
+        f"{100 * found.loss:.1f} ± {100 * found.loss_error:.1f} by loss, {100 * found.confidence:.1f} ± "
+        f"{100 * found.confidence_error:.1f} by confidence (area under the curve in %, ± one standard error)"
     )
     # A model that saw none of these rows shows how far apart the two samples lie by themselves.
     if retrained is not None and (theirs := retrained.membership) is not None:
-        areas += f"; the retrained model, which saw none of them, gives {100 * theirs.loss:.0f} and "
-        areas += f"{100 * theirs.confidence:.0f}"
+        areas += f"; the retrained model, which saw none of them, gives {100 * theirs.loss:.1f} and "
+        areas += f"{100 * theirs.confidence:.1f}"
     if found.tells:
         return f"Training rows of the class are told from held-out ones: {areas}."
     return f"The two membership attacks tell nothing that chance would not: {areas}."

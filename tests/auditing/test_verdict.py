@@ -72,9 +72,11 @@ def test_relearning_is_told_by_the_step_at_which_half_is_back():
 
 def test_membership_is_told_with_its_error():
     told = verdict(4, (HOST, MASK, replace(EDIT, membership=Membership(0.61, 0.04, 0.5, 0.04))))
-    assert "Training rows of the class are told from held-out ones: 61 ± 4 by loss, 50 ± 4 by confidence" in told
+    assert (
+        "Training rows of the class are told from held-out ones: 61.0 ± 4.0 by loss, 50.0 ± 4.0 by confidence" in told
+    )
     saw_none = replace(RETRAINED, membership=Membership(0.54, 0.04, 0.39, 0.04))
     beside = verdict(4, (HOST, MASK, saw_none, replace(EDIT, membership=Membership(0.61, 0.04, 0.5, 0.04))))
-    assert "the retrained model, which saw none of them, gives 54 and 39." in beside
+    assert "the retrained model, which saw none of them, gives 54.0 and 39.0." in beside
     not_told = verdict(4, (HOST, MASK, replace(EDIT, membership=Membership(0.53, 0.04, 0.5, 0.04))))
-    assert "tell nothing that chance would not: 53 ± 4" in not_told
+    assert "tell nothing that chance would not: 53.0 ± 4.0" in not_told
