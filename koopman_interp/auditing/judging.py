@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from koopman_interp.auditing.divergence import jensen_shannon, kullback_leibler
@@ -124,28 +124,17 @@ class Judge:
         own = way.host is not self.host or way.patch is not None
         seen = way.seen(self.held_out.all, self.sites, self.skip) if own else way.answered(self.plain)
         readings = self.reader.depths(seen)
-        last = readings[-1]
-        label, gone = self.held_out.label, seen.labels == self.held_out.label
+        last, gone = readings[-1], seen.labels == self.held_out.label
         figures: dict[str, Any] = {f"{kernel}_probe": share for kernel, share in last.probes.items()}
         intervals = {f"{kernel}_probe": ends for kernel, ends in last.intervals.items()}
-        forgotten, retained = shares(seen, label)
-        intervals["forgotten"], intervals["retained"] = (
-            wilson(forgotten, int(gone.sum())),
-            wilson(retained, int((~gone).sum())),
-        )
-        divergences = {
-            "kl": kullback_leibler(seen.logp[~gone], self.plain.logp[~gone]),
-            "js": jensen_shannon(seen.logp[~gone], self.plain.logp[~gone]) / math.log(2),
-        }
-        if self.yardstick is not None:
-            theirs = self.yardstick.logp[gone]
-            divergences["retrained_kl"] = kullback_leibler(seen.logp[gone], theirs)
-            divergences["retrained_js"] = jensen_shannon(seen.logp[gone], theirs) / math.log(2)
-        for name, rows in divergences.items():
+        forgotten, retained = shares(seen, self.held_out.label)
+        intervals["forgotten"] = wilson(forgotten, int(gone.sum()))
+        intervals["retained"] = wilson(retained, int((~gone).sum()))
+        for name, rows in self._divergences(seen, gone).items():
             figures[name] = float(rows.mean())
             intervals[name] = _around_mean(rows)
         if way.host is self.host:
-            figures["drift"] = _drift(seen.states[last.site][~gone], self.plain.states[last.site], gone)
+            figures["drift"] = _drift(seen.states[last.site], self.plain.states[last.site], gone)
         self._judge_training(way, seen, figures, intervals)
         return AuditRow(
             name=way.name,
@@ -173,6 +162,16 @@ class Judge:
         gone = int((seen.labels == self.held_out.label).sum())
         return gone, len(seen.labels) - gone
 
+    def _divergences(self, seen: Seen, gone: Bool[Tensor, " row"]) -> dict[str, Tensor]:
+        """Divergence of each row: of the others to the host, of the forgotten class to the yardstick."""
+        ours, host = seen.logp[~gone], self.plain.logp[~gone]
+        found = {"kl": kullback_leibler(ours, host), "js": jensen_shannon(ours, host) / math.log(2)}
+        if self.yardstick is not None:
+            ours, theirs = seen.logp[gone], self.yardstick.logp[gone]
+            found["retrained_kl"] = kullback_leibler(ours, theirs)
+            found["retrained_js"] = jensen_shannon(ours, theirs) / math.log(2)
+        return found
+
     def _judge_training(
         self, way: Way, seen: Seen, figures: dict[str, Any], intervals: dict[str, tuple[float, float]]
     ) -> None:
@@ -192,10 +191,10 @@ class Judge:
         return way.seen(self.training.all, self.sites[-1:], self.skip) if self.training.all else None
 
 
-def _drift(moved: Float[Tensor, "retained width"], host: Float[Tensor, "row width"], gone: Tensor) -> float:
+def _drift(moved: Float[Tensor, "row width"], host: Float[Tensor, "row width"], gone: Bool[Tensor, " row"]) -> float:
     """Root mean square move of the retained rows, over the root mean square spread of all."""
     spread = (host - host.mean(0)).square().sum(1).mean().sqrt()
-    return float((moved - host[~gone]).square().sum(1).mean().sqrt() / spread)
+    return float((moved - host)[~gone].square().sum(1).mean().sqrt() / spread)
 
 
 def _around_mean(rows: Float[Tensor, " row"]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """What a host says of the audited rows: states at sites, log-probabilities and labels, aligned.
 
-Costs one forward pass a batch; holds the states of the sites asked for. Knows nothing of edits.
+Costs one forward pass a batch; holds the states of the sites asked for, in float64. Knows nothing of edits.
 """
 
 from __future__ import annotations
