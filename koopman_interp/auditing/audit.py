@@ -23,7 +23,7 @@ from koopman_interp.auditing.judging import Judge, Labelled, Rows
 from koopman_interp.auditing.language import LanguageChecks, next_tokens, read_language
 from koopman_interp.auditing.reading import Depths, Reader
 from koopman_interp.auditing.relearning import Relearning, RelearningCurve, relearn_host, relearn_operator
-from koopman_interp.auditing.ways import Way, has_leace
+from koopman_interp.auditing.ways import Way, why_no_leace
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
@@ -31,8 +31,6 @@ from koopman_interp.hosts import Host, host_for
 from koopman_interp.motion import Mode
 from koopman_interp.patching import patched
 from koopman_interp.probes import Kernel
-
-_NO_LEACE = 'No row for LEACE: the package concept-erasure is not installed (pip install "koopman-interp[leace]").'
 
 
 @torch.no_grad()
@@ -63,7 +61,8 @@ def audit(
     left out. Where the host gives one row of logits an input, the probes read the mean state of the input's tokens.
 
     Mean difference and LEACE act at the last site, and are fitted on the training rows where both kinds are given, else
-    on every other held-out row. LEACE needs the package concept-erasure; without it the audit says that it is missing.
+    on every other held-out row. LEACE needs the package concept-erasure and states
+    no wider than `ways.WIDEST`; otherwise the audit says why its row is missing.
 
     Args:
         model: the host.
@@ -133,4 +132,5 @@ def audit(
         ]
     described = ", then ".join(one.description for one in edits)
     counts = (*judge.counts(judge.plain), *judge.counts(judge.plain_training))
-    return Audit(held_out.label, described, tuple(rows), *counts, relearn, () if has_leace() else (_NO_LEACE,))
+    missing = why_no_leace(judge.plain.states[sites[-1]].shape[1])
+    return Audit(held_out.label, described, tuple(rows), *counts, relearn, () if missing is None else (missing,))

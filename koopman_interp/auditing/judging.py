@@ -21,7 +21,7 @@ from koopman_interp.auditing.passes import Batches, Seen, drawn, gather_batches
 from koopman_interp.auditing.reading import SHOTS, Reader
 from koopman_interp.auditing.relearning import Lesson, Relearning, shares
 from koopman_interp.auditing.rows import AuditRow
-from koopman_interp.auditing.ways import Way, has_leace, leace, logit_mask, mean_difference
+from koopman_interp.auditing.ways import Way, leace, logit_mask, mean_difference, why_no_leace
 from koopman_interp.errors import InputError
 from koopman_interp.hosts import Host, host_for
 from koopman_interp.trajectories import IGNORED, whole_numbers
@@ -110,7 +110,7 @@ class Judge:
             logit_mask(self.host, label),
             mean_difference(self.host, site, fitted, labels == label),
         ]
-        if has_leace():
+        if why_no_leace(fitted.shape[1]) is None:
             ways.append(leace(self.host, site, fitted, labels == label))
         if self.retrained is not None:
             yardstick = Way("retrained", host_for(self.retrained))

@@ -24,6 +24,9 @@ from koopman_interp.errors import InputError
 from koopman_interp.hosts import Host
 from koopman_interp.layouts import from_rows, to_rows
 
+WIDEST = 4096
+"""Width of states up to which LEACE is fitted: its cost grows with the cube of it."""
+
 Rows = Callable[[Float[Tensor, "row width"]], Float[Tensor, "row width"]]
 """From rows of states to rows of states."""
 
@@ -83,6 +86,15 @@ def mean_difference(host: Host, site: str, states: Float[Tensor, "row width"], f
 def has_leace() -> bool:
     """Whether the package concept-erasure is installed."""
     return importlib.util.find_spec("concept_erasure") is not None
+
+
+def why_no_leace(width: int) -> str | None:
+    """Say why there is no row for LEACE at a site of this width; None where there is one."""
+    if not has_leace():
+        return 'No row for LEACE: concept-erasure is not installed (pip install "koopman-interp[leace]").'
+    if width > WIDEST:
+        return f"No row for LEACE: it decomposes a matrix as wide as the states, {width:,}; the limit is {WIDEST:,}."
+    return None
 
 
 def leace(host: Host, site: str, states: Float[Tensor, "row width"], forgotten: Bool[Tensor, " row"]) -> Way:

@@ -78,14 +78,20 @@ def test_after_leace_no_linear_probe_finds_the_class_in_the_rows_it_was_fitted_o
 
 
 def test_without_concept_erasure_the_row_is_missing_and_the_audit_says_so(case, monkeypatch):
-    for module in ("koopman_interp.auditing.judging.has_leace", "koopman_interp.auditing.audit.has_leace"):
-        monkeypatch.setattr(module, lambda: False)
     monkeypatch.setattr(ways, "has_leace", lambda: False)
     found = case.audited(probes=())
     assert "LEACE" not in [row.name for row in found.rows]
     assert 'pip install "koopman-interp[leace]"' in str(found)
     with pytest.raises(InputError, match=r"koopman-interp\[leace\]"):
         leace(host_for(case.model), "head", torch.zeros(4, 2), torch.tensor([True, False, True, False]))
+
+
+def test_states_too_wide_for_leace_go_without_and_the_audit_says_so(case, monkeypatch):
+    pytest.importorskip("concept_erasure")
+    monkeypatch.setattr(ways, "WIDEST", 9)
+    found = case.audited(probes=())
+    assert "LEACE" not in [row.name for row in found.rows]
+    assert "as wide as the states, 10; the limit is 9" in str(found)
 
 
 def test_with_it_nothing_is_noted(case, audits):
