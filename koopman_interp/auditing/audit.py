@@ -5,8 +5,9 @@ mask, mean difference, LEACE and, where given, a model retrained without the cla
 find in the representation, and by what a little relearning brings back. The retrained model is the yardstick, not
 chance.
 
-Costs, for each way, a pass over the rows and two probes at the last site, a second or so on a few thousand rows of a
-small host. What costs more is asked for: probes at every depth, a probe with a hidden layer, relearning, language.
+Costs, for each way, a pass over the rows and two probes at the last site. Five ways on 2,000 rows of width 10 took 0.2
+CPU seconds, 0.3 with 5,000 training rows. What costs more is asked for: every depth (0.4, six of them), a probe with a
+hidden layer (0.8), relearning (8), language.
 """
 
 from __future__ import annotations
