@@ -126,7 +126,7 @@ print(audit)
 # ## 1. The output
 #
 # The first table. Every way forgets, and none costs the others anything: whoever stops here learns that a
-# logit mask is as good as all the rest. The intervals say how little some eighty rows can tell apart, too.
+# logit mask is as good as all the rest. The intervals say how little some hundred rows can tell apart, too.
 #
 # ## 2. The last states
 #
@@ -138,8 +138,9 @@ print(audit)
 # the yardstick from every edit is the prototype column: ten examples of a 4 do not make a class there,
 # since its states lie among those of other digits.
 #
-# Strength makes the output surer, and the class *easier* to find: pushed beyond the retained mean, it is in a
-# place of its own, and by strength 2 the linear probe finds it as well as in the host.
+# Half the strength forgets next to nothing, 1 forgets all. Past 1 the output has nothing left to gain, and the
+# class becomes *easier* to find: pushed beyond the retained mean, it is in a place of its own, which the linear
+# probe reads again.
 
 # %%
 audits = {1: audit}
