@@ -4,8 +4,13 @@ from .analysis.spectrum import Spectrum as Spectrum
 from .analysis.spectrum import spectrum as spectrum
 from .analysis.topology import Topology as Topology
 from .analysis.topology import topology as topology
-from .auditing import Audit as Audit
-from .auditing import audit as audit
+from .auditing.audit import audit as audit
+from .auditing.findings import Audit as Audit
+from .auditing.language import LanguageAudit as LanguageAudit
+from .auditing.language import LanguageChecks as LanguageChecks
+from .auditing.language import audit_language as audit_language
+from .auditing.relearning import Relearning as Relearning
+from .auditing.rows import AuditRow as AuditRow
 from .autoencoder import KoopmanAutoencoder as KoopmanAutoencoder
 from .autoencoder import SurrogateConfig as SurrogateConfig
 from .edits.erase import erase_class as erase_class

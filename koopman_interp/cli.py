@@ -11,6 +11,7 @@ import importlib
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,24 +174,54 @@ def edit(koopman: Path, label: int, strength: float, site: str | None, trajector
 @click.argument("edit", type=FILE)
 @click.option("--label", type=int, required=True, help="The class that the edit forgets.")
 @click.option("--mode", type=click.Choice(["delta", "replace"]), default="delta", show_default=True)
+@click.option("--training", help="Rows that MODEL was trained on, as module:callable: accuracy and membership.")
+@click.option("--retrained", help="The same model trained without the class, as module:callable: the yardstick.")
+@click.option("--depths", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Sites to probe.")
+@click.option("--mlp", is_flag=True, help="Add a probe with a hidden layer.")
+@click.option("--relearn", is_flag=True, help="Try to bring the class back by fine-tuning; needs --training.")
+@click.option("--out", type=FILE, help="JSON to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def audit_(model: str, data: str, koopman: Path, edit: Path, label: int, mode: Any, as_json: bool) -> None:
+def audit_(
+    model: str,
+    data: str,
+    koopman: Path,
+    edit: Path,
+    label: int,
+    mode: Any,
+    training: str | None,
+    retrained: str | None,
+    depths: Any,
+    mlp: bool,
+    relearn: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
     """Judge EDIT of KOOPMAN in MODEL on held-out DATA, beside the baselines."""
-    from koopman_interp.auditing import audit
+    from koopman_interp.auditing.audit import audit
+    from koopman_interp.auditing.relearning import Relearning
     from koopman_interp.autoencoder import KoopmanAutoencoder
     from koopman_interp.edits.operator_edit import OperatorEdit
+    from koopman_interp.files import jsonable
 
-    x, y = _labelled(data)
-    gone = y == label
+    forget, retain = _parted(data, label)
+    trained = (None, None) if training is None else _parted(training, label)
     found = audit(
         _called(model),
         KoopmanAutoencoder.from_pretrained(koopman),
         OperatorEdit.load(edit),
-        forget=(x[gone], y[gone]),
-        retain=(x[~gone], y[~gone]),
+        forget=forget,
+        retain=retain,
+        forget_training=trained[0],
+        retain_training=trained[1],
         mode=mode,
+        retrain=None if retrained is None else partial(_called, retrained),
+        probes=("linear", "rbf", "mlp") if mlp else ("linear", "rbf"),
+        depths=depths,
+        relearn=Relearning() if relearn else None,
     )
-    click.echo(json.dumps(found.as_dict()) if as_json else str(found))
+    if out is not None:
+        found.save(out)
+    click.echo(json.dumps(jsonable(found.as_dict())) if as_json else str(found))
 
 
 @cli.command()
@@ -253,3 +284,10 @@ def _labelled(name: str) -> tuple[Tensor, Tensor]:
         return found
     pairs = list(found)
     return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+
+
+def _parted(name: str, label: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Part a labelled data set into the rows of a class and the others."""
+    x, y = _labelled(name)
+    gone = y == label
+    return (x[gone], y[gone]), (x[~gone], y[~gone])

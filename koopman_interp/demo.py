@@ -18,7 +18,7 @@ from torch import nn
 from koopman_interp.analysis.fidelity import fidelity
 from koopman_interp.analysis.spectrum import spectrum
 from koopman_interp.analysis.topology import topology
-from koopman_interp.auditing import audit
+from koopman_interp.auditing.audit import audit
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.erase import erase_class
 from koopman_interp.errors import InputError
@@ -97,7 +97,18 @@ def run_demo(
         yardstick = _host(x[y != label], y[y != label], seed)
         modes: tuple[Mode, ...] = ("delta", "replace")
         audits = [
-            audit(model, koopman, edit, mode=mode, retrained=yardstick, forget=forget, retain=retain) for mode in modes
+            audit(
+                model,
+                koopman,
+                edit,
+                forget=forget,
+                retain=retain,
+                forget_training=(x[y == label], y[y == label]),
+                retain_training=(x[y != label], y[y != label]),
+                mode=mode,
+                retrained=yardstick,
+            )
+            for mode in modes
         ]
     say("\n\n".join(map(str, audits)) + "\n")
     return write_run(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from koopman_interp.auditing import SHOTS
-
-AUDIT_KEY = f"""<details open><summary>What the columns say</summary><dl>
+AUDIT_KEY = """<details open><summary>What the columns say</summary><dl>
 <dt>forgotten</dt><dd>Share of the forgotten class still predicted as it: low is what was wanted.</dd>
 <dt>retained</dt><dd>Accuracy on the other classes. It can exceed the host's: one wrong answer is gone.</dd>
-<dt>KL to host</dt><dd>How far the other classes' probabilities move; 0 is not at all.</dd>
-<dt>linear probe, RBF probe</dt><dd>How well a fresh balanced classifier finds the class at the last site:
+<dt>intervals</dt><dd>Where the true share lies at 95 %, by Wilson's score.</dd>
+<dt>KL, JS to host</dt><dd>How far the other classes' probabilities move: Kullback-Leibler in nats, Jensen-Shannon
+in per cent of its largest value. 0 is not at all.</dd>
+<dt>JS to retrained</dt><dd>How far the forgotten class's rows are answered from as a model answers that never saw the
+class: 0 is the same, 100 has nothing in common. Another seed of that model is not at 0 either.</dd>
+<dt>training</dt><dd>The same on rows that the host was trained on.</dd>
+<dt>membership</dt><dd>How well training rows of the class are told from held-out ones, by loss and by confidence: area
+under the curve in %, ± one standard error. 50 tells nothing; below it tells as much as above.</dd>
+<dt>linear, RBF, MLP probe</dt><dd>How well a fresh balanced classifier finds the class at the last site:
 50 % is chance; well above it, the class is still there.</dd>
-<dt>prototype</dt><dd>Recall of the class from {SHOTS} examples a class at the last site.</dd>
-<dt>rows</dt><dd>“logit mask” only forbids the answer and changes no representation; “mean difference”
-projects out one direction at the last site; “retrained”, if given, never saw the class: the yardstick.</dd>
+<dt>prototype</dt><dd>Recall of the class from 1, 5 and 10 examples a class at the last site.</dd>
+<dt>drift</dt><dd>How far the others' last states move, in per cent of the spread of all.</dd>
+<dt>rows</dt><dd>“logit mask” only forbids the answer and changes no representation; “mean difference” and “LEACE”
+project the last site; “retrained”, if given, never saw the class: the yardstick.</dd>
 </dl></details>"""
 
 FILES = """<section aria-labelledby="files">

@@ -7,16 +7,24 @@ sides are balanced, and one over the number of classes for the prototype. Knows 
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from sklearn.base import ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from torch import Tensor
+
+Kernel = Literal["linear", "rbf", "mlp"]
+"""Logistic regression, a support vector machine with a Gaussian kernel, or one hidden layer of `HIDDEN` units."""
+
+HIDDEN = 32
 
 MOST_ROWS = 1000
 """Rows of either side that a probe sees in training; more change little and cost much."""
@@ -26,34 +34,52 @@ DRAWS = 20
 
 
 def probe_accuracy(
-    states: Float[Tensor, "sample width"], forgotten: Bool[Tensor, " sample"], *, kernel: str, seed: int = 0
+    states: Float[Tensor, "sample width"], forgotten: Bool[Tensor, " sample"], *, kernel: Kernel, seed: int = 0
 ) -> float:
     """Train a probe to tell the forgotten class from the rest, and judge it on other rows.
 
     Args:
         states: rows of a representation.
         forgotten: which rows are of the forgotten class.
-        kernel: `linear` (logistic regression) or `rbf` (support vector machine).
-        seed: of the balanced draw and the split.
+        kernel: `linear` (logistic regression), `rbf` (support vector machine) or `mlp` (one hidden layer).
+        seed: of the balanced draw, the split and the hidden layer.
 
     Returns:
         Accuracy on the half that was not trained on, both classes weighing the same.
     """
     generator = torch.Generator().manual_seed(seed)
     sides = [forgotten.nonzero().squeeze(1), (~forgotten).nonzero().squeeze(1)]
-    size = min(2 * MOST_ROWS, *map(len, sides))
+    size = _side(forgotten)
     drawn = [side[torch.randperm(len(side), generator=generator)[:size]] for side in sides]
     train = torch.cat([side[: size // 2] for side in drawn])
     test = torch.cat([side[size // 2 :] for side in drawn])
     x, y = states.double().numpy(), forgotten.numpy()
-    model = make_pipeline(
-        StandardScaler(), LogisticRegression(max_iter=1000) if kernel == "linear" else SVC(kernel="rbf")
-    )
+    model = make_pipeline(StandardScaler(), _classifier(kernel, seed))
     with warnings.catch_warnings():
         # A probe that has not converged is still a probe: its accuracy is a lower bound either way.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(x[train], y[train])
     return float((model.predict(x[test]) == y[test]).mean())
+
+
+def probed_rows(forgotten: Bool[Tensor, " sample"]) -> int:
+    """Count the rows that a probe is judged on."""
+    size = _side(forgotten)
+    return 2 * (size - size // 2)
+
+
+def _side(forgotten: Bool[Tensor, " sample"]) -> int:
+    """Rows of either side, for training and judging together."""
+    gone = int(forgotten.sum())
+    return min(2 * MOST_ROWS, gone, len(forgotten) - gone)
+
+
+def _classifier(kernel: Kernel, seed: int) -> ClassifierMixin:
+    if kernel == "linear":
+        return LogisticRegression(max_iter=1000)
+    if kernel == "rbf":
+        return SVC(kernel="rbf")
+    return MLPClassifier((HIDDEN,), solver="lbfgs", alpha=1e-2, max_iter=500, random_state=seed)
 
 
 def prototype_recall(

@@ -6,7 +6,6 @@ Drawing costs a few seconds. Knows nothing of models, and computes nothing; the 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,10 +19,10 @@ from koopman_interp import plotting
 from koopman_interp.analysis.fidelity import Fidelity
 from koopman_interp.analysis.spectrum import Spectrum
 from koopman_interp.analysis.topology import Topology
-from koopman_interp.auditing import Audit
+from koopman_interp.auditing.findings import Audit
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.operator_edit import OperatorEdit
-from koopman_interp.files import write_json
+from koopman_interp.files import jsonable, write_json
 from koopman_interp.page import FIGURES, KIND, METRICS_FILE, build_page
 from koopman_interp.trajectories import Trajectories
 
@@ -90,7 +89,7 @@ def write_run(
         "topologies": {name: topology.as_dict() for name, topology in topologies.items()},
         "figures": list(drawn),
     }
-    write_json(to / METRICS_FILE, _jsonable(values))
+    write_json(to / METRICS_FILE, jsonable(values))
     return build_page(to)
 
 
@@ -108,22 +107,16 @@ def _figures(
         "fidelity": plotting.plot_fidelity(fidelity),
         "output": plotting.plot_output_fidelity(fidelity),
         "trajectories": plotting.plot_trajectories(trajectories),
-        **{f"audit-{index}": plotting.plot_audit(audit) for index, audit in enumerate(audits)},
     }
+    for index, audit in enumerate(audits):
+        drawn[f"audit-{index}"] = plotting.plot_audit(audit)
+        if any(row.depths for row in audit.rows):
+            drawn[f"audit-{index}-depths"] = plotting.plot_forgetting_by_depth(audit)
+        if audit.relearn is not None:
+            drawn[f"audit-{index}-relearning"] = plotting.plot_relearning(audit)
     if koopman.config.history:
         drawn["fit"] = plotting.plot_fit(koopman.config.history)
     for index, topology in enumerate(topologies.values()):
         for dimension in range(min(map(len, topology.diagrams))):
             drawn[f"topology-{index}-{dimension}"] = plotting.plot_topology(topology, dimension)
     return drawn
-
-
-def _jsonable(value: Any) -> Any:
-    """Bring a value to what JSON has; a number that is not finite becomes null, and the page shows a dash."""
-    if isinstance(value, Mapping):
-        return {str(name): _jsonable(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(each) for each in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -61,6 +61,15 @@ def test_every_step_runs_on_files(run, tmp_path):
     code, printed, _ = run("audit", *host, "k", "e.safetensors", "--label", "1", "--json")
     assert code == 0
     assert next(row["name"] for row in json.loads(printed)["rows"]) == "host"
+    more = ("--training", "own_host:data", "--retrained", "own_host:model", "--depths", "all", "--mlp", "--relearn")
+    code, printed, _ = run("audit", *host, "k", "e.safetensors", "--label", "1", *more, "--out", "a.json")
+    audit = ki.Audit.load(tmp_path / "a.json")
+    assert printed == f"{audit}\n"
+    assert audit["retrained"].retrained_kl == 0
+    assert len(audit.rows[-1].relearning) == 2
+    assert len(audit.rows[-1].depths) == 4
+    assert audit.rows[-1].mlp_probe is not None
+    assert run("audit", *host, "k", "e.safetensors", "--label", "1", "--relearn")[0] == 1
 
 
 def test_an_interrupted_fit_says_how_to_go_on(run, monkeypatch):

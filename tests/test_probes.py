@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
-from koopman_interp.probes import MOST_ROWS, probe_accuracy, prototype_recall
+from koopman_interp.probes import HIDDEN, MOST_ROWS, probe_accuracy, probed_rows, prototype_recall
 
-KERNELS = ["linear", "rbf"]
+KERNELS = ["linear", "rbf", "mlp"]
 
 
 def noise(rows, width=3, seed=0):
@@ -129,3 +133,31 @@ def test_a_seed_fixes_the_prototypes():
     states, labels = clusters(apart=1.0)
     found = [prototype_recall(states, labels, 0, seed=seed) for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
+
+
+# --- the probe with a hidden layer -----------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_each_probe_is_scikit_learns_on_the_same_halves():
+    forgotten = torch.arange(240) % 2 == 0
+    states = noise(240) + 0.8 * forgotten[:, None]
+    generator = torch.Generator().manual_seed(7)
+    drawn = [side.nonzero().squeeze(1) for side in (forgotten, ~forgotten)]
+    drawn = [side[torch.randperm(120, generator=generator)] for side in drawn]
+    train, test = (torch.cat([side[part] for side in drawn]) for part in (slice(None, 60), slice(60, None)))
+    x, y = states.numpy(), forgotten.numpy()
+    scaler = StandardScaler().fit(x[train])
+    for kernel, model in (
+        ("linear", LogisticRegression(max_iter=1000)),
+        ("rbf", SVC()),
+        ("mlp", MLPClassifier((HIDDEN,), solver="lbfgs", alpha=1e-2, max_iter=500, random_state=7)),
+    ):
+        expected = model.fit(scaler.transform(x[train]), y[train]).score(scaler.transform(x[test]), y[test])
+        assert probe_accuracy(states, forgotten, kernel=kernel, seed=7) == pytest.approx(expected), kernel
+    assert probed_rows(forgotten) == len(test)
+
+
+def test_the_count_of_judged_rows_is_that_of_the_smaller_side_twice():
+    assert probed_rows(torch.arange(100) < 31) == 2 * (31 - 15)
+    assert probed_rows(torch.arange(100_000) % 2 == 0) == 2 * MOST_ROWS

@@ -111,3 +111,17 @@ def test_transformer_lens(tmp_path):
     assert len(told) == 3
     for name in ("host", "surrogate", "identity", "mean", "endpoint linear"):
         assert len(re.findall(rf"^{name} +\d", printed, re.MULTILINE)) >= 3, name
+
+
+def test_is_it_really_gone(tmp_path):
+    printed = run("07_is_it_really_gone.py", tmp_path, 400)
+    out = tmp_path / "out"
+    require_figures(out / "figures", ["audit", "depth", "relearning"])
+    audit = ki.Audit.load(out / "audit.json")
+    assert audit.verdict in printed
+    ways = ("host", "logit mask", "mean difference", "retrained", "erase_class × 1", "erase_class × 2")
+    for name in ways:
+        assert re.search(rf"^{name} +\d", printed, re.MULTILINE), name
+    assert "Outside of the patch the logits are bit-identical." in printed
+    for moved in ("all parameters", "K alone"):
+        assert f"edit (delta), {moved}: half of the host's recognition is back" in printed

@@ -6,6 +6,8 @@ lists of depths, classes and rows are thinned. Knows nothing of models or of the
 """
 
 from koopman_interp.plotting.audits import plot_audit as plot_audit
+from koopman_interp.plotting.audits import plot_forgetting_by_depth as plot_forgetting_by_depth
+from koopman_interp.plotting.audits import plot_relearning as plot_relearning
 from koopman_interp.plotting.fidelity import plot_fidelity as plot_fidelity
 from koopman_interp.plotting.fidelity import plot_output_fidelity as plot_output_fidelity
 from koopman_interp.plotting.fits import plot_fit as plot_fit

@@ -1,4 +1,4 @@
-"""Figures of what an edit really did."""
+"""Figures of what an edit really did: side by side, by depth, and by step of relearning."""
 
 from __future__ import annotations
 
@@ -10,39 +10,137 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy import ndarray
 
-from koopman_interp.auditing import SHOTS, Audit, AuditRow
+from koopman_interp.auditing.findings import Audit
+from koopman_interp.auditing.relearning import OPERATOR
+from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.errors import InputError
-from koopman_interp.plotting.style import GREEN, ORANGE, plain
+from koopman_interp.plotting.style import BLUE, GREEN, GREY, LINES, ORANGE, PURPLE, plain, ticks_of_sites
+
+_LOOKS = {
+    "host": ("k", "o", LINES[0]),
+    "logit mask": (GREY, "v", LINES[3]),
+    "mean difference": (BLUE, "s", LINES[1]),
+    "LEACE": (PURPLE, "^", LINES[2]),
+    "retrained": (GREEN, "P", LINES[3]),
+}
+_EDIT = (ORANGE, "D", LINES[0])
+_KERNELS = {"linear": "linear", "rbf": "RBF", "mlp": "MLP"}
 
 
 def plot_audit(audit: Audit, axes: ndarray | None = None) -> ndarray:
     """Draw what each way of forgetting suppresses at the output, and what the representation still holds.
 
-    One panel a measure, one line a way: the host first, the edit last. A grey bar runs from the host's
-    value. The five axes are those of forgotten, retained, linear probe, RBF probe and prototype.
+    One panel a measure, one line a way: the host first, the edit last. A grey bar runs from the host's value; a thin
+    line is the 95 % interval. The axes are those of forgotten, retained, the divergence to a retrained model if there
+    is one, each probe that was made, and the 10-shot prototype.
 
     Raises:
-        InputError: the axes given are not five.
+        InputError: the axes given are not as many as the measures.
     """
+    measures = [
+        (name, title, colour, chance)
+        for name, title, colour, chance in (
+            ("forgotten", f"OUTPUT\nclass {audit.label} still predicted", GREEN, None),
+            ("retained", "OUTPUT\nother classes right", GREEN, None),
+            ("retrained_js", f"OUTPUT on class {audit.label}\napart from retrained (JS)", GREEN, None),
+            ("linear_probe", "STATES\nlinear probe finds it", ORANGE, 50.0),
+            ("rbf_probe", "STATES\nRBF probe finds it", ORANGE, 50.0),
+            ("mlp_probe", "STATES\nMLP probe finds it", ORANGE, 50.0),
+            ("prototype", "STATES\n10-shot prototype finds it", ORANGE, None),
+        )
+        if all(getattr(row, name) is not None for row in audit.rows)
+    ]
     if axes is None:
-        figure = Figure(figsize=(11, 1.7 + 0.42 * len(audit.rows)), layout="constrained")
-        axes = figure.subplots(1, 5, sharey=True)
+        figure = Figure(figsize=(2.2 * len(measures), 1.7 + 0.42 * len(audit.rows)), layout="constrained")
+        axes = figure.subplots(1, len(measures), sharey=True)
     axes = np.asarray(axes).ravel()
-    if len(axes) != 5:
-        raise InputError(f"An audit is drawn on five axes, one a measure; got {len(axes)}.")
-    measures = (
-        ("forgotten", f"OUTPUT\nclass {audit.label} still predicted", GREEN, None),
-        ("retained", "OUTPUT\nother classes right", GREEN, None),
-        ("linear_probe", "REPRESENTATION\nlinear probe finds it", ORANGE, 50.0),
-        ("rbf_probe", "REPRESENTATION\nRBF probe finds it", ORANGE, 50.0),
-        ("prototype", f"REPRESENTATION\n{SHOTS}-shot prototype finds it", ORANGE, None),
-    )
+    if len(axes) != len(measures):
+        raise InputError(f"This audit is drawn on {len(measures)} axes, one a measure; got {len(axes)}.")
     for ax, (measure, title, colour, chance) in zip(axes, measures, strict=True):
         _dots(ax, audit.rows, measure, colour, chance)
         ax.set_title(title, fontsize=9.5)
     axes[0].set_yticks(range(len(audit.rows)), [row.name for row in audit.rows])
     axes[0].set_ylim(len(audit.rows) - 0.5, -0.6)
     axes[0].get_yticklabels()[-1].set_fontweight("bold")
+    return axes
+
+
+def plot_forgetting_by_depth(audit: Audit, axes: ndarray | None = None) -> ndarray:
+    """Draw what is found of the class at each site: one panel a probe and one for the 10-shot prototype.
+
+    One line a way. Sites upstream of a patch hold what the host's own hold, so the lines part where a way begins to
+    act; the host's markers are drawn large, so that they show around others. Chance is dashed.
+
+    Raises:
+        InputError: the audit did not read every depth, or the axes given are not one a panel.
+    """
+    rows = [row for row in audit.rows if row.depths and row.name != "logit mask"]
+    if not rows:
+        raise InputError('There is nothing by depth in this audit. Make it with depths="all".')
+    sites = [reading.site for reading in rows[0].depths]
+    kernels = list(rows[0].depths[-1].probes)
+    if axes is None:
+        figure = Figure(figsize=(1.6 + 2.8 * (len(kernels) + 1), 3.8), layout="constrained")
+        axes = figure.subplots(1, len(kernels) + 1, sharey=True)
+    axes = np.asarray(axes).ravel()
+    if len(axes) != len(kernels) + 1:
+        raise InputError(f"This audit is drawn on {len(kernels) + 1} axes, one a probe and one; got {len(axes)}.")
+    for ax, kernel in zip(axes, [*kernels, None], strict=True):
+        for row in rows:
+            colour, marker, line = _LOOKS.get(row.name, _EDIT)
+            found = {one.site: one.prototypes[10] if kernel is None else one.probes[kernel] for one in row.depths}
+            ax.plot(
+                [sites.index(site) for site in found], [100 * share for share in found.values()], color=colour,
+                marker=marker, linestyle=line, markersize=11 if row is rows[0] else 6, label=row.name,
+                markerfacecolor=colour if row is rows[-1] else "white",
+            )  # fmt: skip
+        if kernel is not None:
+            ax.axhline(50, color="k", linestyle="--", linewidth=1)
+            ax.text(0, 51, "chance", fontsize=8, ha="left", va="bottom")
+        ax.set_title("10-shot prototype" if kernel is None else f"{_KERNELS.get(kernel, kernel)} probe", fontsize=10)
+        plain(ax)
+        ticks_of_sites(ax, sites)
+    axes[0].set(ylim=(-3, 104), ylabel=f"class {audit.label} found, %")
+    axes[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return axes
+
+
+def plot_relearning(audit: Audit, axes: ndarray | None = None) -> ndarray:
+    """Draw how the class comes back under relearning, and what that costs the others: one line a way.
+
+    The upper axes are the share of the class's held-out rows that are recognised, the lower the accuracy on the
+    others. Steps are spread evenly, since they are usually chosen in growing gaps.
+
+    Raises:
+        InputError: the audit tried no relearning, or the axes given are not two.
+    """
+    curves = [(row.name, curve) for row in audit.rows for curve in row.relearning]
+    if not curves:
+        raise InputError("This audit tried no relearning. Make it with relearn=Relearning().")
+    if axes is None:
+        figure = Figure(figsize=(7.2, 5.4), layout="constrained")
+        axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    axes = np.asarray(axes).ravel()
+    if len(axes) != 2:
+        raise InputError(f"Relearning is drawn on two axes, recognised and retained; got {len(axes)}.")
+    host = audit.rows[0]
+    for name, curve in curves:
+        colour, marker, line = _LOOKS.get(name, _EDIT)
+        own = name not in _LOOKS
+        look = {"color": colour, "marker": marker, "linestyle": ":" if curve.moved == OPERATOR else line}
+        look["markerfacecolor"] = colour if own and curve.moved != OPERATOR else "white"
+        label = f"{name}, {curve.moved}" if own else name
+        for ax, shares in zip(axes, (curve.forgotten, curve.retained), strict=True):
+            ax.plot([100 * share for share in shares], markersize=6, label=label, **look)
+    for ax, level in zip(axes, (host.forgotten, host.retained), strict=True):
+        ax.axhline(100 * level, color="k", linewidth=1, linestyle="--", label="host")
+        plain(ax)
+    steps = curves[0][1].steps
+    axes[1].set_xticks(range(len(steps)), [str(step) for step in steps])
+    axes[1].set_xlabel("steps of fine-tuning, the way of forgetting left in place")
+    axes[0].set(ylabel=f"class {audit.label} recognised, %", ylim=(-4, 104))
+    axes[1].set_ylabel("others right, %")
+    axes[0].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return axes
 
 
@@ -54,6 +152,9 @@ def _dots(ax: Axes, rows: Sequence[AuditRow], measure: str, colour: str, chance:
         ax.axvline(chance, color="k", linestyle="--", linewidth=1, zorder=1)
         ax.text(chance, -0.57, " chance", fontsize=7.5, va="top", ha="left")
     ax.hlines(range(len(rows)), values[0], values, color="#cccccc", linewidth=4, zorder=1)
+    for index, row in enumerate(rows):
+        if (ends := row.intervals.get(measure)) is not None:
+            ax.hlines(index, 100 * ends[0], 100 * ends[1], color=colour, linewidth=1.2, zorder=2)
     ax.plot(values[:-1], range(last), "o", color=colour, markerfacecolor="white", markersize=7)
     ax.plot(values[-1], last, "D", color=colour, markersize=8)
     box = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}

@@ -1,0 +1,81 @@
+"""One trained host with its surrogate, an edit, and rows held out; shared, so treat it as read-only."""
+
+import pytest
+import torch
+
+import koopman_interp as ki
+from koopman_interp.testing import ResidualMLP, train_classifier
+
+CENTRES = torch.tensor([[2.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 2.0, 0]])
+LABEL = 1
+
+
+def blobs(rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(rows) % 3
+    return CENTRES[labels] + 0.6 * torch.randn(rows, 4, generator=generator), labels
+
+
+def trained(classes):
+    x, y = blobs(600, seed=0)
+    kept = torch.isin(y, torch.tensor(classes))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ResidualMLP(4, 10, 3, 3)
+    return train_classifier(model, x[kept], y[kept], epochs=12, batch_size=50)
+
+
+class Case:
+    """A trained host, its surrogate, an edit, and rows held out."""
+
+    blobs = staticmethod(blobs)
+
+    def __init__(self):
+        self.model = trained([0, 1, 2])
+        self.retrained = trained([0, 2])
+        x, y = blobs(600, seed=0)
+        self.forget_training = x[y == LABEL], y[y == LABEL]
+        self.retain_training = x[y != LABEL], y[y != LABEL]
+        trajectories = ki.attach(self.model).observe(x, y, progress=False)
+        self.koopman = ki.fit(trajectories, ki.FitConfig(observables=14), method="least_squares")
+        self.edit = ki.erase_class(self.koopman, label=LABEL)
+        x, y = blobs(300, seed=1)
+        self.forget = x[y == LABEL], y[y == LABEL]
+        self.retain = x[y != LABEL], y[y != LABEL]
+
+    def audited(self, **changes):
+        settings = {"forget": self.forget, "retain": self.retain}
+        edit = changes.pop("edit", self.edit)
+        return ki.audit(self.model, self.koopman, edit, **(settings | changes))
+
+    def states_and_logits(self, model):
+        """At the last site, then at the output; forgotten rows first."""
+        found = []
+        handle = model.head.register_forward_hook(lambda _, args, logits: found.extend((args[0], logits)))
+        with torch.no_grad():
+            model(torch.cat([self.forget[0], self.retain[0]]))
+        handle.remove()
+        return [part.double().numpy() for part in found]
+
+
+@pytest.fixture(scope="session")
+def case():
+    return Case()
+
+
+@pytest.fixture(scope="session")
+def found(case):
+    return case.audited(retrained=case.retrained)
+
+
+@pytest.fixture(scope="session")
+def whole(case):
+    """All that an audit can measure of a classifier."""
+    return case.audited(
+        retrained=case.retrained,
+        forget_training=case.forget_training,
+        retain_training=case.retain_training,
+        probes=("linear", "rbf", "mlp"),
+        depths="all",
+        relearn=ki.Relearning(at=(0, 1, 5), rate=3e-3),
+    )
