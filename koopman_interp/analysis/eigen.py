@@ -101,9 +101,10 @@ def uncut(values: Complex[ndarray, " mode"], count: int) -> int:
 
 def real_basis(vectors: Complex[ndarray, "observable mode"]) -> Float[ndarray, "observable coordinate"]:
     """Return orthonormal real columns that span the real and imaginary parts of vectors."""
-    parts = np.concatenate([vectors.real, vectors.imag], 1)
+    parts = np.concatenate([vectors.real, vectors.imag], 1) / np.tile(np.linalg.norm(vectors, axis=0), 2)
+    # The imaginary part of a real vector is rounding, and is not to be taken for a direction.
     sizes = np.linalg.norm(parts, axis=0)
-    parts = parts[:, sizes > 0] / sizes[sizes > 0]
+    parts = parts[:, sizes > 1e-8] / sizes[sizes > 1e-8]
     Q, R, _ = scipy.linalg.qr(parts, mode="economic", pivoting=True)
     diagonal = np.abs(np.diag(R))
     return Q[:, diagonal > 1e-10 * diagonal[0]]

@@ -26,6 +26,7 @@ ROWS_PER_MODE = 10
 """Samples for each mode below which that many modes cannot be told apart on the data."""
 
 _RANK = 1e-10
+_AT_ONCE = 50
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,10 +103,15 @@ def intervals(
     gaps = np.array([span.gap for span in grams.spans])
     pairs = np.array([len(span.starts) for span in grams.spans], dtype=float)
     weights = np.random.default_rng(seed).multinomial(len(filled), [1 / len(filled)] * len(filled), draws)
-    estimate, residual = _estimated(by_shard, np.ones(len(filled)), values, gaps, pairs)
-    drawn = [_estimated(by_shard, weight, values, gaps, pairs) for weight in weights.astype(float)]
-    moved = np.array([one for one, _ in drawn])
-    left = np.array([one for _, one in drawn])
+    estimates, residuals = [], []
+    # All of the shards first, as they were drawn in the first place.
+    for some in np.array_split(np.concatenate([np.ones((1, len(filled))), weights]), 1 + draws // _AT_ONCE):
+        moved, left = _estimated(by_shard, some, values, gaps, pairs)
+        estimates.append(moved)
+        residuals.append(left)
+    (estimate, moved), (residual, left) = (
+        (whole[0], whole[1:]) for whole in map(np.concatenate, (estimates, residuals))
+    )
     turned = np.angle(values) + np.angle(moved * np.exp(-1j * np.angle(values)))
     return Intervals(
         estimate=np.where(np.isfinite(estimate) & np.isfinite(moved).all(0), estimate, np.nan),
@@ -130,23 +136,28 @@ def _in_modes(grams: Grams, readers: ndarray, shards: ndarray) -> ndarray:
 
 
 def _estimated(
-    by_shard: ndarray, weights: ndarray, values: ndarray, gaps: ndarray, pairs: ndarray
-) -> tuple[ndarray, ndarray]:
+    by_shard: Complex[ndarray, "gram span shard mode mode"],
+    weights: Float[ndarray, "draw shard"],
+    values: Complex[ndarray, " mode"],
+    gaps: Float[ndarray, " span"],
+    pairs: Float[ndarray, " span"],
+) -> tuple[Complex[ndarray, "draw mode"], Float[ndarray, "draw mode"]]:
     """Estimate eigenvalues and residuals on weighted shards; NaN where the data do not say."""
-    G, A, L = np.tensordot(by_shard, weights, axes=(2, 0))
-    moved, missed, size = np.zeros(len(values), complex), np.zeros(len(values)), np.zeros(len(values))
-    told = np.ones(len(values), dtype=bool)
-    for gap, pair, now, across, after in zip(gaps, pairs, G, A, L, strict=True):
-        power = values**gap
+    shape = (len(weights), len(values))
+    moved, missed, size, told = np.zeros(shape, complex), np.zeros(shape), np.zeros(shape), np.ones(shape, dtype=bool)
+    for index, (gap, share) in enumerate(zip(gaps, pairs / pairs.sum(), strict=True)):
+        now, across, after = np.tensordot(by_shard[:, index], weights, axes=(1, 1)).transpose(0, 3, 1, 2)
         spread, vectors = np.linalg.eigh(now)
-        kept = spread > _RANK * max(spread[-1], 0)
-        inverse = (vectors[:, kept] / spread[kept]) @ vectors[:, kept].conj().T
-        told &= 1 - (np.abs(vectors[:, kept]) ** 2).sum(1) < 1e-6
+        kept = spread > _RANK * np.maximum(spread[:, -1:], 0)
+        told &= 1 - (kept[:, None] * np.abs(vectors) ** 2).sum(2) < 1e-6
+        inverse = (vectors * np.where(kept, 1 / np.where(kept, spread, 1), 0)[:, None]) @ vectors.conj().mT
+        power = values**gap
         with np.errstate(divide="ignore", invalid="ignore"):
-            moved += pair / pairs.sum() * (np.diag(inverse @ across) - power) / (gap * values ** (gap - 1))
-        own = np.diag(now).real
-        missed += np.diag(after).real - 2 * (power * np.diag(across).conj()).real + np.abs(power) ** 2 * own
-        size += own
+            change = np.einsum("dkm,dmk->dk", inverse, across) - power
+            moved += share * change / (gap * values ** (gap - 1))
+        own, follows, covary = (np.einsum("dkk->dk", gram) for gram in (now, after, across))
+        missed += follows.real - 2 * (power * covary.conj()).real + np.abs(power) ** 2 * own.real
+        size += own.real
     with np.errstate(divide="ignore", invalid="ignore"):
         residual = np.sqrt(np.maximum(missed, 0) / size)
     return np.where(told & np.isfinite(moved), values + moved, np.nan), residual

@@ -94,7 +94,10 @@ class Spectrum:
 
     @property
     def rotation(self) -> Float[ndarray, " mode"]:
-        """Arg λ: by what angle a mode turns in one step, in radians."""
+        """Arg λ: by what angle a mode turns in one step, in radians.
+
+        A rotation that all samples share is in the normalisation and not in K, unless it was fitted with `align=False`.
+        """
         return np.angle(self.eigenvalues)
 
     @property
