@@ -223,7 +223,7 @@ class Spectrum:
 
 _VECTORS = ("eigenvalues", "modes", "readers", "residuals")
 _OPTIONAL = ("about_zero", "about_mean", "varying", "sensitivity")
-_INTERVALS = ("estimate", "decay", "rotation", "residual")
+_INTERVALS = ("estimate", "correlation", "decay", "rotation", "residual")
 _AMPLITUDES = ("mean", "square", "count")
 
 
@@ -267,14 +267,14 @@ def spectrum(
     W = found.readers
     basis = None if len(found.values) == found.observables else torch.from_numpy(real_basis(W))
     lead = uncut(found.values, LEADING)
-    small = torch.from_numpy(real_basis(W[:, :lead]))
-    whole, sharded = GramPass(koopman, basis=basis), GramPass(koopman, basis=small, shards=shards)
-    sizes = AmplitudePass(small.numpy().T @ W[:, :lead])
+    few = torch.from_numpy(real_basis(W[:, :lead]))
+    whole, sharded = GramPass(koopman, basis=basis), GramPass(koopman, basis=few, shards=shards)
+    sizes = AmplitudePass(few.numpy().T @ W[:, :lead])
     for chunk in encoded(koopman, trajectories):
-        few = chunk.projected(small)
         whole.update(chunk if basis is None else chunk.projected(basis))
-        sharded.update(few)
-        sizes.update(few)
+        slow = chunk.projected(few)
+        sharded.update(slow)
+        sizes.update(slow)
     grams = whole.grams()
     about_zero, about_mean, varying = residuals(grams, found.values, W)
     vague = np.isnan(varying) | (varying < _CONSTANT)
