@@ -2,9 +2,9 @@
 
 A surrogate of a given number of observables on random rows at six depths; what it costs does not depend on what it has
 learnt. The pass of `ki.spectrum` and the bare products (those of normalisation and encoder in their own dtype, and
-those of the Gram matrices in float64, on tensors that lie ready) take turns, round after round, and are compared by the median
-of the rounds' ratios. Seconds are CPU seconds of the process, which other processes on the machine hardly move.
-Cost: three minutes on one core.
+those of the Gram matrices in float64, on tensors that lie ready) take turns, round after round, and are compared by the
+median of the rounds' ratios. Seconds are CPU seconds of the process, which other processes on the machine hardly move.
+Cost: two minutes on one core.
 
     OMP_NUM_THREADS=1 python benchmarks/spectrum.py
     python benchmarks/spectrum.py --rounds 1 --rows 600 --observables 64        # smoke

@@ -89,7 +89,10 @@ class Spectrum:
 
     @property
     def decay(self) -> Float[ndarray, " mode"]:
-        """|λ|: by what factor a mode's amplitude changes in one step."""
+        """|λ|: by what factor a mode's amplitude changes in one step.
+
+        A growth that all directions share is in the normalisation and not in K, unless it was fitted with `scale=None`.
+        """
         return np.abs(self.eigenvalues)
 
     @property
