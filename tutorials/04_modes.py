@@ -67,9 +67,9 @@ print("== Known modes ==")
 print(ki.spectrum(linear, fresh))
 
 # %% [markdown]
-# All four come back, with residuals near rounding and intervals that are points. Now spoil the same recordings: add noise
-# to every state, or keep a handful of samples. The eigenvalues of K are what they were. Only the columns beside them
-# tell the difference.
+# All four come back, with residuals near rounding and intervals that are points. Now spoil the same recordings: add
+# noise to every state, or keep a handful of samples. The eigenvalues of K are what they were. Only the columns beside
+# them tell the difference.
 
 # %%
 generator = torch.Generator().manual_seed(1)
@@ -175,12 +175,12 @@ if MODELS and DATA and (Path(MODELS) / "stories260K").is_dir():
     from datasets import load_dataset
     from transformer_lens.model_bridge import TransformerBridge
 
-    stories = 12 if SLICE else 160
+    stories, held = (12, 12) if SLICE else (160, 70)
     bridge = TransformerBridge.boot_transformers(str(Path(MODELS) / "stories260K"))
     bridge.eval()
     data = load_dataset(str(Path(DATA) / "stories-sampled"))
     told = [bridge.to_tokens(text)[0].tolist() for text in data["train"].select(range(stories))["text"]]
-    unheard = [bridge.to_tokens(text)[0].tolist() for text in data["test"].select(range(max(12, stories // 2)))["text"]]
+    unheard = [bridge.to_tokens(text)[0].tolist() for text in data["test"].select(range(held))["text"]]
     tap = ki.attach(bridge, skip=1)
     language = ki.fit(
         tap.observe(told, batch_size=16, progress=False),
