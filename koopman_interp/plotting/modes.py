@@ -19,6 +19,7 @@ from koopman_interp.plotting.style import (
     of_all,
     own_axes,
     plain,
+    round_log_ticks,
     thinned,
     ticks_of_sites,
 )
@@ -95,9 +96,7 @@ def plot_mode_growth(meanings: ModeMeanings, ax: Axes | None = None) -> Axes:
         ax.plot(depths, expected, color=colour, linestyle="--", linewidth=1.2, label="_")
         word = "" if one.verdict == "trusted" else f" ({one.verdict})"
         ends[f"{one.mode}{word}"] = (float(measured[-1]), colour)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("{x:g}")
+    round_log_ticks(ax)
     ticks_of_sites(ax, meanings.sites)
     ax.set(ylabel="size relative to the first depth (log)")
     ax.set_title(

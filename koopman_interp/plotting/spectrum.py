@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize, to_hex
 from koopman_interp.analysis.pseudospectra import Pseudospectra
 from koopman_interp.analysis.spectrum import Spectrum
 from koopman_interp.errors import InputError
-from koopman_interp.plotting.style import BLUE, DARK_TO_LIGHT, GREY, ORANGE, own_axes, plain
+from koopman_interp.plotting.style import BLUE, DARK_TO_LIGHT, GREY, ORANGE, own_axes, plain, round_log_ticks
 
 _LEVELS = (0.01, 0.03, 0.1, 0.3, 0.6)
 _WIDEST = 0.5
@@ -101,7 +101,7 @@ def plot_residuals(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
         ax.scatter(spectrum.decay[chosen], height[chosen], s=36, label=label, zorder=3, **look)
     ax.axhline(spectrum.tolerance, color="k", linestyle="--", linewidth=1, label=f"tolerance {spectrum.tolerance:g}")
     ax.axhline(1, color=GREY, linestyle=":", linewidth=1, label="predicts nothing")
-    ax.set_yscale("log")
+    round_log_ticks(ax)
     ax.set_ylim(top=max(2.0, 1.5 * float(height[judged].max(initial=0))), bottom=min(0.1, float(height.min()) / 1.5))
     left_out = int((~judged).sum())
     note = f" ({left_out} without)" if left_out else ""

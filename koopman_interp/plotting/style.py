@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy import ndarray
 
 # Okabe and Ito's palette, whose colours are told apart by colour-blind readers.
@@ -60,6 +61,14 @@ def ticks_of_sites(ax: Axes, sites: Sequence[str]) -> None:
     shown = thinned(len(sites), _MOST_TICKS)
     ax.set_xticks(shown, [short(sites[index]) for index in shown], rotation=35, ha="right", rotation_mode="anchor")
     ax.set_xlabel("site, in order of depth")
+
+
+def round_log_ticks(ax: Axes) -> None:
+    """Write 1, 2 and 5 of each decade along a logarithmic vertical axis, so that labels do not touch."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], *, gap: float = 0.07) -> None:
