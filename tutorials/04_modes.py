@@ -206,6 +206,7 @@ if MODELS and DATA and (Path(MODELS) / "stories260K").is_dir():
     keep(plotting.plot_mode_growth(words), "stories-growth")
 
 # %% [markdown]
-# Its residuals are larger than the classifier's: a token-wise operator has no attention, and what attention brings is
-# no function of the token's own state. So its modes are not laws of the model's motion; read them as directions that K
-# found useful, and see what the host itself makes of a step along each: which tokens it then says more, and less.
+# No mode passes. A token-wise operator has no attention, and what attention brings is no function of the token's own
+# state; so these modes are not laws of the model's motion. Read them as directions that K found useful, and see what
+# the host itself makes of a step along each: which tokens it then says more, and less. Their ends are easy to name all
+# the same (a name that has just ended, the middle of *found*): a mode can be readable without being true.

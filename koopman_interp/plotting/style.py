@@ -64,9 +64,10 @@ def ticks_of_sites(ax: Axes, sites: Sequence[str]) -> None:
 
 
 def round_log_ticks(ax: Axes) -> None:
-    """Write 1, 2 and 5 of each decade along a logarithmic vertical axis, so that labels do not touch."""
+    """Write a few round numbers along the logarithmic vertical axis of what is drawn, so that labels do not touch."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_locator(NullLocator())
 
