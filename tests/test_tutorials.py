@@ -125,3 +125,20 @@ def test_is_it_really_gone(tmp_path):
     assert "Outside of the patch the logits are bit-identical." in printed
     for moved in ("all parameters", "K alone"):
         assert f"edit (delta), {moved}: half of the host's recognition is back" in printed
+
+
+def test_modes(tmp_path):
+    pytest.importorskip("transformer_lens", reason="transformer-lens is not installed")
+    data = data_with("stories-sampled")
+    models = Path(os.environ.get("KOOPMAN_INTERP_MODELS", data.parent / "models"))
+    if not (models / "stories260K").is_dir():
+        pytest.skip(f"There is no stories260K in {models}; set KOOPMAN_INTERP_MODELS to a folder that has it.")
+    printed = run("04_modes.py", tmp_path, 300, KOOPMAN_INTERP_DATA=str(data), KOOPMAN_INTERP_MODELS=str(models))
+    known = printed.split("== Known modes ==")[1].split("With noise")[0]
+    assert [f"{float(row[1]):.2f}" for row in map(str.split, known.splitlines()[3:6])] == ["0.95", "0.80", "0.40"]
+    assert "spurious" not in known
+    assert printed.split("With six samples:")[1].split("==")[0].count("unknown") == 3
+    for name in ("the same host, fitted again", "another seed of the host", "an untrained host"):
+        assert re.search(rf"^{name} +\d", printed, re.MULTILINE), name
+    names = ["spectrum", "residuals", "growth", "classes", "stories-spectrum", "stories-growth"]
+    require_figures(tmp_path / "out" / "figures", names)

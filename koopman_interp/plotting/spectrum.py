@@ -1,28 +1,47 @@
-"""Figures of a spectrum."""
+"""Figures of a spectrum and of how far the data bear it out."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 
+from koopman_interp.analysis.pseudospectra import Pseudospectra
 from koopman_interp.analysis.spectrum import Spectrum
-from koopman_interp.plotting.style import DARK_TO_LIGHT, GREY, own_axes, plain
+from koopman_interp.errors import InputError
+from koopman_interp.plotting.style import BLUE, DARK_TO_LIGHT, GREY, ORANGE, own_axes, plain, round_log_ticks
+
+_LEVELS = (0.01, 0.03, 0.1, 0.3, 0.6)
+_WIDEST = 0.5
+_CERTAIN = 1e-3
 
 
-def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
+def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None, *, pseudospectra: Pseudospectra | None = None) -> Axes:
     """Draw the eigenvalues in the complex plane, with the unit circle.
 
-    Trusted modes are filled and spurious ones hollow; the colour is the residual, where 1 means that the mode
-    predicts nothing.
+    Trusted modes are filled and all others hollow; the colour is the residual, where 1 means that the mode
+    predicts nothing. Crosses are intervals of what the data give for |λ| and arg λ, of trusted modes. Contours, where
+    pseudospectra are given, enclose where a function with so small a residual exists on the data.
+
+    Raises:
+        InputError: the pseudospectra are those of several steps at once.
     """
+    if pseudospectra is not None and pseudospectra.gap != 1:
+        raise InputError(f"These pseudospectra are those of K^{pseudospectra.gap:g}; the eigenvalues are those of K.")
     ax = own_axes(ax, 6.6, 5.2)
     turn = np.linspace(0, 2 * np.pi, 361)
     ax.plot(np.cos(turn), np.sin(turn), color=GREY, linewidth=1, label="unit circle: no decay")
     colours = ScalarMappable(Normalize(0, 1), DARK_TO_LIGHT)
     trusted, values = spectrum.trusted, spectrum.eigenvalues
     shades = np.array([to_hex(shade) for shade in colours.to_rgba(spectrum.residuals)])
+    if pseudospectra is not None:
+        grid = (pseudospectra.real, pseudospectra.imag, pseudospectra.residual)
+        lines = ax.contour(*grid, levels=_LEVELS, colors=GREY, linewidths=0.9, linestyles=["-", "--", "-.", ":", ":"])
+        ax.clabel(lines, fontsize=7, fmt="%g")
+    _draw_intervals(spectrum, ax)
     for name, chosen in (("spurious: residual >", ~trusted), ("trusted: residual ≤", trusted)):
         edges = shades[chosen].tolist()
         faces = edges if chosen is trusted else "none"
@@ -39,4 +58,55 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="Re λ", ylabel="Im λ", title="Eigenvalues of K, per operator step")
     plain(ax)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, fontsize=8)
+    return ax
+
+
+def _draw_intervals(spectrum: Spectrum, ax: Axes) -> None:
+    """Draw a cross through the estimate of each trusted mode: along the ray, and along the turn."""
+    found = spectrum.intervals
+    if found is None:
+        return
+    for index in np.flatnonzero(spectrum.trusted[: len(found.decay)]):
+        (low, high), (early, late) = found.decay[index], found.rotation[index]
+        radius, angle = np.abs(found.estimate[index]), (early + late) / 2
+        if np.isfinite(high - low) and high - low < _WIDEST:
+            ray = np.array([low, high]) * np.exp(1j * angle)
+            ax.plot(ray.real, ray.imag, color="k", linewidth=1.3, zorder=4)
+        if np.isfinite(late - early) and _CERTAIN < radius * (late - early) < _WIDEST:
+            arc = radius * np.exp(1j * np.linspace(early, late, 25))
+            ax.plot(arc.real, arc.imag, color="k", linewidth=1.3, zorder=4)
+
+
+def plot_residuals(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
+    """Draw the residual of each mode over |λ|, with the interval of those that have one, and the tolerance.
+
+    Modes without a residual to speak of are left out, and counted in the title.
+    """
+    ax = own_axes(ax, 7.2, 4.2)
+    judged = np.isfinite(spectrum.residuals)
+    height = np.maximum(spectrum.residuals, 1e-8)
+    bars = spectrum.intervals
+    if bars is not None and spectrum.about_mean is not None:
+        for index in np.flatnonzero(judged[: len(bars.residual)]):
+            ends = np.maximum(bars.residual[index], 1e-8)
+            # The interval is of the residual about the mean; where the other is the larger, it would miss its mark.
+            if np.isfinite(ends).all() and spectrum.residuals[index] == spectrum.about_mean[index]:
+                ax.plot([spectrum.decay[index]] * 2, ends, color=GREY, linewidth=1.2, zorder=2)
+    for name, chosen, colour, marker, face in (
+        ("trusted", spectrum.trusted, BLUE, "o", BLUE),
+        ("not trusted", ~spectrum.trusted & judged, ORANGE, "s", "none"),
+    ):
+        look: dict[str, Any] = {"marker": marker, "facecolors": face, "edgecolors": colour}
+        label = f"{name} ({int(chosen.sum())})"
+        ax.scatter(spectrum.decay[chosen], height[chosen], s=36, label=label, zorder=3, **look)
+    ax.axhline(spectrum.tolerance, color="k", linestyle="--", linewidth=1, label=f"tolerance {spectrum.tolerance:g}")
+    ax.axhline(1, color=GREY, linestyle=":", linewidth=1, label="predicts nothing")
+    round_log_ticks(ax)
+    ax.set_ylim(top=max(2.0, 1.5 * float(height[judged].max(initial=0))), bottom=min(0.1, float(height.min()) / 1.5))
+    left_out = int((~judged).sum())
+    note = f" ({left_out} without)" if left_out else ""
+    ax.set(xlabel="|λ|, per operator step", ylabel="residual (log)")
+    ax.set_title(f"Residuals on {spectrum.samples:,} rows{note}: lower is better")
+    plain(ax)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return ax

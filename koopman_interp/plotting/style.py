@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy import ndarray
 
 # Okabe and Ito's palette, whose colours are told apart by colour-blind readers.
@@ -60,6 +61,15 @@ def ticks_of_sites(ax: Axes, sites: Sequence[str]) -> None:
     shown = thinned(len(sites), _MOST_TICKS)
     ax.set_xticks(shown, [short(sites[index]) for index in shown], rotation=35, ha="right", rotation_mode="anchor")
     ax.set_xlabel("site, in order of depth")
+
+
+def round_log_ticks(ax: Axes) -> None:
+    """Write a few round numbers along the logarithmic vertical axis of what is drawn, so that labels do not touch."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], *, gap: float = 0.07) -> None:

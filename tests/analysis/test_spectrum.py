@@ -10,85 +10,41 @@ import torch
 from scipy.linalg import block_diag, expm
 
 import koopman_interp as ki
-from koopman_interp.errors import InputError
-
-HOST = ki.HostFingerprint(model="m.M", adapter="torch", basis="b", dtype="float64", weights="0" * 32)
-
-
-def turn(radius, angle):
-    return radius * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-
-
-BLOCKS = (turn(0.95, 0.4), turn(0.7, 2.0), [[0.9]], [[-0.5]])
-KNOWN = np.array([0.95 * np.exp(0.4j), 0.95 * np.exp(-0.4j), 0.9, 0.7 * np.exp(2.0j), 0.7 * np.exp(-2.0j), -0.5])
-"""Slowest decay first, and the upper member of a pair before the lower."""
-
-
-def known_operator(seed=0):
-    basis = np.eye(6) + 0.3 * np.random.default_rng(seed).normal(size=(6, 6))
-    return basis @ block_diag(*BLOCKS) @ np.linalg.inv(basis)
+from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
+from koopman_interp.normalization import Normalization
+from koopman_interp.testing import LinearHost
+from tests.analysis.linear import (
+    BLOCKS,
+    KNOWN,
+    known_operator,
+    linear_data,
+    noisy_data,
+    pairs_of,
+    plain_surrogate,
+    trajectories_of,
+)
 
 
-def plain_surrogate(K, times, kind="dense"):
-    """Observables are the states themselves: no normalisation, and encoder and decoder the identity."""
-    depths = len(times)
-    config = ki.SurrogateConfig(
-        sites=tuple(f"site.{depth}" for depth in range(depths)),
-        times=times,
-        widths=(len(K),) * depths,
-        shapes=((len(K),),) * depths,
-        dimension=len(K),
-        observables=len(K),
-        architecture="linear_plus_nonlinear",
-        hidden=(4,),
-        operator=kind,
-        rank=None,
-        classes=(),
-        host=HOST,
-    )
-    koopman = ki.KoopmanAutoencoder(config).double().eval().requires_grad_(False)
-    for part in (koopman.encoder, koopman.decoder):
-        part.linear.weight.copy_(torch.eye(len(K)))
-        part.nonlinear[-1].weight.zero_()
-    parameter = koopman.operator.K if kind == "dense" else koopman.operator.A
-    parameter.copy_(torch.from_numpy(K))
-    return koopman
-
-
-def trajectories_of(states, times):
-    return ki.Trajectories(
-        states=tuple(torch.as_tensor(state, dtype=torch.float64) for state in states),
-        sites=tuple(f"site.{depth}" for depth in range(len(states))),
-        times=times,
-        host=HOST,
-        sequence=torch.arange(len(states[0])),
-        position=torch.zeros(len(states[0]), dtype=torch.long),
-    )
-
-
-def whole_power(K, time):
-    return np.linalg.matrix_power(K, int(time))
-
-
-def linear_data(K, times, rows=50, power=whole_power):
-    x = np.random.default_rng(1).normal(size=(rows, len(K)))
-    return trajectories_of([x @ power(K, time).T for time in times], times)
-
-
-def naive_residuals(found, koopman, trajectories):
+def naive_residuals(found, koopman, trajectories, centre=False):
     """Eigenfunctions evaluated row by row, and compared."""
     residuals = []
     for value, reader in zip(found.eigenvalues, found.readers.T, strict=True):
         missed = size = 0.0
-        for depth in range(trajectories.depths - 1):
-            gap = koopman.config.times[depth + 1] - koopman.config.times[depth]
-            now, then = (
-                koopman.encode(trajectories.states[d], d).double().numpy() @ reader for d in (depth, depth + 1)
-            )
+        for gap, before, after in pairs_of(koopman, trajectories):
+            now, then = before @ reader, after @ reader
+            if centre:
+                now, then = now - now.mean(), then - then.mean()
             missed += float((np.abs(then - value**gap * now) ** 2).sum())
             size += float((np.abs(now) ** 2).sum())
         residuals.append(np.sqrt(missed / size))
     return residuals
+
+
+def assert_residuals_as_counted(found, koopman, trajectories, **tolerance):
+    zero, mean = (naive_residuals(found, koopman, trajectories, centre=centre) for centre in (False, True))
+    np.testing.assert_allclose(found.about_zero, zero, **tolerance)
+    np.testing.assert_allclose(found.about_mean, mean, **tolerance)
+    np.testing.assert_array_equal(found.residuals, np.maximum(found.about_zero, found.about_mean))
 
 
 def test_the_eigenvalues_are_those_of_the_known_operator_slowest_first():
@@ -121,7 +77,7 @@ def test_the_same_laws_hold_for_a_fitted_surrogate(surrogate, trajectories):
     expected = np.sort_complex(np.linalg.eigvals(K))
     np.testing.assert_allclose(np.sort_complex(found.eigenvalues), expected, atol=1e-9)
     assert (np.diff(found.decay) <= 1e-9).all()
-    np.testing.assert_allclose(found.residuals, naive_residuals(found, surrogate, trajectories), rtol=1e-5, atol=1e-6)
+    assert_residuals_as_counted(found, surrogate, trajectories, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("times", [(0.0, 1.0), (0.0, 1.0, 2.0, 3.0), (0.0, 2.0, 3.0), (2.0, 5.0)])
@@ -150,7 +106,7 @@ def test_much_is_left_over_on_noise_and_as_much_as_counted_row_by_row():
     found = ki.spectrum(koopman, noise)
     assert found.residuals.min() > 0.9
     assert not found.trusted.any()
-    np.testing.assert_allclose(found.residuals, naive_residuals(found, koopman, noise), rtol=1e-9)
+    assert_residuals_as_counted(found, koopman, noise, rtol=1e-9)
 
 
 @pytest.mark.parametrize("times", [(0.0, 1.0, 2.0), (0.0, 3.0, 4.0)])
@@ -165,7 +121,7 @@ def test_a_residual_in_between_is_as_counted_row_by_row(times):
     koopman = plain_surrogate(K, times)
     found = ki.spectrum(koopman, spoilt)
     assert 0.01 < found.residuals.min() < found.residuals.max()
-    np.testing.assert_allclose(found.residuals, naive_residuals(found, koopman, spoilt), rtol=1e-8)
+    assert_residuals_as_counted(found, koopman, spoilt, rtol=1e-8)
 
 
 def test_many_rows_are_streamed(monkeypatch):
@@ -173,7 +129,7 @@ def test_many_rows_are_streamed(monkeypatch):
     koopman = plain_surrogate(known_operator(), times)
     noise = trajectories_of(np.random.default_rng(2).normal(size=(3, 80, 6)), times)
     whole = ki.spectrum(koopman, noise).residuals
-    monkeypatch.setattr("koopman_interp.analysis.spectrum._CHUNK", 7)
+    monkeypatch.setattr("koopman_interp.analysis.encoding._CHUNK_NUMBERS", 64 * 3 * 6)
     np.testing.assert_allclose(ki.spectrum(koopman, noise).residuals, whole, rtol=1e-12)
 
 
@@ -246,3 +202,186 @@ def test_nothing_is_changed(surrogate, trajectories):
     before = copy.deepcopy(surrogate.state_dict())
     ki.spectrum(surrogate, trajectories)
     assert all(torch.equal(tensor, before[name]) for name, tensor in surrogate.state_dict().items())
+
+
+TIMES = (0.0, 1.0, 2.0)
+
+
+def test_an_eigenfunction_that_is_the_same_for_all_samples_is_not_trusted():
+    mix = np.eye(7)
+    mix[-1, :-1] = 0.2
+    K = mix @ block_diag(*BLOCKS, [[1.0]]) @ np.linalg.inv(mix)
+    x = np.random.default_rng(0).normal(size=(60, 7))
+    x[:, -1] = 3.0  # which every step keeps, and no observable shows alone
+    states = [x @ mix.T @ np.linalg.matrix_power(K, int(time)).T for time in TIMES]
+    found = ki.spectrum(plain_surrogate(K, TIMES), trajectories_of(states, TIMES))
+    constant = [index for index, verdict in enumerate(found.verdicts) if verdict == "constant"]
+    assert len(constant) == 1
+    assert found.eigenvalues[constant[0]] == pytest.approx(1)
+    assert found.about_zero[constant[0]] < 1e-6
+    assert np.isinf(found.residuals[constant[0]])
+    assert not found.trusted[constant[0]]
+    assert found.trusted.sum() == 6
+    assert "1 modes are constant" in str(found)
+    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["residuals"][constant[0]] is None
+
+
+def test_an_offset_does_not_pass_for_a_prediction():
+    draw = np.random.default_rng(0)
+    noise = trajectories_of(20 + draw.normal(size=(3, 200, 2)), TIMES)
+    K = np.diag([1.0, 0.5])
+    found = ki.spectrum(plain_surrogate(K, TIMES), noise)
+    assert found.about_zero[0] < 0.1  # φ hardly changes, beside its size
+    assert found.residuals[0] > 1  # and what differs between samples is not predicted at all
+    assert not found.trusted[0]
+
+
+def test_observables_that_the_data_never_reach_are_not_judged():
+    K = np.diag([0.9, 0.8, 0.7])
+    x = np.random.default_rng(0).normal(size=(40, 3)) * [1, 0, 1]
+    data = trajectories_of([x @ np.linalg.matrix_power(K, int(time)).T for time in TIMES], TIMES)
+    found = ki.spectrum(plain_surrogate(K, TIMES), data)
+    assert found.verdicts == ("trusted", "unreached", "trusted")
+    assert np.isinf(found.residuals[1])
+    assert "1 modes are unreached" in str(found)
+    assert found.as_dict()["residuals"][1] is None
+    low, high = found.intervals.decay[1]
+    assert (low, high) == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_jordan_block_is_said_to_be_defective(size):
+    K = 0.9 * np.eye(size + 1) + np.diag([1.0] * (size - 1) + [0.0], 1)
+    K[-1, -1] = 0.3
+    found = ki.spectrum(plain_surrogate(K, TIMES), linear_data(K, TIMES))
+    assert found.verdicts == ("defective",) * size + ("trusted",)
+    assert "without an eigenvector of their own" in str(found)
+    assert all(np.isfinite(part).all() for part in (found.modes, found.readers))
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_a_zero_operator_has_a_spectrum_too():
+    K = np.zeros((3, 3))
+    found = ki.spectrum(plain_surrogate(K, TIMES), linear_data(K + 1e-3, TIMES))
+    np.testing.assert_array_equal(found.eigenvalues, 0)
+    assert "Spectrum(3 modes" in repr(found)
+
+
+def test_a_badly_conditioned_spectrum_is_still_recovered_from_data():
+    K = np.diag([0.9, 0.8, 0.7]) + np.triu(np.full((3, 3), 30.0), 1)
+    found = ki.spectrum(plain_surrogate(K, TIMES), linear_data(K, TIMES))
+    np.testing.assert_allclose(found.eigenvalues, [0.9, 0.8, 0.7], atol=1e-9)
+    assert found.condition > 1e4
+    assert found.trusted.all()
+    # φ is read past observables that are thousands of times larger.
+    np.testing.assert_allclose(found.readers.T @ found.modes, np.eye(3), atol=1e-8)
+
+
+def test_a_network_that_only_rotates_neither_decays_nor_misses():
+    angles = (0.3, 1.1)
+    K = block_diag(*[[[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]] for a in angles])
+    host = LinearHost(torch.from_numpy(K).float(), blocks=4).eval()
+    x = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    tap = ki.attach(host)
+    # Aligned depths would have the rotation in the normalisation, and K would be the identity.
+    config = ki.FitConfig(observables=4, normalization=ki.NormalizationConfig(align=False))
+    koopman = ki.fit(tap.observe(x, progress=False), config, method="least_squares")
+    found = ki.spectrum(koopman, tap.observe(x.flip(1), progress=False))
+    np.testing.assert_allclose(found.decay, 1, atol=2e-3)
+    np.testing.assert_allclose(np.sort(np.abs(found.rotation)), [0.3, 0.3, 1.1, 1.1], atol=2e-3)
+    assert found.residuals.max() < 0.01
+    assert found.condition == pytest.approx(1, abs=0.05)
+
+
+class Lift(torch.nn.Module):
+    def forward(self, x):
+        return torch.stack([x[:, 0], x[:, 1], x[:, 0] ** 2], 1)
+
+
+def test_the_quadratic_example_has_a_closed_subspace_with_its_products():
+    """`x' = a x, y' = b y + c x²` is linear in (x, y, x²); where λ is an eigenvalue of φ, λ² is one of φ²."""
+    a, b, c = 0.9, 0.5, 0.7
+    x = np.random.default_rng(0).uniform(-1, 1, size=(300, 2))
+    states = [x]
+    for _ in TIMES[1:]:
+        x = np.stack([a * x[:, 0], b * x[:, 1] + c * x[:, 0] ** 2], 1)
+        states.append(x)
+    data = trajectories_of(states, TIMES)
+    koopman = plain_surrogate(np.eye(3), TIMES)
+    koopman.normalization = Normalization([2] * 3, 2).double()
+    koopman.encoder = Lift()
+    grams = ki.gather(koopman, data).pooled()
+    koopman.operator.K.copy_(torch.linalg.solve(grams.G[0, 0, 0], grams.A[0, 0, 0]).T)
+    found = ki.spectrum(koopman, data)
+    np.testing.assert_allclose(found.eigenvalues, [a, a * a, b], atol=1e-6)
+    assert found.residuals.max() < 1e-6
+    phi = ki.eigenfunctions(koopman, found, data)
+    square = phi[:, 0] ** 2
+    np.testing.assert_allclose(phi[:, 1] / phi[0, 1], square / square[0], rtol=1e-6)
+    exact = data.states[0][:, 1] - c / (a * a - b) * data.states[0][:, 0] ** 2
+    np.testing.assert_allclose(phi[:, 2] / phi[0, 2], exact / exact[0], rtol=1e-6)
+
+
+def test_pydmd_finds_the_same_eigenvalues_and_residuals():
+    pydmd = pytest.importorskip("pydmd")
+    K = known_operator()
+    data = noisy_data(K, TIMES, rows=200, noise=0.1)
+    koopman = plain_surrogate(K, TIMES)
+    before, after = (np.concatenate(parts) for parts in zip(*[p[1:] for p in pairs_of(koopman, data)], strict=True))
+    oracle = pydmd.DMD(svd_rank=6).fit(before.T, after.T)
+    fitted = oracle.modes @ np.diag(oracle.eigs) @ np.linalg.pinv(oracle.modes)
+    koopman.operator.K.copy_(torch.from_numpy(fitted.real.copy()))
+    found = ki.spectrum(koopman, data)
+    np.testing.assert_allclose(np.sort_complex(found.eigenvalues), np.sort_complex(oracle.eigs), atol=1e-8)
+    for value, reader in zip(oracle.eigs, np.linalg.pinv(oracle.modes), strict=True):
+        phi, phi_next = before @ reader, after @ reader
+        ours = np.abs(found.eigenvalues - value).argmin()
+        expected = np.linalg.norm(phi_next - value * phi) / np.linalg.norm(phi)
+        assert found.about_zero[ours] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_stream_gives_what_the_whole_gives(surrogate, trajectories):
+    whole = ki.spectrum(surrogate, trajectories)
+    parts = (trajectories[start : start + 100] for start in range(0, 600, 100))
+    streamed = ki.spectrum(surrogate, parts)
+    np.testing.assert_allclose(streamed.residuals, whole.residuals, rtol=1e-6)
+    np.testing.assert_allclose(streamed.intervals.decay, whole.intervals.decay, rtol=1e-6)
+    np.testing.assert_allclose(streamed.amplitudes.mean, whole.amplitudes.mean, rtol=1e-6, atol=1e-9)
+    assert streamed.samples == 600
+
+
+@pytest.mark.parametrize("modes", [1, 2, 5, 12])
+def test_a_few_modes_are_the_first_of_all(surrogate, trajectories, modes):
+    whole = ki.spectrum(surrogate, trajectories)
+    few = ki.spectrum(surrogate, trajectories, modes=modes)
+    count = len(few.eigenvalues)
+    assert modes - 1 <= count <= max(2, modes)
+    np.testing.assert_allclose(few.eigenvalues, whole.eigenvalues[:count], rtol=1e-9)
+    np.testing.assert_allclose(few.residuals, whole.residuals[:count], rtol=1e-5)
+    assert few.grams.width == count
+
+
+def test_a_spectrum_comes_back_from_its_file(tmp_path, surrogate, trajectories):
+    found = ki.spectrum(surrogate, trajectories)
+    found.save(tmp_path / "spectrum.safetensors")
+    back = ki.Spectrum.load(tmp_path / "spectrum.safetensors")
+    assert str(back) == str(found)
+    assert back.as_dict() == found.as_dict()
+    np.testing.assert_array_equal(back.modes, found.modes)
+    np.testing.assert_array_equal(back.amplitudes.mean, found.amplitudes.mean)
+    assert back.amplitudes.labels == found.amplitudes.labels
+    with pytest.raises(FileFormatError, match="holds 'spectrum'"):
+        ki.Grams.load(tmp_path / "spectrum.safetensors")
+
+
+def test_bad_input_gets_a_sentence(surrogate, trajectories):
+    with pytest.raises(InputError, match="no samples"):
+        ki.spectrum(surrogate, trajectories[:0])
+    with pytest.raises(InputError, match="1 to 14 modes; asked for 15"):
+        ki.spectrum(surrogate, trajectories, modes=15)
+    with pytest.raises(InputError, match="between 0 and 1; got 95"):
+        ki.spectrum(surrogate, trajectories, level=95.0)
+    spoilt = [state.clone() for state in trajectories.states]
+    spoilt[1][3, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="row 3"):
+        ki.spectrum(surrogate, replace(trajectories, states=tuple(spoilt)))

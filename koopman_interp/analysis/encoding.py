@@ -1,0 +1,85 @@
+"""Trajectories as chunks of observables: what every streamed pass over data goes through.
+
+Holds one chunk at a time, so that token counts past memory are no matter; costs one encoding of each state. Knows
+nothing of what is gathered from the chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from koopman_interp.autoencoder import KoopmanAutoencoder
+from koopman_interp.errors import InputError, NonFiniteError
+from koopman_interp.trajectories import Trajectories
+
+_CHUNK_NUMBERS = 2**23
+"""Observables of a chunk, over all its rows and depths: 64 MiB in float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A chunk of rows as observables.
+
+    Attributes:
+        z: `[depth, sample, observable]`, float64, on the surrogate's device.
+        sequence: `[sample]`, which observed input each row belongs to.
+        labels: `[sample]`, or None.
+    """
+
+    z: Float[Tensor, "depth sample observable"]
+    sequence: Int[Tensor, " sample"]
+    labels: Int[Tensor, " sample"] | None
+
+    def projected(self, basis: Float[Tensor, "observable coordinate"]) -> Encoded:
+        """Return the rows in the coordinates that orthonormal columns give."""
+        return replace(self, z=self.z @ basis.to(self.z))
+
+
+@torch.no_grad()
+def encoded(koopman: KoopmanAutoencoder, trajectories: Trajectories | Iterable[Trajectories]) -> Iterator[Encoded]:
+    """Go through trajectories as chunks of observables, in order.
+
+    Args:
+        koopman: the surrogate.
+        trajectories: rows in memory, or parts that come one after the other, as `Tap.stream` gives them; read once.
+
+    Yields:
+        Chunks whose size keeps memory bounded at any width and depth.
+
+    Raises:
+        InputError: other sites than the surrogate's, or no samples at all.
+        NonFiniteError: a state, or what the encoder makes of it, is NaN or infinite.
+    """
+    rows = max(64, _CHUNK_NUMBERS // (len(koopman.sites) * koopman.config.observables))
+    none = True
+    for part in [trajectories] if isinstance(trajectories, Trajectories) else trajectories:
+        _require_sites(koopman, part)
+        for start in range(0, len(part), rows):
+            none = False
+            yield _chunk(koopman, part[start : start + rows])
+    if none:
+        raise InputError("There are no samples to read the operator on. Observe some inputs.")
+
+
+def _chunk(koopman: KoopmanAutoencoder, part: Trajectories) -> Encoded:
+    device = koopman.normalization.maps(0)[0].device
+    z = torch.empty(part.depths, len(part), koopman.config.observables, dtype=torch.float64, device=device)
+    for depth, state in enumerate(part.states):
+        z[depth] = koopman.encode(state.to(device), depth)
+    # One sum shows what is not finite at a fraction of the cost of looking at each number.
+    if not bool(torch.isfinite(z.sum())):
+        part.require_finite()
+        raise NonFiniteError("The encoder made NaN or infinity of finite states. Fit again, in a wider dtype.")
+    return Encoded(z, part.sequence, part.labels)
+
+
+def _require_sites(koopman: KoopmanAutoencoder, part: Trajectories) -> None:
+    if part.sites != koopman.sites:
+        raise InputError(
+            f"The trajectories have the sites {', '.join(part.sites)}; the surrogate has {', '.join(koopman.sites)}."
+        )

@@ -1,0 +1,99 @@
+"""Pseudospectra against a slow minimisation, and against what is known of normal and of crooked operators."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+import koopman_interp as ki
+from koopman_interp.errors import InputError
+from tests.analysis.linear import known_operator, linear_data, noisy_data, pairs_of, plain_surrogate
+
+TIMES = (0.0, 1.0, 2.0)
+
+
+def slow(koopman, data, z):
+    """`min ‖(Z⁺ − z Z) w‖ / ‖Z w‖` by a QR decomposition of Z and a singular value decomposition."""
+    before, after = (np.concatenate(parts) for parts in zip(*[p[1:] for p in pairs_of(koopman, data)], strict=True))
+    Q, R = np.linalg.qr(before)
+    return np.linalg.svd(after @ np.linalg.inv(R) - z * Q, compute_uv=False)[-1]
+
+
+@pytest.mark.parametrize("points", [4, 5])
+def test_each_point_is_the_smallest_residual_of_any_function(points):
+    K = known_operator()
+    koopman, data = plain_surrogate(K, TIMES), noisy_data(K, TIMES, rows=100, noise=0.3)
+    found = ki.pseudospectra(ki.spectrum(koopman, data), points=points)
+    assert found.residual.shape == (points, points)
+    for row, y in enumerate(found.imag):
+        for column, x in enumerate(found.real):
+            assert found.residual[row, column] == pytest.approx(slow(koopman, data, x + 1j * y), rel=1e-8)
+    np.testing.assert_allclose(found.imag, np.linspace(found.real[0], found.real[-1], points), atol=1e-12)
+
+
+def test_no_point_is_below_its_nearest_eigenvalue_on_normal_dynamics():
+    """There τ(z) is the distance to the spectrum."""
+    K = scipy.linalg.block_diag([[0.9]], 0.7 * np.array([[0, -1], [1, 0]]))
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    K = basis @ K @ basis.T
+    data = linear_data(K, (0.0, 1.0), rows=400)
+    white = data.states[0].numpy() @ np.linalg.inv(np.linalg.qr(data.states[0].numpy())[1])
+    data = replace(data, states=tuple(data.states[0].new_tensor(rows) for rows in (white, white @ K.T)))
+    found = ki.pseudospectra(ki.spectrum(plain_surrogate(K, (0.0, 1.0)), data), points=9)
+    grid = found.real + 1j * found.imag[:, None]
+    distance = np.abs(grid[..., None] - found.eigenvalues).min(-1)
+    np.testing.assert_allclose(found.residual, distance, atol=1e-6)
+
+
+def test_crooked_dynamics_have_wide_valleys():
+    straight, crooked = np.diag([0.9, 0.8, 0.1]), np.array([[0.9, 2.0, 0], [0, 0.8, 2.0], [0, 0, 0.1]])
+    means = [
+        ki.pseudospectra(ki.spectrum(plain_surrogate(K, TIMES), linear_data(K, TIMES, rows=300)), points=21)
+        for K in (straight, crooked)
+    ]
+    near = [((one.residual < 0.1).mean()) for one in means]
+    assert near[1] > 2 * near[0]
+
+
+def test_noise_leaves_no_valley():
+    K = known_operator()
+    koopman = plain_surrogate(K, TIMES)
+    noise = noisy_data(0 * K, TIMES, rows=2000, noise=1.0)
+    found = ki.pseudospectra(ki.spectrum(koopman, noise), points=15)
+    assert found.residual.min() > 0.9
+
+
+def test_functions_are_searched_among_the_slowest_modes():
+    K = known_operator()
+    spectrum = ki.spectrum(plain_surrogate(K, TIMES), noisy_data(K, TIMES, rows=100, noise=0.3))
+    every, few = (ki.pseudospectra(spectrum, points=7, directions=directions) for directions in (6, 3))
+    assert (every.directions, few.directions) == (6, 3)
+    assert (few.residual >= every.residual - 1e-9).all()
+
+
+def test_few_samples_search_few_functions():
+    """With as many functions as samples something fits anywhere, and that is no finding."""
+    K = known_operator()
+    noise = noisy_data(0 * K, TIMES, rows=25, noise=1.0)
+    found = ki.pseudospectra(ki.spectrum(plain_surrogate(K, TIMES), noise), points=7)
+    assert found.directions <= 3
+    assert found.residual.min() > 0.5
+    with pytest.raises(InputError, match="10 samples or more"):
+        ki.pseudospectra(ki.spectrum(plain_surrogate(K, TIMES), noise[:9]))
+
+
+def test_they_come_back_from_their_file(tmp_path, surrogate, trajectories):
+    found = ki.pseudospectra(ki.spectrum(surrogate, trajectories), points=6)
+    found.save(tmp_path / "pseudospectra.safetensors")
+    back = ki.Pseudospectra.load(tmp_path / "pseudospectra.safetensors")
+    assert (repr(back), back.as_dict()) == (repr(found), found.as_dict())
+    np.testing.assert_array_equal(back.eigenvalues, found.eigenvalues)
+
+
+def test_bad_input_gets_a_sentence(surrogate, trajectories):
+    spectrum = ki.spectrum(surrogate, trajectories)
+    with pytest.raises(InputError, match="2 or more points"):
+        ki.pseudospectra(spectrum, points=1)
+    with pytest.raises(InputError, match="without Gram matrices"):
+        ki.pseudospectra(replace(spectrum, grams=None))
