@@ -42,7 +42,7 @@ def betti_curve(diagram: Float[ndarray, "feature 2"], scales: Float[ndarray, " s
     return np.asarray(born - died)
 
 
-def total_persistence(diagram: Float[ndarray, "feature 2"], limit: float = math.inf, *, power: float = 1) -> float:
+def total_persistence(diagram: Float[ndarray, "feature 2"], limit: float = math.inf, *, power: float = 1.0) -> float:
     """`Σ (death − birth)^power` up to a scale; 0 without features. Without a limit, what never dies is left out."""
     return float((_lifetimes(diagram, limit) ** power).sum())
 

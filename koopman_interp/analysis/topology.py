@@ -75,7 +75,7 @@ def topology(
         NonFiniteError: NaN or infinity in a cloud.
         TooLargeError: a cloud would take more memory than it may.
     """
-    chosen = trajectories if label is None else _of_class(trajectories, label)
+    chosen = trajectories if label is None else of_class(trajectories, label)
     _check(len(chosen), points, max_dimension, threshold, pairs, unit)
     if sampling not in get_args(landmarks.Sampling):
         raise InputError(f"There is no sampling {sampling!r}; there are {', '.join(get_args(landmarks.Sampling))}.")
@@ -140,7 +140,12 @@ def topology_by_class(
     return {label: topology(trajectories, koopman, label=label, **options) for label in trajectories.classes}
 
 
-def _of_class(trajectories: Trajectories, label: int) -> Trajectories:
+def of_class(trajectories: Trajectories, label: int) -> Trajectories:
+    """Keep the samples of one class.
+
+    Raises:
+        InputError: the label does not occur.
+    """
     if label not in trajectories.classes:
         raise InputError(f"No sample has the label {label}; there are {', '.join(map(str, trajectories.classes))}.")
     assert trajectories.labels is not None

@@ -19,7 +19,7 @@ from scipy import stats
 
 from koopman_interp.analysis.diagrams import Statistic
 from koopman_interp.analysis.shapes import REPORTED_SCALES, Topology
-from koopman_interp.analysis.topology import topology
+from koopman_interp.analysis.topology import of_class, topology
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.errors import InputError
 from koopman_interp.tables import table
@@ -151,9 +151,8 @@ def topology_bands(
     Raises:
         InputError: too few rows for disjoint subsets, fewer than two subsets, or what `topology` refuses.
     """
-    label = options.pop("label", None)
-    if label is not None and trajectories.labels is not None:
-        trajectories = trajectories[trajectories.labels == label]
+    if (label := options.pop("label", None)) is not None:
+        trajectories = of_class(trajectories, label)
     if not overlap and subsets * points > len(trajectories):
         raise InputError(
             f"{subsets} disjoint subsets of {points} need {subsets * points:,} rows; there are "
