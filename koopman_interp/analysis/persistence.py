@@ -154,8 +154,7 @@ def distance_matrix(points: Float[ndarray, "point width"]) -> Float[ndarray, "po
     squares = centred @ centred.T
     sizes = np.diagonal(squares).copy()
     squares *= -2
-    squares += sizes
-    squares += sizes[:, None]
+    squares += sizes[:, None] + sizes
     np.fill_diagonal(squares, np.inf)
     blurred = np.argwhere(squares < 1e-6 * max(float(sizes.max()), np.finfo(float).tiny))
     for start in range(0, len(blurred), chunk := max(1, 2**22 // max(1, centred.shape[1]))):
