@@ -81,6 +81,8 @@ def topology(
         raise InputError(f"There is no sampling {sampling!r}; there are {', '.join(get_args(landmarks.Sampling))}.")
     views = clouds(chosen, koopman, of, times=times)
     part = len(chosen) > points
+    if part:
+        chosen.require_finite()  # rows outside of the subset count for its bound
     sketched = landmarks.sketch(chosen.states if part else (), rows=len(chosen), seed=seed)
     rows = landmarks.choose(sketched, points, sampling, seed=seed)
     asked: dict[str, Any] = {"max_dimension": max_dimension, "threshold": threshold, "pairs": pairs, "engine": engine}

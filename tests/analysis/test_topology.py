@@ -316,6 +316,7 @@ def test_what_cannot_be_computed_is_refused(unchecked, surrogate, trajectories):
     broken[3, 1] = np.nan
     for error, match, call in (
         (NonFiniteError, "cloud of 'site.1' holds NaN", lambda: ki.topology(trajectories_of(CIRCLE, broken))),
+        (NonFiniteError, "at site 'site.1'", lambda: ki.topology(trajectories_of(CIRCLE, broken), points=9)),
         (TooLargeError, "At 'site.0': The distances of 120", lambda: ki.topology(clouds, most_memory=1e-4)),
         (InputError, "no unit 'metre'", lambda: ki.topology(clouds, unit="metre")),
         (InputError, "no sampling 'even'", lambda: ki.topology(clouds, sampling="even")),
