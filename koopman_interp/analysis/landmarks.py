@@ -18,12 +18,12 @@ Sampling = Literal["random", "farthest"]
 Rows = Callable[[Int[Tensor, " row"]], Float[Tensor, "row width"]]
 """A cloud too large to hold: hands out the points of some rows."""
 
-_CANDIDATES = 8192
+_CANDIDATES = 4096
 """Rows among which farthest points are sought, drawn at random where there are more."""
 _SKETCHED_WIDTH = 8
 """Coordinates that each depth keeps in the sketch on which rows are assigned to landmarks."""
 _BLOCK = 2048
-_MOST_BLOCKS = 8
+_MOST_BLOCKS = 4
 """Blocks of rows whose nearest landmark is sought exactly, the ones farthest from their assigned landmark first."""
 
 
@@ -56,7 +56,7 @@ def choose(sketched: Float[Tensor, "sample sketched"], count: int, sampling: Sam
         sketched: what `sketch` made; where rows are drawn at random only its length counts.
         count: how many; all rows if there are no more.
         sampling: `random`, or `farthest`: each next row is the one that lies farthest from those before, in the
-            sketch, among 8,192 candidates (Gonzalez 1985).
+            sketch, among 4,096 candidates (Gonzalez 1985).
         seed: of the draw.
 
     Returns:
@@ -86,7 +86,7 @@ def covering_radius(cloud: Rows, rows: Int[Tensor, " row"], assigned: Int[Tensor
     """Measure how far the farthest point of a cloud is from its nearest landmark, or a bound on it.
 
     All points are first measured against the landmark that they were assigned to, which is never too near; then those
-    that come out farthest look for their nearest, block by block, until no other can be farther. After 16,384 the rest
+    that come out farthest look for their nearest, block by block, until no other can be farther. After 8,192 the rest
     keeps its first distance: the result is then a bound from above, and where it stopped earlier it is exact.
 
     Args:
