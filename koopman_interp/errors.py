@@ -30,6 +30,10 @@ class NonFiniteError(KoopmanInterpError, ArithmeticError):
     """NaN or infinity where a number is needed."""
 
 
+class TooLargeError(KoopmanInterpError, MemoryError):
+    """A computation that would need more memory than it was allowed, refused before it starts."""
+
+
 class HostMismatchError(KoopmanInterpError, ValueError):
     """A surrogate, edit or trajectory that belongs to another host."""
 

@@ -38,7 +38,7 @@ TOPOLOGY = Topology(
         (np.array([[0, 0.05], [0, 0.1], [0, np.inf]]), np.empty((0, 2))),
     ),
     diameters=(1.0, 2.0),
-    threshold=0.5,
+    thresholds=(0.5, 0.5),
     points=3,
 )
 FIDELITY = Fidelity(
@@ -155,6 +155,7 @@ def test_many_depths_are_thinned_to_a_few_with_both_ends():
         names=tuple(f"s{i}" for i in range(33)),
         diagrams=TOPOLOGY.diagrams[:1] * 33,
         diameters=(1.0,) * 33,
+        thresholds=(0.5,) * 33,
     )
     ax = plotting.plot_topology(many)
     shown = words(ax)

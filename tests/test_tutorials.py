@@ -142,3 +142,16 @@ def test_modes(tmp_path):
         assert re.search(rf"^{name} +\d", printed, re.MULTILINE), name
     names = ["spectrum", "residuals", "growth", "classes", "stories-spectrum", "stories-growth"]
     require_figures(tmp_path / "out" / "figures", names)
+
+
+def test_topology(tmp_path):
+    printed = run("05_topology.py", tmp_path, 600)
+    figures = ["diagram-last", "betti-0", "betti-1", "bands-0", "summary-0", "summary-1", "distances-0"]
+    require_figures(tmp_path / "out" / "figures", figures)
+    assert len(re.findall(r"^with(?:out)? skips +(?:own|first) +0\.\d+ +\d+ +\d+", printed, re.MULTILINE)) == 12
+    assert len(re.findall(r"p = [01]\.\d{4} \(\d+ exchanges", printed)) == 7
+    for name in ("MLP, isometry 1", "MLP, isometry 0.001", "MLP, isometry 0", "default", "no features"):
+        assert re.search(rf"^{name} +0\.\d", printed, re.MULTILINE), name
+    assert "Intrinsic dimension" in printed
+    assert "Loaded, it reads the same." in printed
+    assert ki.Topology.load(tmp_path / "out" / "topology.safetensors").points == 80

@@ -16,5 +16,10 @@ from koopman_interp.plotting.modes import plot_mode_growth as plot_mode_growth
 from koopman_interp.plotting.saving import save_figure as save_figure
 from koopman_interp.plotting.spectrum import plot_residuals as plot_residuals
 from koopman_interp.plotting.spectrum import plot_spectrum as plot_spectrum
+from koopman_interp.plotting.topology import plot_diagram as plot_diagram
 from koopman_interp.plotting.topology import plot_topology as plot_topology
+from koopman_interp.plotting.topology_by_depth import plot_betti_bands as plot_betti_bands
+from koopman_interp.plotting.topology_by_depth import plot_intrinsic_dimension as plot_intrinsic_dimension
+from koopman_interp.plotting.topology_by_depth import plot_topology_distances as plot_topology_distances
+from koopman_interp.plotting.topology_by_depth import plot_topology_summary as plot_topology_summary
 from koopman_interp.plotting.trajectories import plot_trajectories as plot_trajectories

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """`relu(x + fc2(relu(fc1 x)))` with batch norm after each linear layer."""
+    """`relu(x + fc2(relu(fc1 x)))` with batch norm after each linear layer; without the skip, x is left out."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, skip: bool = True) -> None:
         super().__init__()
+        self.skip = skip
         self.fc1 = nn.Linear(width, width)
         self.norm1 = nn.BatchNorm1d(width)
         self.fc2 = nn.Linear(width, width)
@@ -26,7 +27,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
         """Add the block's branch to its input."""
         branch = self.norm2(self.fc2(torch.relu(self.norm1(self.fc1(x)))))
-        return torch.relu(x + branch)
+        return torch.relu(x + branch if self.skip else branch)
 
 
 class ResidualMLP(nn.Module):
@@ -37,12 +38,13 @@ class ResidualMLP(nn.Module):
         width: of the residual stream.
         blocks: how many.
         outputs: number of classes.
+        skip: whether blocks add to their input, or replace it.
     """
 
-    def __init__(self, inputs: int, width: int, blocks: int, outputs: int) -> None:
+    def __init__(self, inputs: int, width: int, blocks: int, outputs: int, *, skip: bool = True) -> None:
         super().__init__()
         self.embed = nn.Linear(inputs, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(width, skip=skip) for _ in range(blocks))
         self.head = nn.Linear(width, outputs)
 
     def forward(self, x: Float[Tensor, " batch *input"]) -> Float[Tensor, "batch output"]:

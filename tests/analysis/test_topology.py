@@ -9,7 +9,7 @@ import torch
 from scipy.spatial.distance import pdist, squareform
 
 import koopman_interp as ki
-from koopman_interp.errors import InputError
+from koopman_interp.errors import FileFormatError, InputError, NonFiniteError, TooLargeError
 
 HOST = ki.HostFingerprint(model="m.M", adapter="torch", basis="b", dtype="float64", weights="0" * 32)
 
@@ -63,7 +63,7 @@ def naive_betti(distances, scale, most):
 
 
 def test_a_circle_is_a_circle_and_two_rings_are_two():
-    found = ki.topology(trajectories_of(CIRCLE, RINGS))
+    found = ki.topology(trajectories_of(CIRCLE, RINGS), threshold=0.5)
     assert found.betti(0.1) == [[1, 1], [2, 2]]
     assert found.betti(0.0) == [[120, 0], [120, 0]]
     # Past the gap between them the rings are one piece, and past √3/5 of the diameter they are filled.
@@ -129,7 +129,7 @@ def test_only_scales_under_the_threshold_are_reported():
 
 
 def test_points_that_coincide_are_refused():
-    with pytest.raises(InputError, match=r"All 120 points coincide at 'site\.1'"):
+    with pytest.raises(InputError, match=r"'site\.1': All 120 points coincide"):
         ki.topology(trajectories_of(CIRCLE, np.ones((120, 3))))
 
 
@@ -195,3 +195,138 @@ def test_states_of_the_host_without_a_surrogate(trajectories):
     order = torch.randperm(600, generator=torch.Generator().manual_seed(0))[:80]
     for diameter, state in zip(found.diameters, trajectories.states, strict=True):
         assert diameter == pytest.approx(pdist(state[order].double().numpy()).max())
+
+
+@pytest.mark.parametrize(
+    ("of", "clouds"),
+    [
+        ("normalized", lambda k, t, i: k.normalization.normalize(t.states[i], i)),
+        ("encoded", lambda k, t, i: k.encode(t.states[i], i)),
+        ("predicted", lambda k, t, i: k.decode(k.operator.advance(k.encode(t.states[0], 0), k.steps(0, i)), i)),
+    ],
+)
+def test_what_a_surrogate_makes_of_the_states(surrogate, trajectories, of, clouds):
+    some = trajectories[:40]
+    found = ki.topology(some, surrogate, of=of)
+    for depth, diameter in enumerate(found.diameters):
+        with torch.no_grad():
+            cloud = clouds(surrogate, some, depth)
+        assert diameter == pytest.approx(pdist(cloud.double().numpy()).max(), rel=1e-5)
+
+
+def test_iterates_at_times_of_ones_own(surrogate, trajectories):
+    found = ki.topology(trajectories[:40], surrogate, times=[0.0, 1.0, 7.0], unit="none")
+    assert found.names == ("K^0", "K^1", "K^7")
+    z = surrogate.encode(trajectories.states[0][:40], 0).detach().double().numpy()
+    moved = z @ np.linalg.matrix_power(surrogate.K.double().numpy(), 7).T
+    assert found.diameters[2] == pytest.approx(pdist(moved).max(), rel=1e-4)
+
+
+def test_units():
+    clouds = trajectories_of(CIRCLE, 3 * CIRCLE)
+    own, first, none = (ki.topology(clouds, unit=unit, threshold=0.4) for unit in ("own", "first", "none"))
+    longest = [one.statistic("longest lifetime", 0) for one in (own, first, none)]
+    side = 2 * np.sin(np.pi / 120)
+    np.testing.assert_allclose(longest[0], [side / 2, side / 2])
+    np.testing.assert_allclose(longest[1], [side / 2, 3 * side / 2])
+    np.testing.assert_allclose(longest[2], [side, 3 * side])
+    # A threshold is given in the same units as scales are read.
+    for found, limit in ((own, 0.4), (first, 0.4), (none, 0.4)):
+        assert found.thresholds == pytest.approx((limit, limit))
+    assert [own.scale_name, first.scale_name] == ["diameters", "diameters of the first cloud"]
+    assert "β0 at 0.2" in str(none)  # a tenth of the first diameter
+
+
+def test_unless_told_each_cloud_has_a_threshold_of_its_own():
+    clumps = np.repeat(np.eye(2), 60, axis=0) + 1e-3 * BLOB
+    found = ki.topology(trajectories_of(BLOB, clumps))
+    assert found.thresholds[1] == pytest.approx(0.2)
+    assert found.threshold == min(found.thresholds)
+    scales = np.array([0.1, max(found.thresholds) + 0.01])
+    curves = found.curves(1, scales)
+    assert np.isfinite(curves[:, 0]).all()
+    assert np.isnan(curves[:, 1]).all()
+    assert np.isfinite(found.curves(0, scales)).all()
+    tight = ki.topology(trajectories_of(BLOB, np.r_[1e-3 * BLOB[:119], [[9.0, 9.0]]]))
+    assert "–" in str(tight)
+    values = json.loads(json.dumps(tight.as_dict(), allow_nan=False))
+    assert values["betti"]["0.2"]["site.1"] == [2, None]
+
+
+def test_a_subset_answers_for_the_rest_within_its_bound():
+    noisy = RINGS + 0.05 * np.random.default_rng(0).normal(size=RINGS.shape)
+    whole = ki.topology(trajectories_of(noisy, BLOB), threshold=1.0, unit="none")
+    for sampling in ("random", "farthest"):
+        part = ki.topology(trajectories_of(noisy, BLOB), points=50, sampling=sampling, threshold=1.0, unit="none")
+        assert (part.points, part.rows) == (50, 120)
+        distances = ki.topology_distances(part, whole)
+        assert (distances.bottleneck <= 2 * np.array(part.covering)[:, None] + 1e-6).all()
+        assert "subset's bound" in str(part)
+    assert whole.covering == ()
+
+
+def test_a_class_alone(trajectories):
+    found = ki.topology_by_class(trajectories, points=50)
+    assert tuple(found) == trajectories.classes
+    alone = ki.topology(trajectories[trajectories.labels == 1], points=50)
+    for ours, theirs in zip(found[1].diagrams, alone.diagrams, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    with pytest.raises(InputError, match="No sample has the label 7; there are 0, 1, 2"):
+        ki.topology(trajectories, label=7)
+    with pytest.raises(InputError, match="no labels"):
+        ki.topology_by_class(trajectories_of(CIRCLE, BLOB))
+
+
+def test_statistics_of_a_circle():
+    found = ki.topology(trajectories_of(CIRCLE, RINGS), threshold=0.5)
+    side = np.sin(np.pi / 120)
+    assert found.statistic("total persistence", 0)[0] == pytest.approx(119 * side)
+    assert found.statistic("entropy", 0)[0] == pytest.approx(np.log(119))
+    assert found.statistic("longest lifetime", 1)[0] == pytest.approx(0.5 - side, abs=1e-6)
+    assert found.statistic(lambda diagram, limit: len(diagram) + limit, 1).tolist() == [1.5, 2.5]
+    with pytest.raises(InputError, match="no statistic 'length'; there are total persistence"):
+        found.statistic("length", 0)
+    with pytest.raises(InputError, match="dimensions 0 to 1; got 2"):
+        found.statistic("entropy", 2)
+
+
+def test_it_is_saved_and_loaded(tmp_path):
+    found = ki.topology(trajectories_of(CIRCLE, RINGS), points=60)
+    found.save(tmp_path / "t.safetensors")
+    loaded = ki.Topology.load(tmp_path / "t.safetensors")
+    assert repr(loaded) == repr(found)
+    assert str(loaded) == str(found)
+    assert loaded.as_dict() == found.as_dict()
+    trajectories_of(CIRCLE, RINGS).save(tmp_path / "other.safetensors")
+    with pytest.raises(FileFormatError, match="not the 'topology'"):
+        ki.Topology.load(tmp_path / "other.safetensors")
+
+
+def test_some_of_the_clouds():
+    found = ki.topology(trajectories_of(CIRCLE, RINGS, BLOB), points=60)
+    last = found[1:]
+    assert (last.names, len(last)) == (("site.1", "site.2"), 2)
+    assert last.diagrams == found.diagrams[1:]
+    assert last.covering == found.covering[1:]
+
+
+def test_what_cannot_be_computed_is_refused(unchecked, surrogate, trajectories):
+    clouds = trajectories_of(CIRCLE, BLOB)
+    broken = BLOB.copy()
+    broken[3, 1] = np.nan
+    for error, match, call in (
+        (NonFiniteError, "cloud of 'site.1' holds NaN", lambda: ki.topology(trajectories_of(CIRCLE, broken))),
+        (NonFiniteError, "at site 'site.1'", lambda: ki.topology(trajectories_of(CIRCLE, broken), points=9)),
+        (TooLargeError, "At 'site.0': The distances of 120", lambda: ki.topology(clouds, most_memory=1e-4)),
+        (InputError, "no unit 'metre'", lambda: ki.topology(clouds, unit="metre")),
+        (InputError, "no sampling 'even'", lambda: ki.topology(clouds, sampling="even")),
+        (InputError, "from 0 up; got -1", lambda: ki.topology(clouds, max_dimension=-1)),
+        (InputError, "a scale past 0; got -2", lambda: ki.topology(clouds, threshold=-2.0, unit="none")),
+        (InputError, "pairs is a share", lambda: ki.topology(clouds, pairs=0.0)),
+        (InputError, "give koopman=", lambda: ki.topology(clouds, of="encoded")),
+        (InputError, "no clouds of 'logits'", lambda: ki.topology(clouds, of="logits")),
+        (InputError, "the surrogate has", lambda: ki.topology(clouds, surrogate)),
+        (InputError, "chosen for iterates", lambda: ki.topology(trajectories, surrogate, of="encoded", times=[1.0])),
+    ):
+        with pytest.raises(error, match=match):
+            call()

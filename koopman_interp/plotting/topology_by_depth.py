@@ -1,0 +1,168 @@
+"""Figures of topology along depth, with bands: Betti curves, summaries, distances, intrinsic dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from koopman_interp.analysis.diagram_distances import TopologyDistances
+from koopman_interp.analysis.dimension import IntrinsicDimension
+from koopman_interp.analysis.topology_bands import TopologyBands
+from koopman_interp.errors import InputError
+from koopman_interp.plotting.style import (
+    BLUE,
+    DARK_TO_LIGHT,
+    GREEN,
+    LINES,
+    MOST_DEPTHS,
+    ORANGE,
+    PURPLE,
+    of_all,
+    own_axes,
+    plain,
+    short,
+    thinned,
+    ticks_of_sites,
+)
+
+_SERIES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "D", "-."), (PURPLE, "v", ":"))
+_HATCHES = ("", "///", "...", "\\\\\\")
+_BAND_LINES = 5
+"""Bands of a figure; more would cover each other."""
+
+
+def plot_betti_bands(bands: TopologyBands, dimension: int = 0, ax: Axes | None = None) -> Axes:
+    """Draw Betti curves over scale, one line and band a depth: the mean over runs and its quantiles.
+
+    Raises:
+        InputError: the topology was not computed up to this dimension.
+    """
+    bands.runs[0].require_dimension(dimension)
+    ax = own_axes(ax, 7.2, 4.2)
+    end = (
+        bands.threshold
+        if dimension
+        else max(float(d[0][np.isfinite(d[0])].max()) for r in bands.runs for d in r.diagrams)
+    )
+    scales = np.linspace(0, end, 201)
+    low, mean, high = bands.band(bands.curves(dimension, scales))
+    shown = thinned(len(bands.names), min(_BAND_LINES, MOST_DEPTHS))
+    for order, cloud in enumerate(shown):
+        colour = DARK_TO_LIGHT(order / max(1, len(shown) - 1))
+        label = f"{cloud}  {short(bands.names[cloud])}"
+        ax.plot(scales, mean[cloud], LINES[order % len(LINES)], color=colour, label=label)
+        ax.fill_between(scales, low[cloud], high[cloud], color=colour, alpha=0.2, linewidth=0)
+    if dimension == 0:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+    ax.set(
+        xlabel=f"scale ({bands.runs[0].scale_name})",
+        ylabel=f"β{dimension}",
+        title=f"Betti-{dimension}: mean and {bands.level:.0%} of {len(bands.runs)} runs"
+        + of_all(shown, bands.names, "depths"),
+        xlim=(0, end),
+    )
+    plain(ax)
+    ax.legend(title="depth", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=3)
+    return ax
+
+
+def plot_topology_summary(
+    bands: TopologyBands | Mapping[str, TopologyBands],
+    statistic: str = "total persistence",
+    dimension: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a statistic of the diagrams along depth: mean and band over runs, one line for each of several.
+
+    Args:
+        bands: of one, or of several by name, which need as many clouds.
+        statistic: `total persistence`, `entropy` or `longest lifetime`.
+        dimension: of homology.
+        ax: where to draw.
+
+    Raises:
+        InputError: they differ in the number of clouds, or the statistic or the dimension is not there.
+    """
+    several = {"": bands} if isinstance(bands, TopologyBands) else dict(bands)
+    if len({len(each.names) for each in several.values()}) != 1:
+        raise InputError("Bands in one figure need as many clouds each; draw them on axes of their own.")
+    ax = own_axes(ax, 7.2, 4.0)
+    for order, (name, each) in enumerate(several.items()):
+        colour, marker, style = _SERIES[order % len(_SERIES)]
+        low, mean, high = each.band(each.statistic(statistic, dimension))
+        depths = np.arange(len(mean))
+        ax.plot(depths, mean, style, color=colour, marker=marker, label=name)
+        hatch = _HATCHES[order % len(_HATCHES)]
+        ax.fill_between(depths, low, high, facecolor=colour, edgecolor=colour, alpha=0.18, hatch=hatch, linewidth=0)
+    first = next(iter(several.values()))
+    ticks_of_sites(ax, first.names)
+    unit = "nats" if statistic == "entropy" else first.runs[0].scale_name
+    ax.set(ylabel=f"{statistic} of H{dimension} ({unit})")
+    ax.set_title(f"Mean and {first.level:.0%} of {len(first.runs)} runs", fontsize=11)
+    plain(ax)
+    if len(several) > 1:
+        ax.legend(frameon=False, handlelength=3)
+    return ax
+
+
+def plot_topology_distances(
+    distances: TopologyDistances | Mapping[str, TopologyDistances],
+    dimension: int = 1,
+    kind: str = "bottleneck",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw distances of diagrams along depth, one line for each of several comparisons.
+
+    Args:
+        distances: of one comparison, or of several by name.
+        dimension: of homology.
+        kind: `bottleneck` or `wasserstein`.
+        ax: where to draw.
+
+    Raises:
+        InputError: there is no such kind, or the dimension was not compared.
+    """
+    several = {"": distances} if isinstance(distances, TopologyDistances) else dict(distances)
+    if kind not in ("bottleneck", "wasserstein"):
+        raise InputError(f"Distances are bottleneck or wasserstein; got {kind!r}.")
+    if not 0 <= dimension < min(each.bottleneck.shape[1] for each in several.values()):
+        raise InputError(f"H{dimension} was not compared.")
+    ax = own_axes(ax, 7.2, 4.0)
+    for order, (name, each) in enumerate(several.items()):
+        colour, marker, style = _SERIES[order % len(_SERIES)]
+        values = getattr(each, kind)[:, dimension]
+        ax.plot(np.arange(len(values)), values, style, color=colour, marker=marker, label=name)
+    first = next(iter(several.values()))
+    ticks_of_sites(ax, [short(a) if a == b else f"{short(a, 12)} | {short(b, 12)}" for a, b in first.names])
+    ax.set(ylabel=f"{kind} distance of H{dimension} ({first.scale_name})")
+    ax.set_title(f"How far apart the diagrams of H{dimension} are", fontsize=11)
+    ax.set_ylim(bottom=0)
+    plain(ax)
+    if len(several) > 1:
+        ax.legend(frameon=False, handlelength=3)
+    return ax
+
+
+def plot_intrinsic_dimension(found: IntrinsicDimension, ax: Axes | None = None) -> Axes:
+    """Draw the intrinsic dimension along depth, one line an estimator, with the range over subsets."""
+    ax = own_axes(ax, 7.2, 4.0)
+    low, high = found.values.min(0), found.values.max(0)
+    for place, estimator in enumerate(found.estimators):
+        colour, marker, style = _SERIES[place % len(_SERIES)]
+        mean = found.means[:, place]
+        spread = np.stack([mean - low[:, place], high[:, place] - mean])
+        ax.errorbar(
+            np.arange(len(mean)), mean, spread, color=colour, marker=marker, linestyle=style, capsize=3, label=estimator
+        )
+    ticks_of_sites(ax, found.names)
+    ax.set(ylabel="intrinsic dimension")
+    ax.set_title(f"{len(found.values)} subsets of {found.points:,} points: mean and range", fontsize=11)
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    plain(ax)
+    ax.legend(frameon=False, handlelength=3)
+    return ax
