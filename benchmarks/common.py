@@ -37,11 +37,16 @@ class Data:
     y_test: Int[Tensor, " test"]
 
 
-def default_mnist() -> str:
-    """Find MNIST: below KOOPMAN_INTERP_DATA, beside the checkout, else its name on the Hub."""
+def default_data(name: str) -> Path:
+    """Name a folder below KOOPMAN_INTERP_DATA, or beside the checkout."""
     root = os.environ.get("KOOPMAN_INTERP_DATA")
     beside = Path(__file__).resolve().parents[2] / "shared" / "datasets"
-    folder = (Path(root) if root else beside) / "mnist"
+    return (Path(root) if root else beside) / name
+
+
+def default_mnist() -> str:
+    """Find MNIST: below KOOPMAN_INTERP_DATA, beside the checkout, else its name on the Hub."""
+    folder = default_data("mnist")
     return str(folder) if folder.is_dir() else HUB_MNIST
 
 
@@ -87,10 +92,10 @@ def shifted(batch: Float[Tensor, "sample 784"], generator: torch.Generator) -> F
     return batch.view(-1, 28, 28).roll(by, (1, 2)).flatten(1)
 
 
-def mnist_host(data: Data, path: Path | None, *, epochs: int, seed: int) -> nn.Module:
+def mnist_host(data: Data, path: Path | None, *, epochs: int, seed: int, skip: bool = True) -> nn.Module:
     """Load or train the residual MLP of width 256 with 4 blocks, by AdamW with one cycle and one-pixel shifts."""
     torch.manual_seed(seed)
-    model = ResidualMLP(inputs=784, width=256, blocks=4, outputs=10)
+    model = ResidualMLP(inputs=784, width=256, blocks=4, outputs=10, skip=skip)
     return host_from(
         model, path, lambda: train_classifier(model, data.x, data.y, epochs=epochs, augment=shifted, seed=seed)
     )

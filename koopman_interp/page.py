@@ -210,7 +210,11 @@ def _topology(name: str, topology: Mapping[str, Any], index: int, figures: Mappi
         "diameter",
     ]
     rows = [
-        [cloud, *(str(number) for counts in betti.values() for number in counts[cloud]), number(diameter, 3)]
+        [
+            cloud,
+            *("–" if count is None else str(count) for counts in betti.values() for count in counts[cloud]),
+            number(diameter, 3),
+        ]
         for cloud, diameter in zip(clouds, topology["diameters"], strict=bool(clouds))
     ]
     drawn = [each for each in figures if each.startswith(f"topology-{index}-")]

@@ -1,0 +1,116 @@
+"""What edits forget and what they leave: digits 8×8 and MNIST.
+
+`digits`: the ways of forgetting class 4 in the setting of `digits.py`, beside the audit's baselines and the retrained
+host; medians over the seeds. `mnist`: each of the ten classes, and three of them one after another and at once; one
+host and one fit a seed.
+
+    python benchmarks/edits.py digits
+    python benchmarks/edits.py mnist --seeds 0 --host runs/mnist256.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from common import add_data_options, machine, mnist, mnist_host, predictions
+from digits import CONFIG, LABEL, MEASURES, digits_setting
+from erasing import by_class, erased_in_turn, moved
+
+import koopman_interp as ki
+from koopman_interp.files import write_json
+from koopman_interp.tables import table
+
+COLUMNS = ("forget", "retain", "linear", "RBF", "10-shot", "JS to retrained", "membership: loss", "confidence")
+IN_A_ROW = (4, 7, 2)
+WAYS: dict[str, Callable[[ki.KoopmanAutoencoder, ki.Trajectories], ki.OperatorEdit]] = {
+    "erase_class": lambda koopman, _: ki.erase_class(koopman, label=LABEL),
+    "redirect, equality": lambda koopman, rows: ki.redirect(koopman, rows, label=LABEL, weight=1e-6),
+    "redirect, λ = 1": lambda koopman, rows: ki.redirect(koopman, rows, label=LABEL),
+    "erase_class, then redirect, λ = 1": lambda koopman, rows: ki.redirect(
+        koopman, rows, label=LABEL, after=ki.erase_class(koopman, label=LABEL)
+    ),
+    # λ and rank were chosen on seeds 10 to 12.
+    "redirect, λ = 10, rank 3": lambda koopman, rows: ki.redirect(koopman, rows, label=LABEL, weight=10, rank=3),
+}
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=list(PARTS))
+    add_data_options(parser, "edits")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    given = parser.parse_args()
+    found = PARTS[given.part](given)
+    write_json(given.out.with_stem(f"edits_{given.part}"), {"machine": machine(), "seeds": given.seeds, **found})
+
+
+def forget_a_digit(given: argparse.Namespace) -> dict[str, Any]:
+    """Audit each way on each seed, and print medians."""
+    figures: dict[str, list[list[float]]] = {}
+    for seed in given.seeds:
+        setting = digits_setting(seed)
+        trajectories = ki.attach(setting.model).observe(setting.x, setting.y, progress=False)
+        koopman = ki.fit(trajectories, replace(CONFIG, seed=seed), progress=False)
+        for name, make in WAYS.items():
+            audit = ki.audit(
+                setting.model,
+                koopman,
+                make(koopman, trajectories),
+                **setting.parts(),
+                retrained=setting.retrained,
+                seed=seed,
+            )
+            rows = {row.name: row for row in audit.rows[:-1]} if name == "erase_class" else {}
+            for shown, row in {**rows, name: audit.rows[-1]}.items():
+                figures.setdefault(shown, []).append([100 * MEASURES[column](row) for column in COLUMNS])
+    medians = {
+        name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in figures.items()
+    }
+    print(table(["", *COLUMNS], [[name, *(f"{value:.1f}" for value in row)] for name, row in medians.items()]))
+    return {"columns": COLUMNS, "medians": medians, "by_seed": figures}
+
+
+def forget_classes(given: argparse.Namespace) -> dict[str, Any]:
+    """Erase each class of MNIST, and three of them together."""
+    data = mnist(given.mnist, given.slice)
+    found = []
+    for seed in given.seeds:
+        path = given.host if len(given.seeds) == 1 else None
+        model = mnist_host(data, path, epochs=12, seed=seed)
+        trajectories = ki.attach(model).observe(data.x, data.y, progress=False)
+        koopman = ki.fit(trajectories, ki.FitConfig(seed=seed), progress=False)
+        classes = erased_in_turn(model, koopman, data)
+        host = predictions(model, data.x_test)
+        together = []
+        for jointly in (False, True):
+            for strength in (1.0, 1.25, 1.5):
+                edit = ki.erase_classes(koopman, labels=IN_A_ROW, jointly=jointly, strength=strength)
+                with ki.patched(model, koopman, edit):
+                    guess = predictions(model, data.x_test)
+                figures = moved(host, guess, data, list(IN_A_ROW))
+                together.append({"jointly": jointly, "strength": strength, "site": edit.site, **figures})
+        found.append({"seed": seed, "classes": classes, "together": together})
+        print(f"== Seed {seed} ==\n{by_class(classes)}\n")
+        rows = [
+            [
+                "at once" if one["jointly"] else "one after another",
+                f"{one['strength']:g}",
+                f"{one['forgotten']:.2f}",
+                f"{one['retained_minus_host']:+.2f}",
+            ]
+            for one in together
+        ]
+        print(table([f"classes {', '.join(map(str, IN_A_ROW))}", "strength", "recognised %", "retained − host"], rows))
+    return {"mnist": found}
+
+
+PARTS = {"digits": forget_a_digit, "mnist": forget_classes}
+
+
+if __name__ == "__main__":
+    main()
