@@ -13,7 +13,7 @@ from koopman_interp.errors import HostMismatchError, InputError
 from koopman_interp.hosts import weight_digest
 from koopman_interp.testing import LinearHost, yin_yang
 
-NAMES = ["surrogate", "identity", "mean", "endpoint linear"]
+NAMES = ["surrogate", "identity", "mean", "endpoint linear", "affine chain"]
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_there_is_no_identity_between_different_widths():
     koopman = ki.fit(data, config, method="least_squares")
     found = ki.fidelity(model, koopman, data, x)
     assert all(depth.unexplained["identity"] is None for depth in found.depths)
-    assert list(by_name(found)) == ["host", "surrogate", "mean", "endpoint linear"]
+    assert list(by_name(found)) == ["host", "surrogate", "mean", "endpoint linear", "affine chain"]
     assert found.depths[1].unexplained["mean"] == pytest.approx(1, abs=1e-5)
     assert found.depths[2].unexplained["endpoint linear"] < 0.5
     assert "–" in str(found)
