@@ -1,5 +1,12 @@
 from .analysis.fidelity import Fidelity as Fidelity
 from .analysis.fidelity import fidelity as fidelity
+from .analysis.lens import LensReading as LensReading
+from .analysis.lens import koopman_lens as koopman_lens
+from .analysis.lens_comparison import LensComparison as LensComparison
+from .analysis.lens_comparison import compare_lenses as compare_lenses
+from .analysis.lenses import AffineLens as AffineLens
+from .analysis.lenses import KoopmanLens as KoopmanLens
+from .analysis.lenses import LogitLens as LogitLens
 from .analysis.spectrum import Spectrum as Spectrum
 from .analysis.spectrum import spectrum as spectrum
 from .analysis.topology import Topology as Topology
@@ -13,6 +20,9 @@ from .auditing.relearning import Relearning as Relearning
 from .auditing.rows import AuditRow as AuditRow
 from .autoencoder import KoopmanAutoencoder as KoopmanAutoencoder
 from .autoencoder import SurrogateConfig as SurrogateConfig
+from .distilling import DistilConfig as DistilConfig
+from .distilling import distil as distil
+from .distilling import tune as tune
 from .edits.erase import erase_class as erase_class
 from .edits.operator_edit import Certificate as Certificate
 from .edits.operator_edit import OperatorEdit as OperatorEdit

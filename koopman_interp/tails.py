@@ -87,6 +87,11 @@ class OwnPass:
             self._samples[shape] = Samples.of(shape, self.output.tokens, self.skip)
         return self._samples[shape]
 
+    @property
+    def of_states(self) -> Samples:
+        """The samples; where sites differ in layout, by the one with most axes, which says most of where they are."""
+        return self.samples(max(range(len(self.states)), key=lambda depth: self.states[depth].ndim))
+
     def rows(self, depth: int) -> Float[Tensor, "sample width"]:
         """Return the samples' states at a depth as rows, on the host's device."""
         return self.samples(depth).take(to_rows(self.states[depth]))

@@ -16,14 +16,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from koopman_interp.analysis.in_place import OutputFidelity, Span, judged_in_place
+from koopman_interp.analysis.in_place import OutputFidelity, Span, by_span_and_name, judged_in_place
 from koopman_interp.analysis.stand_ins import NAMES, SURROGATE, StandIn, StandIns
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.batches import calls
 from koopman_interp.errors import InputError
 from koopman_interp.hosts import Host, HostFingerprint, host_for, span
 from koopman_interp.observing import attach
-from koopman_interp.tables import table
+from koopman_interp.tables import number, percent, table
 from koopman_interp.trajectories import Trajectories
 
 Spans = Literal["given", "to_target", "all"]
@@ -94,8 +94,8 @@ class Fidelity:
             [
                 [
                     depth.site,
-                    *(_shown(depth.unexplained[name], 4) for name in names),
-                    _shown(depth.linearity_residual, 4),
+                    *(number(depth.unexplained[name], 4) for name in names),
+                    number(depth.linearity_residual, 4),
                     " / ".join(f"{ratio:.2f}" for ratio in depth.isometry),
                 ]
                 for depth in self.depths
@@ -106,8 +106,8 @@ class Fidelity:
             ["in place of the span", "accuracy %", "agreement %", "KL to host"]
             + (["cross-entropy", "recovered %"] if labelled else []),
             [
-                [row.name, _percent(row.accuracy), _percent(row.agreement), f"{row.kl:.4f}"]
-                + ([_shown(row.cross_entropy, 4), _percent(row.recovered)] if labelled else [])
+                [row.name, percent(row.accuracy), percent(row.agreement), f"{row.kl:.4f}"]
+                + ([number(row.cross_entropy, 4), percent(row.recovered)] if labelled else [])
                 for row in self.outputs
             ],
         )
@@ -116,32 +116,12 @@ class Fidelity:
     def by_span(self) -> str:
         """Tabulate, for each span and stand-in, divergence / agreement / share of cross-entropy recovered."""
         names = [row.name for row in self.outputs[1:]]
-        labelled = any(row.recovered is not None for one in self.spans for row in one.outputs)
-        what = "KL / agreement %" + (" / recovered %" if labelled else "")
-        lines = []
-        for one in self.spans:
-            found = {row.name: row for row in one.outputs}
-            cells = []
-            for name in names:
-                row = found.get(name)
-                parts = [] if row is None else [f"{row.kl:.3f}", f"{100 * row.agreement:.1f}"]
-                if row is not None and labelled:
-                    parts.append("–" if row.recovered is None else f"{100 * row.recovered:.1f}")
-                cells.append(" / ".join(parts) or "–")
-            lines.append([f"{one.source} → {one.target}", *cells])
-        return table([what, *names], lines)
+        spans = {f"{one.source} → {one.target}": one.outputs for one in self.spans}
+        return by_span_and_name(spans, names)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
-
-
-def _shown(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
 
 
 @torch.no_grad()
@@ -190,7 +170,7 @@ def fidelity(
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
     first, last = span(koopman.sites, source, target)
     tap = attach(host, koopman.sites, times=koopman.config.times, skip=skip)
-    every, found, seen = tap.observed(batches, labels, batch_size=batch_size, progress=False)
+    every, found, _ = tap.observed(batches, labels, batch_size=batch_size, progress=False)
     if next_token and found is not None:
         raise InputError("Figures are of given labels or of next tokens; got both. Leave out one of them.")
     held_out = every if found is None else every.with_labels(found)
@@ -201,7 +181,7 @@ def fidelity(
     column = labels if isinstance(labels, str) else None
     fed = (x for x, _ in calls(host, batches, column=column, batch_size=batch_size))
     asked = {ends: stand_ins.of(*ends) for ends in _asked(first, last, spans)}
-    judged = judged_in_place(host, fed, koopman.sites, asked, found, seen, next_token=next_token, skip=skip)
+    judged = judged_in_place(host, fed, koopman.sites, asked, found, next_token=next_token, skip=skip)
     sites = koopman.sites
     by_span = tuple(SpanFidelity(sites[i], sites[j], outputs) for (i, j), outputs in judged.items())
     return Fidelity(depths, judged[first, last], len(held_out), () if spans == "given" else by_span)

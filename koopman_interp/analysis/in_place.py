@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
 from koopman_interp.analysis.stand_ins import MEAN, StandIn
+from koopman_interp.errors import InputError
 from koopman_interp.hosts import Host
 from koopman_interp.outputs import Output
-from koopman_interp.samples import Samples
+from koopman_interp.tables import number, percent, table
 from koopman_interp.tails import OwnPass
 from koopman_interp.trajectories import IGNORED
 
@@ -55,8 +56,7 @@ def judged_in_place(
     batches: Iterable[Any],
     sites: tuple[str, ...],
     stand_ins: Mapping[Span, Mapping[str, StandIn | None]],
-    labels: Int[Tensor, " sample"] | None,
-    states: Sequence[Samples],
+    labels: Int[Tensor, " sample"] | None = None,
     *,
     next_token: bool = False,
     skip: int = 0,
@@ -69,21 +69,24 @@ def judged_in_place(
         sites: of the depths.
         stand_ins: by span and name; those that are None do not exist.
         labels: of the samples of all batches in order; rows labelled -100 are left out. None without labels.
-        states: the samples of each batch.
         next_token: take the token that follows as the label; the last row of a sequence has none, and counts in
             agreement and divergence alone.
         skip: leading places of each sequence to leave out.
 
     Returns:
         Figures for each span: of the host, then of each of its stand-ins.
+
+    Raises:
+        InputError: there were no samples.
     """
     tallies = {
         span: {name: _Tally() for name in (HOST, *(name for name, one in found.items() if one is not None))}
         for span, found in stand_ins.items()
     }
     labelled, start = labels is not None or next_token, 0
-    for x, of_states in zip(batches, states, strict=True):
+    for x in batches:
         own = OwnPass.of(host, x, sites, skip)
+        of_states = own.of_states
         if next_token:
             given: Tensor | None = own.output.following()
             judged: Any = slice(None)
@@ -97,10 +100,27 @@ def judged_in_place(
         logp = own.output.logp[judged]
         for (source, target), name, output in _outputs(own, stand_ins):
             tallies[source, target][name].add(output.logp[judged], logp, right)
+    if not any(tally.rows for found in tallies.values() for tally in found.values()):
+        raise InputError("There were no samples to judge. Give inputs, and skip fewer of their positions.")
     return {
         span: _recovered(tuple(tally.figures(name, labelled=labelled) for name, tally in found.items()))
         for span, found in tallies.items()
     }
+
+
+def by_span_and_name(spans: Mapping[str, Sequence[OutputFidelity]], names: Sequence[str]) -> str:
+    """Tabulate divergence / agreement / share of cross-entropy recovered, one line a span, one column a stand-in."""
+    labelled = any(row.recovered is not None for outputs in spans.values() for row in outputs)
+    lines = []
+    for span, outputs in spans.items():
+        found = {row.name: row for row in outputs}
+        cells = []
+        for name in names:
+            row = found.get(name)
+            parts = [] if row is None else [number(row.kl, 3), percent(row.agreement, 1)]
+            cells.append(" / ".join([*parts, *([percent(row.recovered, 1)] if row and labelled else [])]) or "–")
+        lines.append([span, *cells])
+    return table(["KL / agreement %" + (" / recovered %" if labelled else ""), *names], lines)
 
 
 def _outputs(

@@ -10,7 +10,10 @@ from koopman_interp.plotting.audits import plot_forgetting_by_depth as plot_forg
 from koopman_interp.plotting.audits import plot_relearning as plot_relearning
 from koopman_interp.plotting.fidelity import plot_fidelity as plot_fidelity
 from koopman_interp.plotting.fidelity import plot_output_fidelity as plot_output_fidelity
+from koopman_interp.plotting.fidelity import plot_span_fidelity as plot_span_fidelity
 from koopman_interp.plotting.fits import plot_fit as plot_fit
+from koopman_interp.plotting.lens import plot_lens as plot_lens
+from koopman_interp.plotting.lens import plot_lens_comparison as plot_lens_comparison
 from koopman_interp.plotting.saving import save_figure as save_figure
 from koopman_interp.plotting.spectrum import plot_spectrum as plot_spectrum
 from koopman_interp.plotting.topology import plot_topology as plot_topology
