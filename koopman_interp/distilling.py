@@ -228,14 +228,14 @@ class _Descent:
         self,
         host: Host,
         sites: tuple[str, ...],
-        groups: Sequence[tuple[list[Tensor], float]],
+        groups: Sequence[tuple[Sequence[Tensor], float]],
         config: DistilConfig,
         skip: int,
     ) -> None:
         self._host, self._sites, self._config, self._skip = host, sites, config, skip
         self._parameters = [parameter for parameters, _ in groups for parameter in parameters]
         self._optimizer = torch.optim.AdamW(
-            [{"params": parameters, "lr": config.learning_rate * rate} for parameters, rate in groups],
+            [{"params": list(parameters), "lr": config.learning_rate * rate} for parameters, rate in groups],
             weight_decay=config.weight_decay,
         )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts import Host, HostFingerprint, host_for
 from koopman_interp.outputs import Output
+from koopman_interp.samples import Samples
 from koopman_interp.tables import table
 from koopman_interp.tails import OwnPass
 
@@ -187,44 +189,46 @@ def koopman_lens(
 
 @dataclass(frozen=True)
 class _Part:
-    """What a lens reads in one batch."""
+    """What a lens reads in one batch; the outputs themselves can be wide and are not kept."""
 
-    tensors: dict[str, Tensor]
-    output: Output
+    by_depth: dict[str, Tensor]
+    samples: Samples
 
 
 def _read(outputs: Sequence[Output], top: int) -> _Part:
     logp = torch.stack([output.logp for output in outputs])
-    own, places = logp[-1], outputs[-1].samples
+    own = logp[-1]
     likeliest = logp.topk(min(top, logp.shape[-1]), dim=-1)
     first = likeliest.indices[-1, :, 0].expand(logp.shape[:2])[..., None]
-    tensors = {
+    by_depth = {
         "top": likeliest.indices,
         "probability": likeliest.values.exp().float(),
         "kl": (own.exp() * (own - logp)).sum(-1).float(),
         "own": logp.gather(-1, first).squeeze(-1).exp().float(),
-        "sequence": places.entry,
-        "position": places.place,
     }
-    return _Part(tensors, outputs[-1])
+    return _Part(by_depth, outputs[-1].samples)
 
 
 def _joined(parts: Sequence[_Part], lens: str, sites: tuple[str, ...], naming: tuple[Naming, Naming]) -> LensReading:
     name_input, name_output = naming
-    starts = torch.tensor([0, *(part.output.samples.inputs for part in parts)]).cumsum(0).tolist()
-    sequence = torch.cat([part.tensors["sequence"] + start for part, start in zip(parts, starts, strict=False)])
-    joined = {name: torch.cat([part.tensors[name] for part in parts], 1) for name in _BY_DEPTH}
-    ids = [part.output.samples.ids for part in parts]
-    known = torch.cat([one for one in ids if one is not None]).tolist() if None not in ids else None
-    inputs = map(name_input, sequence.tolist() if known is None else known)
+    samples = [part.samples for part in parts]
+    starts = accumulate((one.inputs for one in samples), initial=0)
+    sequence = torch.cat([one.entry + start for one, start in zip(samples, starts, strict=False)])
+    joined = {name: torch.cat([part.by_depth[name] for part in parts], 1) for name in _BY_DEPTH}
+    ids = [one.ids for one in samples if one.ids is not None]
+    if len(ids) == len(samples):
+        inputs = [name_input(number) for number in torch.cat(ids).tolist()]
+    else:
+        inputs = [str(number) for number in sequence.tolist()]
     names = {number: name_output(number) for number in joined["top"].unique().tolist()}
-    position = torch.cat([part.tensors["position"] for part in parts])
+    position = torch.cat([one.place for one in samples])
     return LensReading(lens, sites, sequence=sequence, position=position, inputs=tuple(inputs), names=names, **joined)
 
 
 def _naming(names: Any, host: Host) -> tuple[Naming, Naming]:
     """Say how inputs and outputs are named: tokens by a tokenizer, classes by a list, else by their numbers."""
-    tokenizer = getattr(host.model, "tokenizer", None) if names is None or isinstance(names, Sequence) else names
+    given = names is not None and not isinstance(names, Sequence)
+    tokenizer: Any = names if given else getattr(host.model, "tokenizer", None)
     of_tokens: Naming = str
     if hasattr(tokenizer, "convert_ids_to_tokens"):
         of_tokens = lambda number: str(tokenizer.convert_ids_to_tokens(number)).replace("Ġ", "▁")  # noqa: E731

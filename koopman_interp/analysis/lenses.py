@@ -11,7 +11,7 @@ At the last depth each is the state itself, so that there a lens says what the h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from koopman_interp.errors import InputError
 from koopman_interp.trajectories import Trajectories
 
 
+@runtime_checkable
 class Lens(Protocol):
     """A map from each depth to the last."""
 

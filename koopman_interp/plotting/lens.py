@@ -31,7 +31,7 @@ _PALE = LinearSegmentedColormap.from_list("pale", ["#ffffff", "#8ec1e0"])
 
 
 def plot_lens(reading: LensReading, ax: Axes | None = None, *, start: int = 0) -> Axes:
-    """Draw what a lens reads: in each cell the likeliest output, shaded by its probability.
+    """Draw what a lens reads: in each cell the likeliest output and its probability in per cent, which shades it too.
 
     Depth goes up, samples to the right. Where a cell names what the host says in the end, its word is bold.
 
@@ -50,15 +50,16 @@ def plot_lens(reading: LensReading, ax: Axes | None = None, *, start: int = 0) -
     if not shown or start < 0:
         raise InputError(f"This reading has samples 0 to {len(reading) - 1}; there is none to show from {start} on.")
     depths = len(reading.sites)
-    ax = own_axes(ax, 1.9 + 0.62 * len(shown), 1.6 + 0.42 * depths)
+    ax = own_axes(ax, 1.9 + 0.62 * len(shown), 1.6 + 0.5 * depths)
     probability = reading.probability[:, shown.start : shown.stop, 0].numpy()
-    image = ax.imshow(probability, cmap=_PALE, vmin=0, vmax=1, aspect="auto", origin="lower")
+    ax.imshow(probability, cmap=_PALE, vmin=0, vmax=1, aspect="auto", origin="lower")
     for depth in range(depths):
         for column, sample in enumerate(shown):
             right = reading.top[depth, sample, 0] == reading.top[-1, sample, 0]
             word = _plain_text(short(reading.said(depth, sample), 8))
             weight = "bold" if right else "normal"
-            ax.text(column, depth, word, ha="center", va="center", fontsize=8, fontweight=weight)
+            percent = f"{100 * probability[depth, column]:.0f}"
+            ax.text(column, depth, f"{word}\n{percent}", ha="center", va="center", fontsize=8, fontweight=weight)
     labels = [_plain_text(short(reading.inputs[sample], 10)) for sample in shown]
     ax.set_xticks(range(len(shown)), labels, rotation=60, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(depths), [short(site) for site in reading.sites])
@@ -67,9 +68,7 @@ def plot_lens(reading: LensReading, ax: Axes | None = None, *, start: int = 0) -
     ax.grid(which="minor", color="#c8c8c8", linewidth=0.6)
     ax.tick_params(which="minor", length=0)
     ax.set(xlabel="read at", ylabel="site, in order of depth")
-    ax.set_title(f"{reading.lens}: likeliest output (bold: the host's own)")
-    bar = ax.figure.colorbar(image, ax=ax, pad=0.01, fraction=0.03)
-    bar.set_label("probability")
+    ax.set_title(f"{reading.lens}: likeliest output, and its probability in % (bold: the host's own)")
     return ax
 
 
