@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 
 from koopman_interp.analysis.affine import AffineMap
@@ -33,6 +32,7 @@ from koopman_interp.errors import InputError, NonFiniteError
 from koopman_interp.hosts import Host, HostFingerprint, device_of, host_for
 from koopman_interp.losses import linearity, matching_isometry, prediction, reconstruction
 from koopman_interp.moments import Moments
+from koopman_interp.outputs import divergences
 from koopman_interp.tails import OwnPass
 from koopman_interp.trajectories import Trajectories
 
@@ -345,7 +345,7 @@ def _koopman_loss(
 def _divergence(own: OwnPass, arrived: Sequence[Tensor]) -> Float[Tensor, ""]:
     """Mean of `KL(host ‖ host with these rows at the last depth)` over several sets of rows."""
     with own.after(len(own.sites) - 1) as said:
-        found = [kl_div(said(rows).logp, own.output.logp, log_target=True, reduction="batchmean") for rows in arrived]
+        found = [divergences(own.output.logp, said(rows).logp).mean() for rows in arrived]
     return torch.stack(found).mean()
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
-from torch.nn.functional import kl_div, nll_loss
+from torch.nn.functional import nll_loss
 
 from koopman_interp.analysis.stand_ins import MEAN, StandIn
 from koopman_interp.errors import InputError
 from koopman_interp.hosts import Host
-from koopman_interp.outputs import Output
+from koopman_interp.outputs import Output, divergences
 from koopman_interp.tables import number, percent, table
 from koopman_interp.tails import OwnPass
 from koopman_interp.trajectories import IGNORED
@@ -159,7 +159,7 @@ class _Tally:
         guess = logp.argmax(1)
         self.rows += len(logp)
         self.agreeing += int((guess == own.argmax(1)).sum())
-        self.divergence += float(kl_div(logp, own, log_target=True, reduction="sum"))
+        self.divergence += float(divergences(own, logp).sum())
         if labels is not None:
             self.labelled += int((labels != IGNORED).sum())
             self.right += int((guess == labels).sum())

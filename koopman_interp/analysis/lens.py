@@ -22,7 +22,7 @@ from koopman_interp.batches import calls
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts import Host, HostFingerprint, host_for
-from koopman_interp.outputs import Output
+from koopman_interp.outputs import Output, divergences
 from koopman_interp.samples import Samples
 from koopman_interp.tables import table
 from koopman_interp.tails import OwnPass
@@ -203,7 +203,7 @@ def _read(outputs: Sequence[Output], top: int) -> _Part:
     by_depth = {
         "top": likeliest.indices,
         "probability": likeliest.values.exp().float(),
-        "kl": (own.exp() * (own - logp)).sum(-1).float(),
+        "kl": torch.stack([divergences(own, output.logp) for output in outputs]).float(),
         "own": logp.gather(-1, first).squeeze(-1).exp().float(),
     }
     return _Part(by_depth, outputs[-1].samples)

@@ -174,6 +174,24 @@ def test_a_language_models_lenses_are_judged_by_the_next_token_too(words):
     assert host.cross_entropy == pytest.approx(float(expected), rel=1e-6)
 
 
+class Forbidding(LinearHost):
+    """A host whose last class is never said."""
+
+    def forward(self, x):
+        return super().forward(x).index_fill(-1, torch.tensor([5]), -torch.inf)
+
+
+def test_a_class_that_the_host_forbids_adds_nothing():
+    model = Forbidding(torch.eye(6) * 0.9, 3).eval()
+    x = torch.randn(100, 6, generator=torch.Generator().manual_seed(1))
+    data = ki.attach(model).observe(x, progress=False)
+    koopman = ki.fit(data, ki.FitConfig(observables=6), method="least_squares")
+    found = ki.compare_lenses(model, koopman, data, x)
+    states = data.states[0].double()[:, :5]
+    host, logp = (states * 0.729).log_softmax(1), states.log_softmax(1)
+    assert found.kl("logit lens")[0] == pytest.approx(float((host.exp() * (host - logp)).sum(1).mean()), rel=1e-4)
+
+
 # --- bad input --------------------------------------------------------------------------------------------------
 
 
