@@ -18,6 +18,7 @@ from koopman_interp.plotting.style import (
     label_ends,
     own_axes,
     plain,
+    short,
     ticks_of_sites,
 )
 
@@ -100,7 +101,7 @@ def plot_span_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
     ax.set(
         xlabel="where the span starts",
         ylabel="KL to the host, nats (log)",
-        title=f"In place of the span to {spans[-1].target}, {fidelity.rows:,} held-out rows: lower is better",
+        title=f"Spans to {short(spans[-1].target)}, {fidelity.rows:,} held-out rows: lower is better",
     )
     plain(ax)
     label_ends(ax, ends)
