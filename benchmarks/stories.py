@@ -43,7 +43,7 @@ def main() -> None:
     config = ki.FitConfig(observables=given.observables, hidden=(given.hidden,), pairs="all", steps=given.steps)
     koopman, fit_minutes = timed(lambda: ki.fit(trajectories, config, progress=False))
     print(f"{koopman}, {given.steps} steps: {fit_minutes:.1f} minutes", flush=True)
-    further = ki.DistilConfig(steps=given.distil_steps, seed=given.seed)
+    further = ki.DistilConfig(steps=given.distil_steps, states=given.states, seed=given.seed)
     distilled, distil_minutes = timed(
         lambda: ki.distil(model, koopman, trajectories, train, further, skip=1, batch_size=2, progress=False)
     )
@@ -104,6 +104,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=256, help="width of the encoder's hidden layer")
     parser.add_argument("--steps", type=int, default=800, help="of the fit")
     parser.add_argument("--distil-steps", type=int, default=600)
+    parser.add_argument("--states", type=float, default=ki.DistilConfig().states, help="weight of states in distilling")
     parser.add_argument("--tune-steps", type=int, default=1500, help="of the affine lens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for both surrogates and the figures")

@@ -4,8 +4,8 @@ A fit minimises errors of states, and the host's head hears some directions of t
 the loss is the divergence at the output, `mean KL(host ‖ D(K^n E(x)) in place of the span)` from every depth to the
 last, with gradients through the host's own remaining forward pass, whose weights stay as they are (distillation, Hinton
 et al., arXiv 1503.02531; for affine maps it is the tuned lens, Belrose et al., arXiv 2303.08112). The losses of a fit
-stay on with small weights, so that the decoder still undoes the encoder, the motion stays linear at every depth, and
-distances are kept.
+stay on, so that the decoder still undoes the encoder, the motion stays linear at every depth, and distances are kept;
+they give way a little, so a distilled surrogate is nearer to the output and farther from the states than a fitted one.
 
 Costs, a step: one pass of the host over a batch, and its head forward and backward for each depth. Both judge by
 held-out batches and keep the best. Knows nothing of edits.
@@ -48,7 +48,8 @@ class DistilConfig:
         steps: gradient steps; each takes one batch.
         learning_rate: its peak; it rises over a twentieth of the steps, and falls to zero as a cosine.
         operator_rate: learning rate of K, relative to the rest.
-        states: weight of reconstruction, linearity and prediction beside the divergence at the output.
+        states: weight of reconstruction, linearity and prediction beside the divergence at the output: the dial
+            between a motion that is true to the states between, and one that is true to what the host says.
         isometry_weight: of the isometry; None is one over the normalised width, as in a fit.
         depths: how many depths to start from at each step, drawn; None is all of them.
         clip: largest norm of the gradient; None does not clip.
@@ -61,7 +62,7 @@ class DistilConfig:
     steps: int = 500
     learning_rate: float = 2e-3
     operator_rate: float = 0.1
-    states: float = 0.1
+    states: float = 1.0
     isometry_weight: float | None = None
     depths: int | None = None
     clip: float | None = 1.0
