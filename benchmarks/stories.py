@@ -4,7 +4,7 @@ A Llama of five blocks and width 64, through TransformerLens; fitted on 435 stor
 which the model has told itself. The first position, an attention sink, is left out. One fit by the states
 alone (FitConfig), the same distilled on the output's divergence (`ki.distil`), and for comparison an affine lens by
 least squares and one trained on the divergence for more steps than the distillation (`ki.tune`). Cost: some
-ten minutes on one free core, half of it the distillation.
+ten minutes on one core, most of it to train the affine lens.
 
     python benchmarks/stories.py --models ../shared/models --data ../shared/datasets
     python benchmarks/stories.py --slice 24 --steps 20 --distil-steps 10 --tune-steps 10        # smoke
@@ -103,7 +103,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--observables", type=int, default=128)
     parser.add_argument("--hidden", type=int, default=256, help="width of the encoder's hidden layer")
     parser.add_argument("--steps", type=int, default=800, help="of the fit")
-    parser.add_argument("--distil-steps", type=int, default=600)
+    parser.add_argument("--distil-steps", type=int, default=300)
     parser.add_argument("--states", type=float, default=ki.DistilConfig().states, help="weight of states in distilling")
     parser.add_argument("--tune-steps", type=int, default=1500, help="of the affine lens")
     parser.add_argument("--seed", type=int, default=0)
