@@ -39,7 +39,6 @@ def main() -> None:
     train, test = (tokens(model, stories[split]["text"], given.slice) for split in ("train", "test"))
     trajectories = ki.attach(model, skip=1).observe(train, batch_size=16, progress=False)
     print(f"{trajectories}\n", flush=True)
-
     config = ki.FitConfig(observables=given.observables, hidden=(given.hidden,), pairs="all", steps=given.steps)
     koopman, fit_minutes = timed(lambda: ki.fit(trajectories, config, progress=False))
     print(f"{koopman}, {given.steps} steps: {fit_minutes:.1f} minutes", flush=True)
@@ -55,7 +54,6 @@ def main() -> None:
         )
     )
     print(f"affine lens tuned, {given.tune_steps} steps of 2 stories: {tune_minutes:.1f} minutes\n", flush=True)
-
     faith = {
         name: ki.fidelity(model, one, trajectories, test, spans="to_target", next_token=True, skip=1, batch_size=16)
         for name, one in (("fitted", koopman), ("distilled", distilled))

@@ -127,14 +127,7 @@ def distil(
     """
     config = config or DistilConfig()
     host = host_for(model)
-    fingerprint = HostFingerprint.of(host)
-    koopman.config.host.require(fingerprint, "surrogate")
-    trajectories.host.require(fingerprint, "set of trajectories")
-    if (trajectories.sites, trajectories.classes) != (koopman.sites, koopman.config.classes):
-        raise InputError(
-            "The trajectories are not those that the surrogate was fitted on: their sites or labels differ. Give the "
-            "same ones, from which the moments that edits need are gathered anew."
-        )
+    _require_own(host, koopman, trajectories)
     found = deepcopy(koopman).to(device_of(host.model))
     trained = [*found.encoder.parameters(), *found.decoder.parameters()]
     for parameter in (*trained, *found.operator.parameters()):
@@ -348,6 +341,17 @@ def _divergence(own: OwnPass, arrived: Sequence[Tensor]) -> Float[Tensor, ""]:
     with own.after(len(own.sites) - 1) as said:
         found = [divergences(own.output.logp, said(rows).logp).mean() for rows in arrived]
     return torch.stack(found).mean()
+
+
+def _require_own(host: Host, koopman: KoopmanAutoencoder, trajectories: Trajectories) -> None:
+    fingerprint = HostFingerprint.of(host)
+    koopman.config.host.require(fingerprint, "surrogate")
+    trajectories.host.require(fingerprint, "set of trajectories")
+    if (trajectories.sites, trajectories.classes) != (koopman.sites, koopman.config.classes):
+        raise InputError(
+            "The trajectories are not those that the surrogate was fitted on: their sites or labels differ. Give the "
+            "same ones, from which the moments that edits need are gathered anew."
+        )
 
 
 def _inputs(host: Host, batches: Any, batch_size: int) -> list[Any]:
