@@ -52,6 +52,7 @@ class SurrogateConfig:
         classes: labels that the fit has seen.
         host: fingerprint of the host.
         history: held-out figures by step, for the record.
+        distilled: the same of a distillation that went on from the fit; empty without one.
     """
 
     sites: tuple[str, ...]
@@ -67,11 +68,13 @@ class SurrogateConfig:
     classes: tuple[int, ...]
     host: HostFingerprint
     history: tuple[dict[str, float], ...] = field(default=(), repr=False)
+    distilled: tuple[dict[str, float], ...] = field(default=(), repr=False)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SurrogateConfig:
         """Rebuild from what `dataclasses.asdict` and JSON made of it."""
-        tuples = {name: tuple(values[name]) for name in ("sites", "times", "widths", "hidden", "classes", "history")}
+        names = ("sites", "times", "widths", "hidden", "classes", "history", "distilled")
+        tuples = {name: tuple(values[name]) for name in names if name in values}
         shapes = tuple(map(tuple, values["shapes"]))
         return cls(**(values | tuples | {"shapes": shapes, "host": HostFingerprint(**values["host"])}))
 

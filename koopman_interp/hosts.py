@@ -284,7 +284,8 @@ def logits_of(output: Any) -> Tensor:
     if isinstance(logits, Tensor):
         return logits
     raise UnsupportedHostError(
-        f"Expected the model to return logits, as a tensor or in .logits; got {type(output).__name__}."
+        f"Expected the model to return logits, as a tensor or in .logits; got {type(output).__name__}. Load it with "
+        "its head (AutoModelForCausalLM in place of AutoModel), or wrap it in a module that returns them."
     )
 
 

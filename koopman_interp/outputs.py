@@ -13,11 +13,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from koopman_interp.errors import UnsupportedHostError
+from koopman_interp.errors import InputError, UnsupportedHostError
 from koopman_interp.hosts import Host, logits_of
 from koopman_interp.samples import Samples
 from koopman_interp.tokens import Tokens
 from koopman_interp.trajectories import IGNORED
+
+
+def divergences(own: Float[Tensor, "sample class"], other: Float[Tensor, "sample class"]) -> Float[Tensor, " sample"]:
+    """`KL(own ‖ other) = Σ p (log p − log q)` of each row, in nats, from log-probabilities.
+
+    A class that the first forbids, with a logit of −∞, adds nothing.
+    """
+    terms = own.exp() * (own - other)
+    return terms.masked_fill(own == -torch.inf, 0).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +34,7 @@ class Output:
     """What came out of one forward pass.
 
     Attributes:
-        logp: log-probabilities `[sample, class]`, float64, on the CPU: one row a kept token, or one an input.
+        logp: log-probabilities `[sample, class]`, by default float64 on the CPU: one row a kept token, or one an input.
         samples: which rows of the logits those are.
         tokens: of the pass, or None.
     """
@@ -35,13 +44,14 @@ class Output:
     tokens: Tokens | None
 
     @classmethod
-    def of(cls, host: Host, batch: Any, skip: int = 0) -> Output:
+    def of(cls, host: Host, batch: Any, skip: int = 0, *, training: bool = False) -> Output:
         """Call a host.
 
         Args:
             host: the host.
             batch: for `Host.call`.
             skip: leading places of each sequence to leave out, where there is a row of logits a token.
+            training: keep the log-probabilities in float32 where the host computed them, and do not move them.
 
         Returns:
             Its output.
@@ -58,7 +68,31 @@ class Output:
             )
         tokens = seen[-1] if seen else None
         samples = Samples.of(logits.shape, tokens, skip if logits.ndim == 3 else 0)
-        return cls(log_softmax(samples.take(logits.flatten(0, -2)).double(), dim=1).cpu(), samples, tokens)
+        rows = samples.take(logits.flatten(0, -2))
+        logp = log_softmax(rows.float(), dim=1) if training else log_softmax(rows.double(), dim=1).cpu()
+        return cls(logp, samples, tokens)
+
+    def following(self) -> Int[Tensor, " sample"]:
+        """Label each row with the token that follows it in its sequence; -100 where none does.
+
+        Raises:
+            InputError: the rows are no tokens whose ids are known, or the output has no class for some of them.
+        """
+        ids, entry, place = self.samples.ids, self.samples.entry, self.samples.place
+        if ids is None:
+            raise InputError(
+                "Next tokens are labels where the output has a row a token and the host is called with token ids; "
+                "it has none here. Give labels."
+            )
+        labels = torch.full_like(ids, IGNORED)
+        follows = (entry[1:] == entry[:-1]) & (place[1:] == place[:-1] + 1)
+        labels[:-1][follows] = ids[1:][follows]
+        if int(labels.max()) >= self.logp.shape[1]:
+            raise InputError(
+                f"The host's output has {self.logp.shape[1]} classes, and token ids go up to {int(labels.max())}, so "
+                "its classes are not the tokens. Give labels."
+            )
+        return labels
 
     def labels(self, of_states: Int[Tensor, " row"], states: Samples) -> Int[Tensor, " sample"] | None:
         """Bring labels of the states of the same pass to the rows of this output.

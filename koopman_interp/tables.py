@@ -23,3 +23,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Show a number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """Show a share in per cent, or a dash where there is none."""
+    return "–" if value is None else f"{100 * value:.{digits}f}"

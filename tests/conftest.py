@@ -17,7 +17,7 @@ from hypothesis import settings
 from jaxtyping import config as jaxtyping_config
 
 import koopman_interp as ki
-from koopman_interp.testing import ResidualMLP, yin_yang
+from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 
 # The same examples on every machine, and no folder of past failures in the repository.
 settings.register_profile("tests", deadline=None, max_examples=25, derandomize=True, database=None)
@@ -79,3 +79,17 @@ def quick_config() -> ki.FitConfig:
 def surrogate(trajectories: ki.Trajectories, quick_config: ki.FitConfig) -> ki.KoopmanAutoencoder:
     """Fitted in 60 steps; treat as read-only."""
     return ki.fit(trajectories, quick_config, progress=False)
+
+
+@pytest.fixture(scope="session")
+def trained(
+    yin_yang_data: tuple[torch.Tensor, torch.Tensor],
+) -> tuple[ResidualMLP, ki.KoopmanAutoencoder, ki.Trajectories]:
+    """A host that has learnt something, so that it costs to put another state in it; treat as read-only."""
+    x, y = yin_yang_data
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ResidualMLP(inputs=4, width=10, blocks=4, outputs=3)
+        train_classifier(model, x, y, epochs=15, batch_size=64)
+    data = ki.attach(model).observe(x, y, progress=False)
+    return model, ki.fit(data, ki.FitConfig(observables=14), method="least_squares"), data

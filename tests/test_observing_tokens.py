@@ -392,6 +392,20 @@ def test_fidelity_counts_the_tokens_that_are_predicted_rightly(model, sequences,
     assert found.outputs[0].accuracy == pytest.approx(float(right.double().mean()))
 
 
+def test_next_tokens_are_labels_but_for_the_last_of_a_sequence(model, sequences, fitted):
+    data, koopman = fitted
+    batch = padded(sequences)
+    found = ki.fidelity(model, koopman, data, [batch], next_token=True, skip=1)
+    with torch.no_grad():
+        logp = model(**batch).logits.double().log_softmax(-1)[:, 1:-1].flatten(0, 1)
+    following = batch["input_ids"][:, 2:].flatten()
+    there = batch["attention_mask"][:, 2:].flatten() == 1
+    expected = -logp[range(len(following)), following][there].mean()
+    assert found.outputs[0].cross_entropy == pytest.approx(float(expected), rel=1e-6)
+    assert found.outputs[0].accuracy == pytest.approx(float((logp.argmax(1) == following)[there].double().mean()))
+    assert found.rows == sum(len(one) - 1 for one in sequences)
+
+
 def test_skipped_positions_keep_the_hosts_own_states(model, fitted):
     data, koopman = fitted
     # All but the last position is skipped and so untouched: only the last row can differ from the host.

@@ -12,7 +12,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from koopman_interp import plotting
-from koopman_interp.analysis.fidelity import DepthFidelity, Fidelity, OutputFidelity
+from koopman_interp.analysis.fidelity import DepthFidelity, Fidelity, OutputFidelity, SpanFidelity
+from koopman_interp.analysis.lens import LensReading
+from koopman_interp.analysis.lens_comparison import LensComparison
 from koopman_interp.analysis.spectrum import Spectrum
 from koopman_interp.analysis.topology import Topology
 from koopman_interp.auditing.findings import Audit
@@ -69,6 +71,39 @@ FIDELITY = Fidelity(
     ),
     rows=200,
 )
+SPANS = replace(
+    FIDELITY,
+    spans=tuple(
+        SpanFidelity(
+            source, "c", (OutputFidelity("host", 0.9, 1.0, 0.0), *(OutputFidelity(n, 0.5, 0.5, kl) for n, kl in kls))
+        )
+        for source, kls in (("a", [("surrogate", 0.3), ("mean", 2.0)]), ("b", [("surrogate", 0.1), ("mean", 2.0)]))
+    ),
+)
+READING = LensReading(
+    lens="Koopman lens",
+    sites=("a", "b"),
+    top=torch.tensor([[[0, 1], [1, 0]], [[1, 0], [1, 0]]]),
+    probability=torch.tensor([[[0.9, 0.1], [0.6, 0.4]], [[0.7, 0.3], [0.8, 0.2]]]),
+    kl=torch.tensor([[0.5, 0.1], [0.0, 0.0]]),
+    own=torch.tensor([[0.1, 0.6], [0.7, 0.8]]),
+    sequence=torch.tensor([0, 0]),
+    position=torch.tensor([1, 2]),
+    inputs=("once", "upon"),
+    names={0: "$x", 1: "time"},
+)
+LENSES = LensComparison(
+    ("a", "b"),
+    {"Koopman lens": 1234, "logit lens": 0},
+    (
+        (OutputFidelity("host", None, 1.0, 0.0), OutputFidelity("Koopman lens", None, 0.5, 0.4)),
+        (
+            OutputFidelity("host", None, 1.0, 0.0),
+            OutputFidelity("Koopman lens", None, 0.5, 0.2),
+            OutputFidelity("logit lens", None, 0.5, 0.7),
+        ),
+    ),
+)
 AUDIT = Audit(
     label=4,
     edit="erase class 4",
@@ -92,6 +127,9 @@ SINGLE = {
     "fidelity": lambda ax=None: plotting.plot_fidelity(FIDELITY, ax=ax),
     "output": lambda ax=None: plotting.plot_output_fidelity(FIDELITY, ax=ax),
     "fit": lambda ax=None: plotting.plot_fit(HISTORY, ax=ax),
+    "spans": lambda ax=None: plotting.plot_span_fidelity(SPANS, ax=ax),
+    "lens": lambda ax=None: plotting.plot_lens(READING, ax=ax),
+    "lenses": lambda ax=None: plotting.plot_lens_comparison(LENSES, ax=ax),
 }
 
 
@@ -176,6 +214,45 @@ def test_fidelity_shows_every_predictor_that_exists_and_names_it_at_its_end():
     heights = sorted(text.get_position()[1] for text in ax.texts)
     assert min(np.diff(heights)) > 0.06
     assert len({line.get_marker() for line in ax.lines}) == len({line.get_linestyle() for line in ax.lines}) == 3
+
+
+def test_span_fidelity_shows_each_stand_in_by_where_its_span_starts():
+    ax = plotting.plot_span_fidelity(SPANS)
+    ours, mean = lines(ax, ["surrogate", "mean"])
+    assert list(ours.get_ydata()) == [0.3, 0.1]
+    assert list(mean.get_ydata()) == [2.0, 2.0]
+    assert ours.get_marker() != mean.get_marker()
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b"]
+    assert "surrogate" in words(ax)
+    with pytest.raises(InputError, match="to_target"):
+        plotting.plot_span_fidelity(FIDELITY)
+
+
+def test_a_lens_writes_the_likeliest_output_in_each_cell_in_bold_where_the_host_says_it():
+    ax = plotting.plot_lens(READING)
+    cells = {tuple(text.get_position()): text for text in ax.texts}
+    assert [cells[0, 0].get_text(), cells[1, 0].get_text(), cells[0, 1].get_text()] == [
+        r"\$x" + "\n90",
+        "time\n60",
+        "time\n70",
+    ]
+    assert [cells[0, 0].get_fontweight(), cells[1, 0].get_fontweight()] == ["normal", "bold"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["once", "upon"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.images[0].get_array()[0, 0] == pytest.approx(0.9)
+    assert len(plotting.plot_lens(READING, start=1).texts) == 2
+    for start in (2, -1):
+        with pytest.raises(InputError, match="none to show"):
+            plotting.plot_lens(READING, start=start)
+
+
+def test_lenses_are_drawn_with_their_parameters_where_they_exist():
+    ax = plotting.plot_lens_comparison(LENSES)
+    ours, logit = lines(ax, ["Koopman lens", "logit lens"])
+    assert list(ours.get_ydata()) == [0.4, 0.2]
+    assert (list(logit.get_xdata()), list(logit.get_ydata())) == ([1], [0.7])
+    assert ours.get_linestyle() != logit.get_linestyle()
+    assert {"Koopman lens (1,234)", "logit lens (0)"} <= set(words(ax))
 
 
 def test_output_fidelity_shows_agreement_and_accuracy_where_there_is_one():

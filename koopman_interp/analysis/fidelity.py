@@ -1,39 +1,34 @@
-"""How faithful a surrogate is: per depth and at the host's output, beside what is free.
+"""How faithful a surrogate is: depth by depth, and span by span at the host's output, beside what is free.
 
-Each number stands beside the identity (the state as it was at the source), the mean, and the best linear map from
-source to target, fitted on the same rows as the surrogate. An operator that looks faithful at its site can lose to
-these once its error has passed through the rest of the network, so the host's output has the last word.
+Each number stands beside the identity (the state as it was at the source), the mean, the best linear map from source to
+target and a chain of such maps layer by layer, all fitted on the same rows as the surrogate. An operator that looks
+faithful at its site can lose to these once its error has passed through the rest of the network, so the host's output
+has the last word. Costs two passes over the inputs and, for each span and stand-in, what lies after the span.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import combinations
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import kl_div
+from torch import nn
 
+from koopman_interp.analysis.in_place import OutputFidelity, Span, by_span_and_name, judged_in_place
+from koopman_interp.analysis.stand_ins import NAMES, SURROGATE, StandIn, StandIns
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.batches import calls
 from koopman_interp.errors import InputError
 from koopman_interp.hosts import Host, HostFingerprint, host_for, span
-from koopman_interp.layouts import from_rows, to_rows
-from koopman_interp.least_squares import ridge
 from koopman_interp.observing import attach
-from koopman_interp.outputs import Output
-from koopman_interp.samples import Samples
-from koopman_interp.tables import table
-from koopman_interp.tokens import Tokens
-from koopman_interp.trajectories import IGNORED, Trajectories
+from koopman_interp.tables import number, percent, table
+from koopman_interp.trajectories import Trajectories
+
+Spans = Literal["given", "to_target", "all"]
 
 QUANTILES = (0.05, 0.5, 0.95)
-_RIDGE = 1e-6
-
-Predictor = Callable[[Tensor, int], Tensor]
-"""From rows at the source, and a depth, to rows at that depth."""
 
 
 @dataclass(frozen=True)
@@ -55,35 +50,41 @@ class DepthFidelity:
 
 
 @dataclass(frozen=True)
-class OutputFidelity:
-    """Figures at the host's output with each predictor in place of the whole span.
+class SpanFidelity:
+    """Figures at the host's output with each stand-in in place of one span.
 
     Attributes:
-        name: of the predictor.
-        accuracy: share of rows whose label is predicted; None without labels.
-        agreement: share of rows with the host's own prediction.
-        kl: mean `KL(host ‖ predictor in place)`, in nats.
+        source: site where the span starts.
+        target: site where it ends.
+        outputs: of the host, then of each stand-in.
     """
 
-    name: str
-    accuracy: float | None
-    agreement: float
-    kl: float
+    source: str
+    target: str
+    outputs: tuple[OutputFidelity, ...]
 
 
 @dataclass(frozen=True, repr=False)
 class Fidelity:
-    """What `fidelity` found: one entry a depth, one a predictor at the output."""
+    """What `fidelity` found.
+
+    Attributes:
+        depths: one entry a depth of the whole span.
+        outputs: with each stand-in in place of the whole span, the host first.
+        rows: held-out rows judged.
+        spans: the same for each span asked for; empty where it was the whole one alone.
+    """
 
     depths: tuple[DepthFidelity, ...]
     outputs: tuple[OutputFidelity, ...]
     rows: int
+    spans: tuple[SpanFidelity, ...] = ()
 
     def __repr__(self) -> str:
-        ours = next(row for row in self.outputs if row.name == "surrogate")
+        ours = next(row for row in self.outputs if row.name == SURROGATE)
         return (
             f"Fidelity({self.rows:,} rows, agreement with the host {ours.agreement:.2%}, KL {ours.kl:.4f}, "
-            f"unexplained at the target {self.depths[-1].unexplained['surrogate']:.4f})"
+            f"unexplained at the target {self.depths[-1].unexplained[SURROGATE]:.4f})"
         )
 
     def __str__(self) -> str:
@@ -93,26 +94,30 @@ class Fidelity:
             [
                 [
                     depth.site,
-                    *("–" if (value := depth.unexplained[name]) is None else f"{value:.4f}" for name in names),
-                    "–" if depth.linearity_residual is None else f"{depth.linearity_residual:.4f}",
+                    *(number(depth.unexplained[name], 4) for name in names),
+                    number(depth.linearity_residual, 4),
                     " / ".join(f"{ratio:.2f}" for ratio in depth.isometry),
                 ]
                 for depth in self.depths
             ],
         )
+        labelled = any(row.cross_entropy is not None for row in self.outputs)
         at_output = table(
-            ["in place of the span", "accuracy %", "agreement %", "KL to host"],
+            ["in place of the span", "accuracy %", "agreement %", "KL to host"]
+            + (["cross-entropy", "recovered %"] if labelled else []),
             [
-                [
-                    row.name,
-                    "–" if row.accuracy is None else f"{100 * row.accuracy:.2f}",
-                    f"{100 * row.agreement:.2f}",
-                    f"{row.kl:.4f}",
-                ]
+                [row.name, percent(row.accuracy), percent(row.agreement), f"{row.kl:.4f}"]
+                + ([number(row.cross_entropy, 4), percent(row.recovered)] if labelled else [])
                 for row in self.outputs
             ],
         )
-        return f"{self!r}\n\n{at_depths}\n\n{at_output}"
+        return "\n\n".join([repr(self), at_depths, at_output, *([self.by_span()] if self.spans else [])])
+
+    def by_span(self) -> str:
+        """Tabulate, for each span and stand-in, divergence / agreement / share of cross-entropy recovered."""
+        names = [row.name for row in self.outputs[1:]]
+        spans = {f"{one.source} → {one.target}": one.outputs for one in self.spans}
+        return by_span_and_name(spans, names)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -129,20 +134,25 @@ def fidelity(
     *,
     source: str | int | None = None,
     target: str | int | None = None,
+    spans: Spans = "given",
+    next_token: bool = False,
     batch_size: int = 512,
     skip: int = 0,
 ) -> Fidelity:
-    """Measure a surrogate beside the identity, the mean and the best linear map.
+    """Measure a surrogate beside the identity, the mean, the best linear map and a chain of linear maps.
 
     Args:
         model: the host.
         koopman: the surrogate.
-        trajectories: rows to fit the mean and the linear map on: those that the surrogate was fitted on.
+        trajectories: rows to fit the mean and the linear maps on: those that the surrogate was fitted on.
         batches: held-out inputs, as in `Tap.observe`; they are read twice.
-        labels: of the held-out inputs, as in `Tap.observe`. Without any there is no accuracy. Samples labelled -100 are
-            left out of all figures.
+        labels: of the held-out inputs, as in `Tap.observe`. Without any there is neither accuracy nor cross-entropy.
+            Samples labelled -100 are left out of all figures.
         source: site or depth where the span starts; None is the first.
         target: site or depth where it ends; None is the last.
+        spans: which to judge at the output beside the whole: only the one given; those from every depth of it to its
+            target; or all within it.
+        next_token: label each token of a language model with the one that follows it, in place of labels.
         batch_size: for inputs that come uncut.
         skip: leading positions of each sequence to leave out, as in `attach`; the host's own states stay there.
 
@@ -150,56 +160,40 @@ def fidelity(
         Figures per depth and at the output: of tokens, over all that are real.
 
     Raises:
-        InputError: the inputs are an iterator that can be read only once.
+        InputError: the inputs are an iterator that can be read only once, or labels and next tokens are both asked for.
     """
     if isinstance(batches, Iterable) and iter(batches) is batches:
         raise InputError("The batches are read more than once; give a list or a DataLoader, not an iterator.")
+    if spans not in ("given", "to_target", "all"):
+        raise InputError(f"spans={spans!r} is none of 'given', 'to_target' and 'all'.")
     host = host_for(model)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
     first, last = span(koopman.sites, source, target)
     tap = attach(host, koopman.sites, times=koopman.config.times, skip=skip)
-    every, found, seen = tap.observed(batches, labels, batch_size=batch_size, progress=False)
+    every, found, _ = tap.observed(batches, labels, batch_size=batch_size, progress=False)
+    if next_token and found is not None:
+        raise InputError("Figures are of given labels or of next tokens; got both. Leave out one of them.")
     held_out = every if found is None else every.with_labels(found)
     if len(held_out) < 2:
         raise InputError(f"Fidelity is judged on 2 held-out samples or more; got {len(held_out)}. Give more inputs.")
-    predictors = _predictors(koopman, trajectories, first, last)
-    depths = tuple(_at_depth(depth, first, koopman, held_out, predictors) for depth in range(first, last + 1))
-    stand_ins = {
-        name: _InPlace(host, (koopman.sites[first], koopman.sites[last]), _to_depth(predict, last), skip)
-        for name, predict in predictors.items()
-        if predict is not None
-    }
+    stand_ins = StandIns(koopman, trajectories)
+    depths = tuple(_at_depth(depth, first, koopman, held_out, stand_ins) for depth in range(first, last + 1))
     column = labels if isinstance(labels, str) else None
     fed = (x for x, _ in calls(host, batches, column=column, batch_size=batch_size))
-    return Fidelity(depths, _at_output(host, fed, stand_ins, found, seen, skip), len(held_out))
+    asked = {ends: stand_ins.of(*ends) for ends in _asked(first, last, spans)}
+    judged = judged_in_place(host, fed, koopman.sites, asked, found, next_token=next_token, skip=skip)
+    sites = koopman.sites
+    by_span = tuple(SpanFidelity(sites[i], sites[j], outputs) for (i, j), outputs in judged.items())
+    return Fidelity(depths, judged[first, last], len(held_out), () if spans == "given" else by_span)
 
 
-def _predictors(
-    koopman: KoopmanAutoencoder, trajectories: Trajectories, first: int, last: int
-) -> dict[str, Predictor | None]:
-    maps: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    for depth in range(first + 1, last + 1):
-        maps[depth] = _affine(trajectories.states[first], trajectories.states[depth])
-
-    def linear(rows: Tensor, depth: int) -> Tensor:
-        mean, weight, bias = maps[depth]
-        return ((rows.double() - mean) @ weight + bias).to(rows)
-
-    same_width = len(set(trajectories.widths[first : last + 1])) == 1
-    return {
-        "surrogate": lambda rows, depth: koopman.predict(rows, first, depth),
-        "identity": (lambda rows, _: rows) if same_width else None,
-        "mean": lambda rows, depth: maps[depth][2].to(rows).expand(len(rows), -1),
-        "endpoint linear": linear,
-    }
-
-
-def _affine(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Least squares from centred rows to rows: input mean, weight, output mean."""
-    x, y = inputs.double(), outputs.double()
-    x_mean, y_mean = x.mean(0), y.mean(0)
-    centred = x - x_mean
-    return x_mean, ridge(centred.T @ centred, centred.T @ (y - y_mean), _RIDGE), y_mean
+def _asked(first: int, last: int, spans: Spans) -> list[Span]:
+    match spans:
+        case "given":
+            return [(first, last)]
+        case "to_target":
+            return [(depth, last) for depth in range(first, last)]
+    return list(combinations(range(first, last + 1), 2))
 
 
 def _at_depth(
@@ -207,7 +201,7 @@ def _at_depth(
     first: int,
     koopman: KoopmanAutoencoder,
     held_out: Trajectories,
-    predictors: dict[str, Predictor | None],
+    stand_ins: StandIns,
 ) -> DepthFidelity:
     state, origin = held_out.states[depth], held_out.states[first]
     variance = float((state.double() - state.double().mean(0)).square().sum())
@@ -217,11 +211,13 @@ def _at_depth(
             "variance to explain. Give other inputs, or start the span at a later site."
         )
     unexplained: dict[str, float | None] = {}
-    for name, predict in predictors.items():
-        if depth == first:
-            reached = koopman.decode(koopman.encode(state, first), first) if name == "surrogate" else None
-        else:
-            reached = None if predict is None else predict(origin, depth)
+    if depth == first:
+        found: dict[str, StandIn | None] = dict.fromkeys(NAMES)
+        found[SURROGATE] = lambda rows: koopman.decode(koopman.encode(rows, first), first)
+    else:
+        found = stand_ins.of(first, depth)
+    for name, stand_in in found.items():
+        reached = None if stand_in is None else stand_in(origin)
         unexplained[name] = (
             None if reached is None else float((reached.double() - state.double()).square().sum()) / variance
         )
@@ -235,94 +231,3 @@ def _at_depth(
     ratios = (z - z.roll(1, 0)).norm(dim=1) / (x - x.roll(1, 0)).norm(dim=1).clamp_min(1e-12)
     quantiles = torch.quantile(ratios[: 2**20].double(), torch.tensor(QUANTILES, dtype=torch.float64))
     return DepthFidelity(held_out.sites[depth], unexplained, residual, tuple(quantiles.tolist()))
-
-
-def _to_depth(predict: Predictor, depth: int) -> Callable[[Tensor], Tensor]:
-    return lambda rows: predict(rows, depth)
-
-
-class _InPlace:
-    """A predictor in place of a span: it writes the samples' states at the target, and leaves all others as they are.
-
-    Args:
-        host: the host.
-        ends: sites of source and target.
-        predict: from rows at the source to rows at the target.
-        skip: leading positions that are no samples.
-    """
-
-    def __init__(self, host: Host, ends: tuple[str, str], predict: Callable[[Tensor], Tensor], skip: int) -> None:
-        self._host, self._ends, self._predict, self._skip = host, ends, predict, skip
-        self._tokens: Tokens | None = None
-        self._predicted = torch.empty(0)
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Stand in for the span while the context lasts."""
-        source, target = self._ends
-        with (
-            self._host.passes(self._begin),
-            self._host.hooked({source: self._read}),
-            self._host.hooked({target: self._write}, first=True),
-        ):
-            yield
-
-    def _begin(self, tokens: Tokens | None) -> None:
-        self._tokens = tokens
-
-    def _read(self, state: Tensor) -> None:
-        samples = Samples.of(state.shape, self._tokens, self._skip)
-        self._predicted = self._predict(samples.take(to_rows(state)).cpu())
-
-    def _write(self, state: Tensor) -> Tensor:
-        rows = to_rows(state).clone()
-        rows[Samples.of(state.shape, self._tokens, self._skip).kept.to(rows.device)] = self._predicted.to(rows)
-        return from_rows(rows, tuple(state.shape))
-
-
-@dataclass
-class _Tally:
-    """Sums over the rows of an output, batch by batch."""
-
-    rows: int = 0
-    right: int = 0
-    agreeing: int = 0
-    divergence: float = 0.0
-
-    def add(self, logp: Tensor, own: Tensor, labels: Tensor | None) -> None:
-        guess = logp.argmax(1)
-        self.rows += len(logp)
-        self.right += 0 if labels is None else int((guess == labels).sum())
-        self.agreeing += int((guess == own.argmax(1)).sum())
-        self.divergence += float(kl_div(logp, own, log_target=True, reduction="sum"))
-
-    def figures(self, name: str, *, labelled: bool) -> OutputFidelity:
-        accuracy = self.right / self.rows if labelled else None
-        return OutputFidelity(name, accuracy, self.agreeing / self.rows, self.divergence / self.rows)
-
-
-def _at_output(
-    host: Host,
-    batches: Iterable[Any],
-    stand_ins: Mapping[str, _InPlace],
-    labels: Tensor | None,
-    states: Sequence[Samples],
-    skip: int,
-) -> tuple[OutputFidelity, ...]:
-    """Judge the host and each predictor in its place, one batch after the other, since logits can be wide."""
-    tallies = {name: _Tally() for name in ("host", *stand_ins)}
-    labelled, start = labels is not None, 0
-    for x, of_states in zip(batches, states, strict=True):
-        own = Output.of(host, x, skip)
-        given = None if labels is None else own.labels(labels[start : start + len(of_states)], of_states)
-        start += len(of_states)
-        # One label a token does not say whether an output of one row an input is right.
-        labelled &= given is not None
-        judged = slice(None) if given is None else given != IGNORED
-        right = None if given is None else given[judged]
-        tallies["host"].add(own.logp[judged], own.logp[judged], right)
-        for name, stand_in in stand_ins.items():
-            with stand_in.installed():
-                logp = Output.of(host, x, skip).logp
-            tallies[name].add(logp[judged], own.logp[judged], right)
-    return tuple(tally.figures(name, labelled=labelled) for name, tally in tallies.items())

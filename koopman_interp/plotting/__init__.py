@@ -10,7 +10,10 @@ from koopman_interp.plotting.audits import plot_forgetting_by_depth as plot_forg
 from koopman_interp.plotting.audits import plot_relearning as plot_relearning
 from koopman_interp.plotting.fidelity import plot_fidelity as plot_fidelity
 from koopman_interp.plotting.fidelity import plot_output_fidelity as plot_output_fidelity
+from koopman_interp.plotting.fidelity import plot_span_fidelity as plot_span_fidelity
 from koopman_interp.plotting.fits import plot_fit as plot_fit
+from koopman_interp.plotting.lens import plot_lens as plot_lens
+from koopman_interp.plotting.lens import plot_lens_comparison as plot_lens_comparison
 from koopman_interp.plotting.modes import plot_class_amplitudes as plot_class_amplitudes
 from koopman_interp.plotting.modes import plot_mode_growth as plot_mode_growth
 from koopman_interp.plotting.saving import save_figure as save_figure

@@ -7,6 +7,7 @@ import math
 from matplotlib.axes import Axes
 
 from koopman_interp.analysis.fidelity import Fidelity
+from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
     BLUE,
     FLOOR,
@@ -17,6 +18,7 @@ from koopman_interp.plotting.style import (
     label_ends,
     own_axes,
     plain,
+    short,
     ticks_of_sites,
 )
 
@@ -25,6 +27,7 @@ _PREDICTORS = {
     "identity": (ORANGE, "s", "--"),
     "mean": (GREY, "^", ":"),
     "endpoint linear": (GREEN, "D", "-."),
+    "affine chain": (PURPLE, "v", (0, (5, 1, 1, 1, 1, 1))),
 }
 
 
@@ -70,4 +73,36 @@ def plot_output_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
     ax.set_title("At the host's output, with each predictor in place of the span")
     plain(ax)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -1.1 / len(rows)), ncols=2, frameon=False)
+    return ax
+
+
+def plot_span_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
+    """Draw the divergence at the host's output with each stand-in in place of the spans to the target, by their start.
+
+    Raises:
+        InputError: the fidelity is of one span alone.
+    """
+    spans = [one for one in fidelity.spans if one.target == fidelity.depths[-1].site]
+    if not spans:
+        raise InputError("This fidelity is of one span; ask for more with fidelity(…, spans='to_target').")
+    ax = own_axes(ax, 7.2, 4.2)
+    ends = {}
+    for name in [row.name for row in fidelity.outputs[1:]]:
+        colour, marker, style = _PREDICTORS.get(name, (PURPLE, "v", "-"))
+        found = [(index, row.kl) for index, one in enumerate(spans) for row in one.outputs if row.name == name]
+        if not found:
+            continue
+        x, y = zip(*((index, max(kl, FLOOR)) for index, kl in found), strict=True)
+        width = 2.4 if name == "surrogate" else 1.4
+        ax.plot(x, y, color=colour, marker=marker, linestyle=style, linewidth=width, label=name)
+        ends[name] = (y[-1], colour)
+    ax.set_yscale("log")
+    ticks_of_sites(ax, [one.source for one in spans])
+    ax.set(
+        xlabel="where the span starts",
+        ylabel="KL to the host, nats (log)",
+        title=f"Spans to {short(spans[-1].target)}, {fidelity.rows:,} held-out rows: lower is better",
+    )
+    plain(ax)
+    label_ends(ax, ends)
     return ax

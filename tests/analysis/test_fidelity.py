@@ -13,7 +13,7 @@ from koopman_interp.errors import HostMismatchError, InputError
 from koopman_interp.hosts import weight_digest
 from koopman_interp.testing import LinearHost, yin_yang
 
-NAMES = ["surrogate", "identity", "mean", "endpoint linear"]
+NAMES = ["surrogate", "identity", "mean", "endpoint linear", "affine chain"]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,40 @@ def test_linearity_and_isometry_are_counted_directly(found, model, surrogate, he
         np.testing.assert_allclose(figures.isometry, np.quantile(ratios, [0.05, 0.5, 0.95]), rtol=1e-3)
 
 
+def test_a_chain_of_affine_maps_is_the_composition_of_its_steps(found, model, trajectories, held_out):
+    states = observed(model, held_out[0])
+    fitted = [state.double().numpy() for state in trajectories.states]
+    reached = states[0]
+    for depth in range(1, 5):
+        reached = np.c_[reached, np.ones(len(reached))] @ linear_map(fitted[depth - 1], fitted[depth])
+        share = found.depths[depth].unexplained["affine chain"]
+        assert share == pytest.approx(unexplained(reached, states[depth]), rel=2e-2)
+    logp = log_softmax(
+        reached @ model.head.weight.detach().double().numpy().T + model.head.bias.detach().numpy(), axis=1
+    )
+    host = log_softmax(model(held_out[0]).detach().double().numpy(), axis=1)
+    assert by_name(found)["affine chain"].kl == pytest.approx((np.exp(host) * (host - logp)).sum(1).mean(), rel=2e-2)
+
+
+def test_cross_entropy_and_the_share_recovered_are_counted_directly(trained, held_out):
+    model, koopman, data = trained
+    x, y = held_out
+    found = by_name(ki.fidelity(model, koopman, data, x, y))
+    rows = {
+        "host": observed(model, x)[-1],
+        "surrogate": koopman.predict(ki.attach(model).observe(x, progress=False).states[0]).double().numpy(),
+        "mean": data.states[-1].double().numpy().mean(0, keepdims=True).repeat(len(x), 0),
+    }
+    W, b = (part.detach().double().numpy() for part in (model.head.weight, model.head.bias))
+    loss = {name: -log_softmax(put @ W.T + b, axis=1)[range(len(y)), y].mean() for name, put in rows.items()}
+    assert loss["host"] < loss["surrogate"] < loss["mean"]
+    for name, expected in loss.items():
+        assert found[name].cross_entropy == pytest.approx(expected, rel=1e-4)
+    share = (loss["mean"] - loss["surrogate"]) / (loss["mean"] - loss["host"])
+    assert found["surrogate"].recovered == pytest.approx(share, rel=1e-4)
+    assert (found["host"].recovered, found["mean"].recovered) == (1, 0)
+
+
 def test_the_mean_leaves_everything_unexplained(model, surrogate, trajectories, yin_yang_data):
     found = ki.fidelity(model, surrogate, trajectories, yin_yang_data[0])
     for depth in found.depths[1:]:
@@ -165,6 +199,43 @@ def test_on_a_linear_host_the_linear_map_leaves_nothing():
     assert outputs["endpoint linear"].kl < 1e-6 < outputs["identity"].kl
 
 
+def test_on_a_linear_host_every_span_is_nothing_lost():
+    K = torch.eye(6) * 0.9 + 0.2 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    model = LinearHost(K, 3).eval()
+    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
+    data = ki.attach(model).observe(x, progress=False)
+    # Without a scale and a rotation of its own for each depth, all steps of the normalised states are one matrix.
+    config = ki.FitConfig(observables=6, ridge=0.0, normalization=ki.NormalizationConfig(scale=None, align=False))
+    koopman = ki.fit(data, config, method="least_squares")
+    found = ki.fidelity(model, koopman, data, x[:50], spans="all")
+    assert len(found.spans) == 6
+    for one in found.spans:
+        rows = {row.name: row for row in one.outputs}
+        for name in ("surrogate", "endpoint linear", "affine chain"):
+            assert rows[name].kl < 1e-7 < rows["identity"].kl
+
+
+@pytest.mark.parametrize(
+    ("spans", "pairs"),
+    [
+        ("given", []),
+        ("to_target", [(1, 4), (2, 4), (3, 4)]),
+        ("all", [(1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4)]),
+    ],
+)
+def test_each_span_is_judged_as_it_is_alone(model, surrogate, trajectories, held_out, spans, pairs):
+    x, y = held_out
+    found = ki.fidelity(model, surrogate, trajectories, x, y, source=1, spans=spans, batch_size=70)
+    sites = surrogate.sites
+    assert [(one.source, one.target) for one in found.spans] == [(sites[i], sites[j]) for i, j in pairs]
+    for one in found.spans:
+        alone = ki.fidelity(model, surrogate, trajectories, x, y, source=one.source, target=one.target)
+        for ours, expected in zip(one.outputs, alone.outputs, strict=True):
+            assert (ours.name, ours.accuracy, ours.agreement) == (expected.name, expected.accuracy, expected.agreement)
+            assert ours.kl == pytest.approx(expected.kl, rel=1e-4, abs=1e-9)
+            assert ours.cross_entropy == pytest.approx(expected.cross_entropy, rel=1e-6)
+
+
 class Narrowing(nn.Module):
     """States `[batch, channel, height, width]`, whose widths as rows are 64, 48 and 16."""
 
@@ -194,7 +265,7 @@ def test_there_is_no_identity_between_different_widths():
     koopman = ki.fit(data, config, method="least_squares")
     found = ki.fidelity(model, koopman, data, x)
     assert all(depth.unexplained["identity"] is None for depth in found.depths)
-    assert list(by_name(found)) == ["host", "surrogate", "mean", "endpoint linear"]
+    assert list(by_name(found)) == ["host", "surrogate", "mean", "endpoint linear", "affine chain"]
     assert found.depths[1].unexplained["mean"] == pytest.approx(1, abs=1e-5)
     assert found.depths[2].unexplained["endpoint linear"] < 0.5
     assert "–" in str(found)
@@ -246,6 +317,21 @@ def test_the_wrong_number_of_labels_is_refused(model, surrogate, trajectories, h
         ki.fidelity(model, surrogate, trajectories, held_out[0], held_out[1][:7])
 
 
+def test_spans_of_no_known_kind_are_refused(unchecked, model, surrogate, trajectories, held_out):
+    with pytest.raises(InputError, match="'to_target'"):
+        ki.fidelity(model, surrogate, trajectories, held_out[0], spans="some")
+
+
+def test_labels_and_next_tokens_exclude_each_other(model, surrogate, trajectories, held_out):
+    with pytest.raises(InputError, match="got both"):
+        ki.fidelity(model, surrogate, trajectories, *held_out, next_token=True)
+
+
+def test_inputs_without_tokens_have_no_next_one(model, surrogate, trajectories, held_out):
+    with pytest.raises(InputError, match="Give labels"):
+        ki.fidelity(model, surrogate, trajectories, held_out[0], next_token=True)
+
+
 # --- outputs ------------------------------------------------------------------------------------------------
 
 
@@ -266,9 +352,21 @@ def test_the_printed_tables_hold_the_figures(found):
     line = next(line for line in text.split("\n") if line.startswith("endpoint linear"))
     linear = by_name(found)["endpoint linear"]
     expected = [f"{100 * linear.accuracy:.2f}", f"{100 * linear.agreement:.2f}", f"{linear.kl:.4f}"]
+    recovered = "–" if linear.recovered is None else f"{100 * linear.recovered:.2f}"
+    expected += [f"{linear.cross_entropy:.4f}", recovered]
     assert line.removeprefix("endpoint linear").split() == expected
     site = next(line for line in text.split("\n") if line.startswith("blocks.3"))
     assert f"{found.depths[4].linearity_residual:.4f}" in site
+
+
+def test_the_table_by_span_has_a_line_each(model, surrogate, trajectories, held_out):
+    found = ki.fidelity(model, surrogate, trajectories, *held_out, spans="to_target")
+    lines = found.by_span().split("\n")
+    assert lines[0].split("  ")[0] == "KL / agreement %"
+    assert [line.split("  ")[0] for line in lines[1:]] == [f"{site} → blocks.3" for site in surrogate.sites[:-1]]
+    assert found.by_span() in str(found)
+    last = next(row for row in found.spans[-1].outputs if row.name == "surrogate")
+    assert f"{last.kl:.3f} / {100 * last.agreement:.1f}" in lines[-1]
 
 
 def test_nothing_is_left_behind(model, surrogate, trajectories, held_out):

@@ -1,0 +1,97 @@
+"""Figures of lenses: what one reads at each depth, and how far several are from the host."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+
+from koopman_interp.analysis.lens import LensReading
+from koopman_interp.analysis.lens_comparison import LensComparison
+from koopman_interp.errors import InputError
+from koopman_interp.plotting.style import (
+    BLUE,
+    FLOOR,
+    GREEN,
+    GREY,
+    LINES,
+    ORANGE,
+    PURPLE,
+    label_ends,
+    own_axes,
+    plain,
+    short,
+    ticks_of_sites,
+)
+
+_MOST_SAMPLES = 32
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
+_MARKERS = ("o", "s", "D", "v", "^", "P")
+# From white to a blue on which black text can still be read.
+_PALE = LinearSegmentedColormap.from_list("pale", ["#ffffff", "#8ec1e0"])
+
+
+def plot_lens(reading: LensReading, ax: Axes | None = None, *, start: int = 0) -> Axes:
+    """Draw what a lens reads: in each cell the likeliest output and its probability in per cent, which shades it too.
+
+    Depth goes up, samples to the right. Where a cell names what the host says in the end, its word is bold.
+
+    Args:
+        reading: of one input, or of several in a row.
+        ax: where to draw; None makes a figure.
+        start: first sample to show; 32 are shown at most.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: there is no sample to show from there on.
+    """
+    shown = range(start, min(len(reading), start + _MOST_SAMPLES))
+    if not shown or start < 0:
+        raise InputError(f"This reading has samples 0 to {len(reading) - 1}; there is none to show from {start} on.")
+    depths = len(reading.sites)
+    ax = own_axes(ax, 1.9 + 0.62 * len(shown), 1.6 + 0.5 * depths)
+    probability = reading.probability[:, shown.start : shown.stop, 0].numpy()
+    ax.imshow(probability, cmap=_PALE, vmin=0, vmax=1, aspect="auto", origin="lower")
+    for depth in range(depths):
+        for column, sample in enumerate(shown):
+            right = reading.top[depth, sample, 0] == reading.top[-1, sample, 0]
+            word = _plain_text(short(reading.said(depth, sample), 8))
+            weight = "bold" if right else "normal"
+            percent = f"{100 * probability[depth, column]:.0f}"
+            ax.text(column, depth, f"{word}\n{percent}", ha="center", va="center", fontsize=8, fontweight=weight)
+    labels = [_plain_text(short(reading.inputs[sample], 10)) for sample in shown]
+    ax.set_xticks(range(len(shown)), labels, rotation=60, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(depths), [short(site) for site in reading.sites])
+    ax.set_xticks([index - 0.5 for index in range(1, len(shown))], minor=True)
+    ax.set_yticks([index - 0.5 for index in range(1, depths)], minor=True)
+    ax.grid(which="minor", color="#c8c8c8", linewidth=0.6)
+    ax.tick_params(which="minor", length=0)
+    ax.set(xlabel="read at", ylabel="site, in order of depth")
+    ax.set_title(f"{reading.lens}: likeliest output, and its probability in % (bold: the host's own)")
+    return ax
+
+
+def plot_lens_comparison(comparison: LensComparison, ax: Axes | None = None) -> Axes:
+    """Draw the divergence of each lens from the host over depth, with the number of its parameters."""
+    ax = own_axes(ax, 8.4, 4.2)
+    ends = {}
+    for index, (name, parameters) in enumerate(comparison.parameters.items()):
+        known = [(depth, max(kl, FLOOR)) for depth, kl in enumerate(comparison.kl(name)) if kl is not None]
+        if not known:
+            continue
+        x, y = zip(*known, strict=True)
+        colour, marker, style = (choice[index % len(choice)] for choice in (_COLOURS, _MARKERS, LINES))
+        ax.plot(x, y, color=colour, marker=marker, linestyle=style, linewidth=1.8, label=name)
+        ends[f"{name} ({parameters:,})"] = (y[-1], colour)
+    ax.set_yscale("log")
+    ticks_of_sites(ax, comparison.sites)
+    ax.set(ylabel="KL to the host, nats (log)", title="Lenses and their parameters: lower is nearer to the host")
+    plain(ax)
+    label_ends(ax, ends)
+    return ax
+
+
+def _plain_text(word: str) -> str:
+    """Keep a word from being read as mathematics."""
+    return word.replace("$", r"\$")
