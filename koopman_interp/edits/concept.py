@@ -1,11 +1,11 @@
 """Erasing a concept: an attribute of sequences or tokens, binary, categorical or continuous, is made unreadable.
 
-With A = cov(z, attribute), one column a value, μ the mean and Σ a covariance, the map `P: z → z − ((z − μ) W) Aᵀ` with the
+With A = cov(z, attribute), one column a value, μ the mean and Σ a covariance, `P: z → z − ((z − μ) W) Aᵀ` with the
 cheapest W, AᵀW = I, leaves `cov(P z, attribute) = 0`: no affine reader does better than a constant (LEACE, arXiv
-2306.03819). What is to be preserved gives columns B with BᵀW = 0 (SPLINCE, arXiv 2506.10703). Σ decides what is cheap,
-and nothing else: the rows' own makes LEACE of it; the fit's own, which is the default, counts displacement on all rows
-fitted, so that a concept taught by a few contrasting prompts is erased at the least cost to the corpus. One pass over the
-rows and one factorisation of Σ a site.
+2306.03819). What is to be preserved gives columns B with BᵀW = 0 (SPLINCE, arXiv 2506.10703). Σ decides what is
+cheap, and nothing else: the rows' own makes LEACE of it; the fit's own, which is the default, counts displacement on
+all rows fitted, so that a concept taught by a few contrasting prompts is erased at the least cost to the corpus. One
+pass over the rows and one factorisation of Σ a site.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def erase_concept(
     solved = oblique(A, B, covariance, shrinkage=shrinkage)
     if solved is None:
         raise InputError(
-            f"What {name!r} moves at {koopman.sites[depth]!r} lies in what is to be preserved, so the one cannot be erased "
-            "without the other. Preserve less, or erase at another site."
+            f"What {name!r} moves at {koopman.sites[depth]!r} lies in what is to be preserved, so the one cannot be "
+            "erased without the other. Preserve less, or erase at another site."
         )
     description = f"erase {name}{at_strength(strength)}"
     edit = edit_at(koopman, depth, description, strength * A, solved.readers, centre @ solved.readers)
@@ -140,7 +140,7 @@ def _of_rows(values: Shaped[Tensor, "..."], sequence: Int[Tensor, " sample"], wh
 def _cross_covariance(
     centred: Float[Tensor, "sample observable"], columns: Float[Tensor, "sample value"]
 ) -> Float[Tensor, "observable independent"]:
-    """Return a basis of the span of cov(z, attribute), scaled as the columns are: those of categories sum to nothing."""
+    """Return independent columns that span cov(z, attribute); those of categories sum to nothing."""
     cross = centred.T @ columns / len(columns)
     basis, values, _ = torch.linalg.svd(cross, full_matrices=False)
     # A single column keeps its own length and sign, so that its factors read as a difference of means.

@@ -19,6 +19,7 @@ from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts import depth_of
 from koopman_interp.tables import table
 
+
 @dataclass(frozen=True, eq=False, repr=False)
 class EditSet(Sequence[OperatorEdit]):
     """Edits at several depths, one a depth; `each_site` makes one.
@@ -40,7 +41,9 @@ class EditSet(Sequence[OperatorEdit]):
             raise InputError("A set of edits needs one or more.")
         depths = [edit.depth for edit in self.edits]
         if len(set(depths)) != len(depths):
-            raise InputError(f"A set has one edit a depth; got depths {depths}. Compose those at one depth with @ first.")
+            raise InputError(
+                f"A set has one edit a depth; got depths {depths}. Compose those at one depth with @ first."
+            )
         for edit in self.edits:
             self.edits[0].host.require(edit.host, "edit")
             if edit.operator != self.edits[0].operator:

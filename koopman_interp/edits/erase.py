@@ -226,7 +226,9 @@ def _one_after_another(
         means, covariance = means @ P.T + one.offset @ one.directions.T, P @ covariance @ P.T
         done += group
         if whole is not None:
-            factors = in_a_row((whole.directions, whole.readers, whole.offset), (one.directions, one.readers, one.offset))
+            factors = in_a_row(
+                (whole.directions, whole.readers, whole.offset), (one.directions, one.readers, one.offset)
+            )
             one = Eraser(*factors, one.centre, min(whole.feasibility, one.feasibility))
         whole = one
     assert whole is not None

@@ -1,10 +1,10 @@
 """Modes: scale, remove or rotate parts of the spectrum, and steer rows along an eigenfunction.
 
-With K v = λ v and the reader w of the same pair, wᵀv = 1, the map `P: z → z + (f − 1)(z·w) v` makes λ f of λ in `K P` and
-leaves all other pairs alone; a conjugate pair is changed with its partner, so that all stays real. Eigenvectors of a K
-that is far from normal are nearly parallel; there the orthogonal basis of an ordered real Schur form is the stable one:
-`P = I + Q(F − I)Qᵀ` on the invariant subspace Q of the chosen pairs. Modes of a shared K belong to no class: an instrument
-for looking, not the way to forget. Costs one Schur form, 25 observables³, or nothing beside the spectrum.
+With K v = λ v and the reader w of the same pair, wᵀv = 1, the map `P: z → z + (f − 1)(z·w) v` makes f λ of λ in `K P`
+and leaves all other pairs alone; a conjugate pair is changed with its partner, so that all stays real. Eigenvectors of
+a K that is far from normal are nearly parallel; there the orthogonal basis of an ordered real Schur form is the stable
+one: `P = I + Q(F − I)Qᵀ` on the invariant subspace Q of the chosen pairs. Modes of a shared K belong to no class: an
+instrument for looking, not the way to forget. Costs one Schur form, 25 observables³, or nothing beside the spectrum.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def edit_modes(
         The edit, with its certificate; its drift counts all rows as retained.
 
     Raises:
-        InputError: a mode does not exist, is not certified by its residual, or cannot turn; or the spectrum is of another K.
+        InputError: a mode does not exist, is not certified by its residual, or cannot turn; or the spectrum is of
+            another K.
     """
     if basis not in ("eigenpairs", "schur"):
         raise InputError(f"basis={basis!r} is neither 'eigenpairs' nor 'schur'.")
@@ -73,7 +74,13 @@ def edit_modes(
     else:
         directions, readers = _by_schur(koopman, spectrum, chosen, scale, rotate)
     depth = depth_of(koopman.sites, site)
-    what = "remove" if scale == 0 else f"scale by {scale:g}" if not rotate else f"scale by {scale:g}, turn by {rotate:g} rad"
+    what = (
+        "remove"
+        if scale == 0
+        else f"scale by {scale:g}"
+        if not rotate
+        else f"scale by {scale:g}, turn by {rotate:g} rad"
+    )
     where = "" if basis == "eigenpairs" else " in a Schur basis"
     description = f"{what} modes {', '.join(map(str, chosen))}{where}"
     edit = edit_at(koopman, depth, description, directions, readers, readers.new_zeros(readers.shape[1]))
@@ -92,8 +99,8 @@ def steer(
 ) -> OperatorEdit:
     """Move all rows along an eigenfunction: φ changes by an amount, every other eigenfunction by nothing.
 
-    `z → z + amount · s · v`, for a conjugate pair `z + 2 Re(amount · s · e^{i phase} v)`, with s the standard deviation of φ
-    over the rows fitted. K itself stays; the edited step is affine.
+    `z → z + amount · s · v`, for a conjugate pair `z + 2 Re(amount · s · e^{i phase} v)`, with s the standard deviation
+    of φ over the rows fitted. K itself stays; the edited step is affine.
 
     Args:
         koopman: the surrogate.
@@ -128,11 +135,15 @@ def _chosen(koopman: KoopmanAutoencoder, spectrum: Spectrum, modes: Sequence[int
     """Check modes, and name each conjugate pair by one member."""
     count = len(spectrum.eigenvalues)
     if count != koopman.config.observables:
-        raise InputError(f"This spectrum has {count} modes, the surrogate {koopman.config.observables}: it is of another K.")
+        raise InputError(
+            f"This spectrum has {count} modes, the surrogate {koopman.config.observables}: it is of another K."
+        )
     K = koopman.K.detach().double().cpu().numpy()
     error = np.linalg.norm(K @ spectrum.modes - spectrum.modes * spectrum.eigenvalues) / np.linalg.norm(K)
     if error > _SAME * max(1.0, count):
-        raise InputError("The modes of this spectrum are not those of the surrogate's K: take spectrum(koopman, …) anew.")
+        raise InputError(
+            "The modes of this spectrum are not those of the surrogate's K: take spectrum(koopman, …) anew."
+        )
     if not len(modes) or not all(0 <= mode < count for mode in modes):
         raise InputError(f"Expected one mode or more between 0 and {count - 1}; got {list(modes)}.")
     found: list[int] = []
@@ -187,7 +198,7 @@ def _by_schur(
     expected = sum(1 if abs(value.imag) <= _REAL else 2 for value in wanted)
     if size != expected:
         raise InputError(
-            f"The chosen modes share eigenvalues with others: the Schur form orders {size} of them instead of {expected}. "
+            f"The chosen modes share eigenvalues with others: the Schur form orders {size} of them, not {expected}. "
             "Choose all modes of that eigenvalue, or edit by eigenpairs."
         )
     F = scale * np.eye(size)

@@ -1,18 +1,18 @@
 """Redirecting rows: the least change of the operator that sends rows to targets, and retained rows nowhere.
 
-With rows Z centred on the retained mean, their targets T, and C the covariance of what is retained, the change of a row is
+With rows Z centred on the retained mean, their targets T, and C the covariance of what is retained, a row changes as
 
     z → z + (z − μ_r) Δ,   Δ = (Z_fᵀZ_f / n_f + λ C)⁻¹ Z_fᵀ(T − Z_f) / n_f
 
-the minimum of `mean ‖z_f(I + Δ) − t‖² + λ tr ΔᵀCΔ`: MEMIT's soft form (arXiv 2210.07229), with λ a dial from sending all
-rows to moving none. As λ → 0 it is the equality form of ROME and EMMET (arXiv 2202.05262, 2403.14236). In the null space
-of the retained rows, where C costs nothing, it is AlphaEdit (arXiv 2410.02355). A small λ marks the rows it was solved on.
-Needs rows; costs a product of their observables with themselves and one solve, observables³.
+the minimum of `mean ‖z_f(I + Δ) − t‖² + λ tr ΔᵀCΔ`: MEMIT's soft form (arXiv 2210.07229), with λ a dial from sending
+all rows to moving none. As λ → 0 it is the equality form of ROME and EMMET (arXiv 2202.05262, 2403.14236). In the null
+space of the retained rows, where C costs nothing, it is AlphaEdit (arXiv 2410.02355). A small λ marks the rows it was
+solved on. Needs rows; costs a product of their observables with themselves and one solve, observables³.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -198,7 +198,7 @@ def _moved(trajectories: Trajectories, label: int | None) -> Bool[Tensor, " samp
     if label is None:
         return torch.ones(len(trajectories), dtype=torch.bool)
     if trajectories.labels is None:
-        raise InputError("These trajectories have no labels, so no class of them can be redirected. Observe with labels=….")
+        raise InputError("These trajectories have no labels, so no class can be redirected. Observe with labels=….")
     moved = trajectories.labels == label
     if not moved.any() or int((~moved).sum()) < 2:
         raise InputError(
@@ -240,10 +240,12 @@ def _finished(
 def _truncated(
     change: Float[Tensor, "observable observable"], problem: _Problem, rank: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Factor Δ ≈ readers directionsᵀ, the best of its rank for the displacements of moved and retained rows together."""
+    """Factor Δ ≈ readers directionsᵀ, the best of its rank for displacements of moved and retained rows together."""
     gram, _ = problem.normal_equations()
     metric = gram + problem.retained
-    factor = torch.linalg.cholesky(metric + _SINGULAR ** 0.5 * metric.diagonal().mean() * torch.eye(len(metric)).to(metric))
+    factor = torch.linalg.cholesky(
+        metric + _SINGULAR**0.5 * metric.diagonal().mean() * torch.eye(len(metric)).to(metric)
+    )
     left, values, right = torch.linalg.svd(factor.T @ change, full_matrices=False)
     lost = values.square().flip(0).cumsum(0).flip(0)
     enough = int((lost > _KEPT * lost[0].clamp_min(torch.finfo(lost.dtype).tiny)).sum())

@@ -1,8 +1,8 @@
 """Targets: where the rows that a redirection moves are to go.
 
-Each named target is a function of the rows' observables; so is one of the user's own. The retained mean is farthest from
-what a model trained without the class does, next-best and similarity-tilted means are nearest. Costs a product of the
-rows with the class means. Knows nothing of operators.
+Each named target is a function of the rows' observables; so is one of the user's own. The retained mean is farthest
+from what a model trained without the class does, next-best and similarity-tilted means are nearest. Costs a product of
+the rows with the class means. Knows nothing of operators.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from koopman_interp.errors import InputError
 Named = Literal["next_best", "similar", "retained_mean"]
 
 Targets = Named | Callable[[Tensor, int], Tensor]
-"""A name, or a function of all rows' observables `[sample, observable]` and the depth that returns a target for each."""
+"""A name, or a function of all rows' observables `[sample, observable]` and the depth: one target a row."""
 
 _RIDGE = 1e-3
 
