@@ -50,6 +50,9 @@ from .edits.targets import counterfactual as counterfactual
 from .errors import KoopmanInterpError as KoopmanInterpError
 from .fit_config import FitConfig as FitConfig
 from .fitting import fit as fit
+from .forgetting.forget import Forgetting as Forgetting
+from .forgetting.forget import forget as forget
+from .forgetting.gradient import gradient_edit as gradient_edit
 from .hosts import Host as Host
 from .hosts import host_for as host_for
 from .hosts import HostFingerprint as HostFingerprint

@@ -187,7 +187,7 @@ class Patch:
         self.positions = positions
         self.motion: nn.Module = motions[0] if len(motions) == 1 else nn.ModuleList(motions)
         self._spans = [
-            _Span(koopman.sites[first], koopman.sites[last], koopman.config.shapes[last], motion)
+            _Span(first, last, koopman.sites[first], koopman.sites[last], koopman.config.shapes[last], motion)
             for (first, last, _), motion in zip(groups, motions, strict=True)
         ]
         self._tokens: Tokens | None = None
@@ -247,6 +247,18 @@ class Patch:
     ) -> None:
         self.remove()
 
+    def moved_by(self, motion: Callable[[int, int], nn.Module]) -> None:
+        """Put other motions in place of the prepared ones: for edits that are being trained.
+
+        Args:
+            motion: takes the depths of a span, and returns a module that maps rows at its source as a `Motion` does.
+        """
+        motions = [motion(one.first, one.last) for one in self._spans]
+        for one, own in zip(self._spans, motions, strict=True):
+            one.motion = own
+        self.motion = motions[0] if len(motions) == 1 else nn.ModuleList(motions)
+        self._idle = False
+
     def hooks(self) -> dict[str, Callable[[Tensor], Tensor | None]]:
         """Return the hooks that read at sources and write at targets."""
         return {site: hook for one in self._spans for site, hook in self._hooks_of(one).items()}
@@ -304,10 +316,12 @@ class Patch:
 class _Span:
     """One motion in the host: where it reads, where it writes, and what was read in the pass that is running."""
 
+    first: int
+    last: int
     source: str
     target: str
     shape: tuple[int, ...]
-    motion: Motion
+    motion: nn.Module
     state: Tensor | None = None
 
     def __str__(self) -> str:

@@ -128,7 +128,7 @@ def null_space(
         raise InputError(
             f"The null space is empty: the retained rows have numerical rank {reached} of {size} observables at "
             f"{koopman.sites[depth]!r} (tolerance {tolerance:g}), and the rows to redirect reach nothing beyond it. "
-            "Use redirect(…), which weighs the two; fit more observables; or raise tolerance, which moves retained rows."
+            "Use redirect(…), which weighs the two, fit more observables, or raise tolerance and let some move."
         )
     ridge = EQUALITY * inside.diagonal().mean() * torch.eye(free.shape[1], dtype=inside.dtype)
     change = free @ torch.linalg.solve(inside + ridge, free.T @ cross)
