@@ -52,6 +52,8 @@ from .fit_config import FitConfig as FitConfig
 from .fitting import fit as fit
 from .forgetting.forget import Forgetting as Forgetting
 from .forgetting.forget import forget as forget
+from .forgetting.frontier import Frontier as Frontier
+from .forgetting.frontier import FrontierPoint as FrontierPoint
 from .forgetting.gradient import gradient_edit as gradient_edit
 from .hosts import Host as Host
 from .hosts import host_for as host_for

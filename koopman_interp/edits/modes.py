@@ -188,13 +188,14 @@ def _by_schur(
     koopman: KoopmanAutoencoder, spectrum: Spectrum, chosen: Sequence[int], scale: float, rotate: float
 ) -> tuple[Tensor, Tensor]:
     wanted = spectrum.eigenvalues[list(chosen)]
-    near = _SAME * max(1.0, float(np.abs(spectrum.eigenvalues).max()))
+    near = _SAME * math.sqrt(len(spectrum.eigenvalues)) * max(1.0, float(np.abs(spectrum.eigenvalues).max()))
 
-    def selected(real: float, imaginary: float) -> bool:
-        distance = np.hypot(wanted.real - real, np.abs(wanted.imag) - abs(imaginary))
-        return bool((distance <= near * math.sqrt(len(spectrum.eigenvalues))).any())
-
-    T, Q, size = schur(koopman.K.detach().double().cpu().numpy(), output="real", sort=selected)
+    # A lambda, since f2py counts the arguments of what it calls back.
+    T, Q, size = schur(
+        koopman.K.detach().double().cpu().numpy(),
+        output="real",
+        sort=lambda real, imag: _among(wanted, real, imag, near),
+    )
     expected = sum(1 if abs(value.imag) <= _REAL else 2 for value in wanted)
     if size != expected:
         raise InputError(
@@ -210,6 +211,12 @@ def _by_schur(
             F[start : start + 2, start : start + 2] = scale * np.array(turned)
     basis = Q[:, :size]
     return torch.from_numpy(basis @ (np.eye(size) - F)), torch.from_numpy(np.ascontiguousarray(basis))
+
+
+def _among(wanted: np.ndarray, real: float, imaginary: float, near: float) -> bool:
+    """Whether an eigenvalue is one of those wanted, or the conjugate of one."""
+    distance = np.hypot(wanted.real - real, np.abs(wanted.imag) - abs(imaginary))
+    return bool((distance <= near).any())
 
 
 def _columns(vectors: Sequence[np.ndarray]) -> Float[Tensor, "observable rank"]:

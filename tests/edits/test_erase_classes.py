@@ -104,7 +104,12 @@ def test_the_drift_counts_the_rows_of_no_forgotten_class(fitted):
 
 @pytest.mark.parametrize(
     ("labels", "sentence"),
-    [([], "each once"), ([1, 1], "each once"), ([1, 9], "Class 9 does not occur"), (list(range(5)), "nothing to retain")],
+    [
+        ([], "each once"),
+        ([1, 1], "each once"),
+        ([1, 9], "Class 9 does not occur"),
+        (list(range(5)), "nothing to retain"),
+    ],
 )
 def test_what_cannot_be_erased_is_said(fitted, labels, sentence):
     with pytest.raises(InputError, match=sentence):

@@ -1,0 +1,54 @@
+"""Figures of what forgetting costs."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+
+from koopman_interp.forgetting.frontier import Frontier
+from koopman_interp.plotting.style import BLUE, GREEN, GREY, LINES, ORANGE, PURPLE, own_axes, plain
+
+_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
+
+
+def plot_frontier(
+    frontier: Frontier,
+    ax: Axes | None = None,
+    *,
+    wanted: tuple[float, float] | None = None,
+    dearest: float | None = None,
+) -> Axes:
+    """Draw each way's curve over strengths: cost to the right, what is left upwards; the lower left corner is best.
+
+    Args:
+        frontier: the curves.
+        ax: axes to draw on; None makes a figure.
+        wanted: the cost and what may be left, shaded as a box.
+        dearest: cost at which the axis ends; points beyond are not drawn.
+
+    Returns:
+        The axes.
+    """
+    ax = own_axes(ax, 7.5, 4.8)
+    ax.axhline(frontier.host, color="k", linewidth=0.8, linestyle=":")
+    costs = [point.cost for point in frontier.points] + [0.0]
+    right = max(costs) if dearest is None else min(dearest, max(costs))
+    if wanted is not None:
+        low = min(min(costs), 0.0) - 0.05 * (right - min(costs))
+        ax.fill_between([low, wanted[0]], 0, wanted[1], color="#dddddd", zorder=0, linewidth=0)
+        ax.annotate("wanted", (wanted[0], wanted[1]), (-3, -3), textcoords="offset points", ha="right", va="top")
+    for index, way in enumerate(frontier.ways):
+        points = [(0.0, frontier.host), *((p.cost, p.left) for p in frontier.curve(way) if p.cost <= right)]
+        ax.plot(
+            *zip(*points, strict=True),
+            marker=_MARKS[index % len(_MARKS)],
+            linestyle=LINES[index % len(LINES)],
+            color=_COLOURS[index % len(_COLOURS)],
+            markersize=5,
+            label=way,
+        )
+    ax.text(right, frontier.host, "host ", ha="right", va="bottom")
+    ax.set(xlabel=frontier.cost, ylabel=frontier.left, ylim=(0, None))
+    ax.legend(fontsize=8.5, frameon=False)
+    plain(ax)
+    return ax
