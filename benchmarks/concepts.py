@@ -1,4 +1,4 @@
-"""Gender of a name in stories260K: how far each way unlearns it, and what that costs on text without the words.
+"""Gender of a name in stories260K: how far each way suppresses it, and what that costs on text without the words.
 
 After "There was a girl named Lily. Lily was very happy." the host prefers She to He by some 5 nats. Each way is taught
 by contrasting prompts with other names and other templates, acts in place at the last three sites at every position,
@@ -71,7 +71,7 @@ GENDERED = {
 LAST = 4
 """Positions from the end of a prompt, at most, that moments are taken at."""
 SITES = (-3, -2, -1)
-STRENGTHS = (0.5, 0.75, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.25)
+STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75)
 WEIGHTS = (0.05, 0.1, 0.2, 0.4)
 MOST, BUDGET = 0.5, 2.0
 """What is asked: nats left at most, per cent of cross-entropy more at most."""

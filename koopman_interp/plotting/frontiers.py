@@ -30,13 +30,14 @@ def plot_frontier(
         The axes.
     """
     ax = own_axes(ax, 7.5, 4.8)
+    costs = [0.0, *(point.cost for point in frontier.points if dearest is None or point.cost <= dearest)]
+    left, right = min(costs), max([*costs, *(wanted or ())[:1]])
+    margin = 0.05 * (right - left) or 1.0
     ax.axhline(frontier.host, color="k", linewidth=0.8, linestyle=":")
-    costs = [point.cost for point in frontier.points] + [0.0]
-    right = max(costs) if dearest is None else min(dearest, max(costs))
+    ax.text(right + margin, frontier.host, "host ", ha="right", va="bottom")
     if wanted is not None:
-        low = min(min(costs), 0.0) - 0.05 * (right - min(costs))
-        ax.fill_between([low, wanted[0]], 0, wanted[1], color="#dddddd", zorder=0, linewidth=0)
-        ax.annotate("wanted", (wanted[0], wanted[1]), (-3, -3), textcoords="offset points", ha="right", va="top")
+        ax.fill_between([left - margin, wanted[0]], 0, wanted[1], color="#dddddd", zorder=0, linewidth=0)
+        ax.annotate("wanted", wanted, (-3, -3), textcoords="offset points", ha="right", va="top")
     for index, way in enumerate(frontier.ways):
         points = [(0.0, frontier.host), *((p.cost, p.left) for p in frontier.curve(way) if p.cost <= right)]
         ax.plot(
@@ -47,8 +48,8 @@ def plot_frontier(
             markersize=5,
             label=way,
         )
-    ax.text(right, frontier.host, "host ", ha="right", va="bottom")
-    ax.set(xlabel=frontier.cost, ylabel=frontier.left, ylim=(0, None))
-    ax.legend(fontsize=8.5, frameon=False)
+    ax.set(xlabel=frontier.cost, ylabel=frontier.left, ylim=(0, None), xlim=(left - margin, right + margin))
+    # Below the host's line, which the legend would hide.
+    ax.legend(fontsize=8.5, frameon=False, loc="upper right", bbox_to_anchor=(1.0, 0.92))
     plain(ax)
     return ax
