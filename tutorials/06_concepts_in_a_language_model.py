@@ -117,8 +117,8 @@ print(rows)
 #
 # `counterfactual` sends each row where the mean of its group is: what tells a girl from a boy *there* is taken off,
 # the rest of the row stays. `redirect` finds the least change of the operator that does so; λ weighs that against
-# moving the corpus. `each_site` makes one at each site, and `at="each site"` writes each in place, so that attention carries
-# on from edited states.
+# moving the corpus. `each_site` makes one at each site, and `at="each site"` writes each in place, so that
+# attention carries on from edited states.
 
 # %%
 targets = ki.counterfactual(gender, group)
