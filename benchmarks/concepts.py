@@ -3,8 +3,8 @@
 After "There was a girl named Lily. Lily was very happy." the host prefers She to He by some 5 nats. Each way is taught
 by contrasting prompts with other names and other templates, acts in place at the last three sites at every position,
 and is shown as a curve over strengths: mean |log She − log He| on the prompts held out, against more cross-entropy on
-those tokens of held-out stories whose sentence has no word of gender. λ of the redirections is chosen on names of its
-own. "Inside" is |log she − log he| after "… One day,": what was not taught.
+those tokens of held-out stories whose sentence has no word of gender. λ of the redirections is chosen on templates of
+its own, and so is one strength beside the curve. "Inside" is |log she − log he| after "… One day,": what was not taught.
 
 Printed beside the edits: mean difference and LEACE on the host's states (LEACE with the prompts' covariance, as it
 stands, and with the corpus's), the redirection on the host's states without any lifting, the redirection taught on the
@@ -61,7 +61,12 @@ TAUGHT = (
     words("Jane Mary Kate Ella Zoe Rose Lisa Molly Sally Daisy Lola Nina Bella Jenny Nancy Polly Susie Annie"),
     words("Fred Mark Leo Peter Billy Joe Mike Jim Alex Dave Roy Andy Timmy Tommy Johnny Bobby Jimmy Rob"),
 )
-CHOOSING = (words("Maria Sophie Ruby Rosie Tina Jill"), words("Nick Danny Adam Harry George Bill"))
+CHOOSING = (words("Lisa Ella Sally Lola"), words("Mark Peter Jim Roy"))
+CHOOSING_TEMPLATES = (
+    "There lived a {kind} named {name}. {name} was kind and nice.",
+    "One day, there was a {kind} named {name}. {name} had a good friend.",
+)
+"""λ and a strength are chosen on templates of their own, with names that the host knows about as well as those judged."""
 NAMES = (words("Lily Mia Sue Anna Emma Sara Lucy Amy"), words("Tim Tom Ben Max Jack Sam Bob John"))
 GENDERED = {
     *words("she he her him his hers himself herself girl boy girls boys lady man woman men women sir miss mr mrs"),
@@ -242,18 +247,22 @@ class Ways:
         return lambda strength: host.hooked({site: one.hook(strength) for site, one in maps.items()}, first=True)
 
 
-def chosen_weight(way: Callable[[float], Way], judge: Judge, choosing: Prompts) -> float:
-    """Choose λ on prompts for choosing: the least loss among those that reach what is asked, else the least odds."""
-    found: list[tuple[bool, float, float]] = []
+def chosen(way: Callable[[float], Way], judge: Judge, choosing: Prompts) -> tuple[float, float]:
+    """Choose λ and strength: the largest λ that does what is asked, since it moves the corpus least.
+
+    The strength is the one that leaves least. Without any λ that does what is asked, the two that leave least.
+    """
+    found: list[tuple[float, float, float]] = []
     for weight in WEIGHTS:
         patch = way(weight)
+        left = []
         for strength in STRENGTHS[2:]:
             with patch(strength):
-                left = judge.odds(choosing)[1]
-            found.append((left > MOST, left, weight))
-    # Of those that reach it, the largest λ moves the corpus least.
-    reached = [weight for missed, _, weight in found if not missed]
-    return max(reached) if reached else min(found)[2]
+                left.append((judge.odds(choosing)[1], weight, strength))
+        found.append(min(left))
+    reached = [one for one in found if one[0] <= MOST]
+    _, weight, strength = max(reached, key=lambda one: one[1]) if reached else min(found)
+    return weight, strength
 
 
 def measured(judge: Judge, prompts: dict[str, Prompts]) -> dict[str, float]:
@@ -271,7 +280,9 @@ def points(name: str, patch: Way, judge: Judge, prompts: dict[str, Prompts]) -> 
             yield {"way": name, "strength": strength, **measured(judge, prompts)}
 
 
-def report(rows: list[dict[str, Any]], host: dict[str, float], settings: dict[str, Any], out: Path) -> None:
+def report(
+    rows: list[dict[str, Any]], host: dict[str, float], settings: dict[str, tuple[float, float]], out: Path
+) -> None:
     """Print the curves and what they come to, and write JSON."""
     for row in (host, *rows):
         for kind in ("free", "all"):
@@ -289,9 +300,17 @@ def report(rows: list[dict[str, Any]], host: dict[str, float], settings: dict[st
         host["absolute"],
         tuple(ki.FrontierPoint(row["way"], row["strength"], row["absolute"], row["free, %"]) for row in rows),
     )
-    print(f"\nAsked: at most {MOST:g} nats at most {BUDGET:g} % dearer. λ = {settings['λ']}")
+    print(f"\nAsked: at most {MOST:g} nats at most {BUDGET:g} % dearer.")
     print(frontier.summary(MOST, BUDGET))
-    write_json(out, {"host": host, "rows": rows, "frontier": frontier.as_dict(), **settings, "machine": machine()})
+    for name, (weight, strength) in settings.items():
+        row = next(one for one in frontier.curve(name) if one.strength == strength)
+        print(
+            f"{name}: templates of their own chose λ = {weight:g} and strength {strength:g}, which here leaves {row.left:.2f} "
+            f"nats at {row.cost:+.2f} %."
+        )
+    write_json(
+        out, {"host": host, "rows": rows, "frontier": frontier.as_dict(), "chosen": settings, "machine": machine()}
+    )
 
 
 def main() -> None:
@@ -325,12 +344,13 @@ def main() -> None:
     pronouns = {name: (vocabulary[she], vocabulary[he]) for name, (she, he) in pairs.items()}
     held_out = data["test"][: told.slice or len(data["test"])]["text"]
     judge = Judge(model, [free_of_gender(tokenizer, text) for text in held_out], pronouns)
-    taught, choosing = (Prompts.of(tokenizer, TAUGHT_TEMPLATES, names) for names in (TAUGHT, CHOOSING))
+    taught = Prompts.of(tokenizer, TAUGHT_TEMPLATES, TAUGHT)
+    choosing = Prompts.of(tokenizer, CHOOSING_TEMPLATES, CHOOSING)
     held, inside = (Prompts.of(tokenizer, own, NAMES) for own in (TEMPLATES, [one + " One day," for one in TEMPLATES]))
     prompts = {"held out": held, "inside": inside}
     ways, same = (Ways(model, koopman, own, corpus) for own in (taught, held))
-    lifted = chosen_weight(ways.redirection, judge, choosing)
-    raw = chosen_weight(lambda weight: ways.baseline(f"redirection {weight}"), judge, choosing)
+    lifted, lifted_strength = chosen(ways.redirection, judge, choosing)
+    raw, raw_strength = chosen(lambda weight: ways.baseline(f"redirection {weight}"), judge, choosing)
     named: dict[str, Way] = {
         "redirect (operator)": ways.redirection(lifted),
         "erase (operator)": ways.eraser(),
@@ -343,7 +363,8 @@ def main() -> None:
     }
     host = measured(judge, prompts)
     rows = [row for name, patch in named.items() for row in points(name, patch, judge, prompts)]
-    report(rows, host, {"λ": {"operator": lifted, "states": raw}}, told.out)
+    settings = {"redirect (operator)": (lifted, lifted_strength), "redirect (states)": (raw, raw_strength)}
+    report(rows, host, settings, told.out)
 
 
 def tied(model: nn.Module, pair: tuple[int, int]) -> Way:

@@ -11,7 +11,7 @@
 # erased in the same manner.
 #
 # Suppression is not removal: outside of the context the model is what it was, and what was not asked about is less
-# suppressed than what was. `benchmarks/concepts.py` measures that, with λ chosen on names of its own.
+# suppressed than what was. `benchmarks/concepts.py` measures that, with more prompts to teach by.
 #
 # Settings come from the environment:
 #
@@ -250,7 +250,8 @@ save_figure(plot_frontier(frontier, wanted=(2.0, 0.5), dearest=10.0), OUT / "fig
 # %% [markdown]
 # Tying two logits gives the best figure of all, and changes nothing but those two words at the very end: no state is
 # other than it was. That is why a figure like this never stands for removal. Among the ways that act on states, the
-# operator's curve lies lowest.
+# operator's curve lies lowest at the same cost. Where its lowest point lies depends on the prompts: past it the
+# preference turns round, and no other set of prompts says exactly where.
 #
 # ## Under `generate`
 
