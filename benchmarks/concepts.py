@@ -4,7 +4,8 @@ After "There was a girl named Lily. Lily was very happy." the host prefers She t
 by contrasting prompts with other names and other templates, acts in place at the last three sites at every position,
 and is shown as a curve over strengths: mean |log She − log He| on the prompts held out, against more cross-entropy on
 those tokens of held-out stories whose sentence has no word of gender. λ of the redirections is chosen on templates of
-its own, and so is one strength beside the curve. "Inside" is |log she − log he| after "… One day,": what was not taught.
+their own, and so is one strength beside the curve. "Inside" is |log she − log he| after "… One day,": what was not
+taught.
 
 Printed beside the edits: mean difference and LEACE on the host's states (LEACE with the prompts' covariance, as it
 stands, and with the corpus's), the redirection on the host's states without any lifting, the redirection taught on the
@@ -66,7 +67,7 @@ CHOOSING_TEMPLATES = (
     "There lived a {kind} named {name}. {name} was kind and nice.",
     "One day, there was a {kind} named {name}. {name} had a good friend.",
 )
-"""λ and a strength are chosen on templates of their own, with names that the host knows about as well as those judged."""
+"""λ and a strength are chosen on these, with names among those that the host knows well."""
 NAMES = (words("Lily Mia Sue Anna Emma Sara Lucy Amy"), words("Tim Tom Ben Max Jack Sam Bob John"))
 GENDERED = {
     *words("she he her him his hers himself herself girl boy girls boys lady man woman men women sir miss mr mrs"),
@@ -305,8 +306,8 @@ def report(
     for name, (weight, strength) in settings.items():
         row = next(one for one in frontier.curve(name) if one.strength == strength)
         print(
-            f"{name}: templates of their own chose λ = {weight:g} and strength {strength:g}, which here leaves {row.left:.2f} "
-            f"nats at {row.cost:+.2f} %."
+            f"{name}: templates of their own chose λ = {weight:g} and strength {strength:g}, "
+            f"which leaves {row.left:.2f} nats at {row.cost:+.2f} %."
         )
     write_json(
         out, {"host": host, "rows": rows, "frontier": frontier.as_dict(), "chosen": settings, "machine": machine()}

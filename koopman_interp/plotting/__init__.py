@@ -11,9 +11,9 @@ from koopman_interp.plotting.audits import plot_relearning as plot_relearning
 from koopman_interp.plotting.fidelity import plot_fidelity as plot_fidelity
 from koopman_interp.plotting.fidelity import plot_output_fidelity as plot_output_fidelity
 from koopman_interp.plotting.fits import plot_fit as plot_fit
+from koopman_interp.plotting.frontiers import plot_frontier as plot_frontier
 from koopman_interp.plotting.modes import plot_class_amplitudes as plot_class_amplitudes
 from koopman_interp.plotting.modes import plot_mode_growth as plot_mode_growth
-from koopman_interp.plotting.frontiers import plot_frontier as plot_frontier
 from koopman_interp.plotting.saving import save_figure as save_figure
 from koopman_interp.plotting.spectrum import plot_residuals as plot_residuals
 from koopman_interp.plotting.spectrum import plot_spectrum as plot_spectrum

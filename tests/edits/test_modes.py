@@ -141,14 +141,14 @@ def test_only_certified_modes_unless_told_otherwise(surrogate, spectrum):
     assert ki.edit_modes(surrogate, lenient, modes=[spurious]).rank in (1, 2)
 
 
-def test_what_is_no_mode_of_this_k_is_refused(surrogate, spectrum):
+def test_what_is_no_mode_of_this_k_is_refused(surrogate, spectrum, trajectories):
     with pytest.raises(InputError, match="between 0 and 13"):
         ki.edit_modes(surrogate, spectrum, modes=[14])
     with pytest.raises(InputError, match="one mode or more"):
         ki.edit_modes(surrogate, spectrum, modes=[])
     with pytest.raises(InputError, match="not those of the surrogate's K"):
         ki.edit_modes(surrogate, replace(spectrum, eigenvalues=spectrum.eigenvalues * 2), modes=[0])
-    cut = {name: getattr(spectrum, name)[..., :5] for name in ("eigenvalues", "modes", "readers", "residuals")}
-    fewer = replace(spectrum, **cut)
-    with pytest.raises(InputError, match="5 modes, the surrogate 14"):
-        ki.steer(surrogate, fewer, mode=0, amount=1.0)
+    smaller = ki.fit(trajectories, ki.FitConfig(observables=12), method="least_squares")
+    other = ki.spectrum(smaller, trajectories)
+    with pytest.raises(InputError, match="12 modes, the surrogate 14"):
+        ki.steer(surrogate, other, mode=0, amount=1.0)
