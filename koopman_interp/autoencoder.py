@@ -226,13 +226,21 @@ class KoopmanAutoencoder(
         """`predict` on a state in the host's own shape and dtype, between two depths."""
         return shaped_like(self.predict(to_rows(state), source, target), state, self.config.shapes[target])
 
-    def fwd_hooks(self, model: Any, edit: Any = None, *, mode: Literal["delta", "replace"] = "delta") -> list[Any]:
+    def fwd_hooks(
+        self,
+        model: Any,
+        edit: Any = None,
+        *,
+        mode: Literal["delta", "replace"] = "delta",
+        at: Literal["target", "each site"] = "target",
+    ) -> list[Any]:
         """Return a patch as hooks for TransformerLens's own `run_with_hooks(fwd_hooks=…)` and `hooks(fwd_hooks=…)`.
 
         Args:
             model: the host, a model of TransformerLens.
             edit: an edit, several, or None.
             mode: what `patched` does by that name; hooks skip no compute.
+            at: where edits are written; see `patched`.
 
         Returns:
             Pairs of a hook name and a function `(tensor, hook)`.
@@ -243,7 +251,7 @@ class KoopmanAutoencoder(
         """
         from koopman_interp.patching import fwd_hooks  # a convenience that looks up the layers, so at call time
 
-        return fwd_hooks(model, self, edit, mode)
+        return fwd_hooks(model, self, edit, mode, at)
 
     def digest(self) -> str:
         """Digest all that gives an edit of K its meaning: normalisation, encoder and operator."""

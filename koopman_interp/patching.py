@@ -2,7 +2,9 @@
 
 `delta` adds what the edits change to the host's own state at the target, so that what the surrogate cannot explain
 passes through, and without an edit no bit changes. `replace` puts the surrogate's motion in place of the span and
-skips the blocks' compute where the host allows. Nothing is left behind on any exit.
+skips the blocks' compute where the host allows. Edits at several depths meet at the target as one change, or each is
+written in place at its own site, from where the host itself, attention and all, carries on. Nothing is left behind on
+any exit.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -25,6 +29,9 @@ from koopman_interp.tokens import Positions, Tokens
 
 Edits = OperatorEdit | Sequence[OperatorEdit] | None
 
+At = Literal["target", "each site"]
+"""Where edits are written: carried by K to the target of the span, or each in place at the site where it acts."""
+
 
 def patched(
     model: nn.Module | Host,
@@ -34,6 +41,7 @@ def patched(
     mode: Mode = "delta",
     source: str | int | None = None,
     target: str | int | None = None,
+    at: At = "target",
     positions: Positions = None,
     check_weights: bool = True,
 ) -> Patch:
@@ -50,6 +58,9 @@ def patched(
         source: site or depth where the span starts. None is the first in `replace` mode; in `delta` mode it is where
             the first edit acts, since the host's own state there is better than any prediction of it.
         target: site or depth where it ends; None is the last.
+        at: `target` carries what the edits change through K to the end of the span. `each site` writes each edit in
+            place where it acts, `x + D(P E(x)) − D(E(x))`, and the host carries on from there: what attention
+            brings to later sites is edited too. It is a `delta`, without a span of its own.
         positions: for tokens, places to patch, counted from each sequence's first real token on and through a
             key-value cache: a slice, whole numbers, or a function from places `[batch, position]` to a mask. None
             patches all. With some positions only, `replace` computes the span and overwrites it there.
@@ -61,7 +72,7 @@ def patched(
 
     Raises:
         HostMismatchError: the surrogate or an edit belongs to another host.
-        InputError: the span is not one, or an edit acts outside of it.
+        InputError: the span is not one, an edit acts outside of it, or a span is given for edits at each site.
 
     Examples:
         >>> import torch, koopman_interp as ki
@@ -74,7 +85,7 @@ def patched(
         >>> torch.equal(patched, model(x))
         True
     """
-    return Patch(host_for(model), koopman, edit, mode, (source, target), positions, check_weights)
+    return Patch(host_for(model), koopman, edit, mode, (source, target), at, positions, check_weights)
 
 
 def bake(
@@ -85,6 +96,7 @@ def bake(
     mode: Mode = "delta",
     source: str | int | None = None,
     target: str | int | None = None,
+    at: At = "target",
     positions: Positions = None,
     check_weights: bool = True,
 ) -> nn.Module:
@@ -101,6 +113,7 @@ def bake(
         mode: `delta` or `replace`; see `patched`.
         source: site or depth where the span starts; see `patched`.
         target: site or depth where it ends; None is the last.
+        at: where edits are written; see `patched`.
         positions: places to patch; see `patched`.
         check_weights: refuse a host whose weights are not the ones fitted on.
 
@@ -112,16 +125,16 @@ def bake(
         InputError: the span is not one, or an edit acts outside of it.
     """
     copy = deepcopy(model)
-    patch = Patch(host_for(copy), koopman, edit, mode, (source, target), positions, check_weights).install()
+    patch = Patch(host_for(copy), koopman, edit, mode, (source, target), at, positions, check_weights).install()
     copy.add_module("koopman_patch", patch.motion)
     return copy
 
 
 def fwd_hooks(
-    model: nn.Module | Host, koopman: KoopmanAutoencoder, edit: Edits, mode: Mode = "delta"
+    model: nn.Module | Host, koopman: KoopmanAutoencoder, edit: Edits, mode: Mode = "delta", at: At = "target"
 ) -> list[tuple[str, Callable[..., Any]]]:
     """Return a patch as hooks in the host framework's own idiom; `KoopmanAutoencoder.fwd_hooks` is its public name."""
-    patch = Patch(host_for(model), koopman, edit, mode, (None, None), None, True)
+    patch = Patch(host_for(model), koopman, edit, mode, (None, None), at, None, True)
     return patch.host.fwd_hooks(patch.hooks())
 
 
@@ -142,34 +155,46 @@ class Patch:
         edit: Edits,
         mode: Mode,
         ends: tuple[str | int | None, str | int | None],
+        at: At,
         positions: Positions,
         check_weights: bool,
     ) -> None:
         if mode not in ("delta", "replace"):
             raise InputError(f"mode={mode!r} is neither 'delta' nor 'replace'.")
+        if at not in ("target", "each site"):
+            raise InputError(f"at={at!r} is neither 'target' nor 'each site'.")
+        if at == "each site" and (mode == "replace" or ends != (None, None)):
+            raise InputError(
+                "Edits at each site are written in place: mode='delta', without source and target. The edits "
+                "themselves say at which sites."
+            )
         edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit or ())
-        source, target = ends
-        if source is None and mode == "delta" and edits:
-            # The span of an edit at the last depth begins one before it.
-            source = min(len(koopman.sites) - 2, *(one.depth for one in edits))
-        first, last = span(koopman.sites, source, target)
         _require_own(host, koopman, edits, check_weights)
-        self.host = host
-        self.mode = mode
-        self.source, self.target = koopman.sites[first], koopman.sites[last]
-        self.positions = positions
-        self._shape = koopman.config.shapes[last]
         # Gone are edits of strength nothing: they would cost what an edit costs.
         acting = [one for one in edits if one.directions.any()]
         self._idle = mode == "delta" and not acting
-        # In `delta` mode the motion of no edit is still checked for its span.
-        self.motion = Motion(koopman, first, last, edits if self._idle else acting, mode).to(device_of(host.model))
-        self._state: Tensor | None = None
+        if at == "each site" and not self._idle:
+            depths = sorted({one.depth for one in acting})
+            groups = [(depth, depth, [one for one in acting if one.depth == depth]) for depth in depths]
+        else:
+            # In `delta` mode the motion of no edit is still checked for its span.
+            groups = [(*_ends(koopman, edits, mode, ends), [*edits] if self._idle else acting)]
+        device = device_of(host.model)
+        motions = [Motion(koopman, first, last, some, mode).to(device) for first, last, some in groups]
+        self.host = host
+        self.mode = mode
+        self.source, self.target = koopman.sites[groups[0][0]], koopman.sites[groups[-1][1]]
+        self.positions = positions
+        self.motion: nn.Module = motions[0] if len(motions) == 1 else nn.ModuleList(motions)
+        self._spans = [
+            _Span(first, last, koopman.sites[first], koopman.sites[last], koopman.config.shapes[last], motion)
+            for (first, last, _), motion in zip(groups, motions, strict=True)
+        ]
         self._tokens: Tokens | None = None
         self._installed: ExitStack | None = None
 
     def __repr__(self) -> str:
-        where = f"{type(self.host.model).__name__}, {self.source!r} to {self.target!r}"
+        where = f"{type(self.host.model).__name__}, {', '.join(map(str, self._spans))}"
         return f"Patch({where}, {self.mode}, {'installed' if self._installed else 'not installed'})"
 
     def install(self) -> Patch:
@@ -183,19 +208,26 @@ class Patch:
         with ExitStack() as stack:
             if self.positions is not None:
                 stack.enter_context(self.host.passes(self._begin))
+            whole = self._spans[0]
+            # Bound to the patch and not to its span, so that what is installed keeps the patch alive.
+            advance = partial(self._advance, whole)
             if self.mode == "replace" and self.positions is None:
-                stack.enter_context(self.host.replaced(self.source, self.target, self._advance))
+                stack.enter_context(self.host.replaced(whole.source, whole.target, advance))
             elif not self._idle:
-                hooks = self.hooks()
-                stack.enter_context(self.host.hooked({self.source: hooks[self.source]}))
-                stack.enter_context(self.host.hooked({self.target: hooks[self.target]}, first=True))
+                for one in self._spans:
+                    hooks = self._hooks_of(one)
+                    if one.source != one.target:
+                        stack.enter_context(self.host.hooked({one.source: hooks[one.source]}))
+                    stack.enter_context(self.host.hooked({one.target: hooks[one.target]}, first=True))
             self._installed = stack.pop_all()
         return self
 
     def remove(self) -> None:
         """Leave the host as it was before `install`; does nothing a second time."""
         installed, self._installed = self._installed, None
-        self._state = self._tokens = None
+        self._tokens = None
+        for one in self._spans:
+            one.state = None
         if installed is not None:
             installed.close()
 
@@ -215,51 +247,102 @@ class Patch:
     ) -> None:
         self.remove()
 
+    def moved_by(self, motion: Callable[[int, int], nn.Module]) -> None:
+        """Put other motions in place of the prepared ones: for edits that are being trained.
+
+        Args:
+            motion: takes the depths of a span, and returns a module that maps rows at its source as a `Motion` does.
+        """
+        motions = [motion(one.first, one.last) for one in self._spans]
+        for one, own in zip(self._spans, motions, strict=True):
+            one.motion = own
+        self.motion = motions[0] if len(motions) == 1 else nn.ModuleList(motions)
+        self._idle = False
+
     def hooks(self) -> dict[str, Callable[[Tensor], Tensor | None]]:
-        """Return the hooks that read at the source and write at the target."""
-        return {self.source: self._read, self.target: self._write}
+        """Return the hooks that read at sources and write at targets."""
+        return {site: hook for one in self._spans for site, hook in self._hooks_of(one).items()}
+
+    def _hooks_of(self, span: _Span) -> dict[str, Callable[[Tensor], Tensor | None]]:
+        if span.source == span.target:
+            return {span.target: partial(self._write_in_place, span)}
+        return {span.source: span.read, span.target: partial(self._write, span)}
 
     def _begin(self, tokens: Tokens | None) -> None:
         self._tokens = tokens
 
-    def _read(self, state: Tensor) -> None:
-        self._state = state
+    def _write_in_place(self, span: _Span, state: Tensor) -> Tensor:
+        span.read(state)
+        return self._write(span, state)
 
-    def _write(self, state: Tensor) -> Tensor:
-        source, self._state = self._state, None
+    def _write(self, span: _Span, state: Tensor) -> Tensor:
+        source, span.state = span.state, None
         if source is None:
             raise InputError(
-                f"The pass reached {self.target!r} before {self.source!r}, so there is nothing to move on from."
+                f"The pass reached {span.target!r} before {span.source!r}, so there is nothing to move on from."
             )
         rows = to_rows(source)
-        where = None if self.positions is None else self._chosen(state).flatten().nonzero().squeeze(1)
-        moved = self.motion(rows if where is None else rows[where.to(rows.device)])
+        where = None if self.positions is None else self._chosen(state, span.target).flatten().nonzero().squeeze(1)
+        moved = span.motion(rows if where is None else rows[where.to(rows.device)])
         if where is None:
-            return self._put(state, shaped_like(moved, state, self._shape))
+            return self._put(state, shaped_like(moved, state, span.shape))
         chosen = self._put(to_rows(state)[where], moved.to(state))
         return to_rows(state).index_copy(0, where, chosen).view_as(state)
+
+    def _advance(self, span: _Span, state: Tensor) -> Tensor:
+        return shaped_like(span.motion(to_rows(state)), state, span.shape)
 
     def _put(self, state: Tensor, moved: Tensor) -> Tensor:
         return state + moved if self.mode == "delta" else moved
 
-    def _advance(self, state: Tensor) -> Tensor:
-        return shaped_like(self.motion(to_rows(state)), state, self._shape)
-
-    def _chosen(self, state: Tensor) -> Tensor:
+    def _chosen(self, state: Tensor, site: str) -> Tensor:
         """Mark the rows of a state `[batch, position, width]` that are to be patched."""
         if state.ndim != 3:
             raise InputError(
-                f"Positions choose among tokens, but the state at {self.target!r} has the shape {tuple(state.shape)}; "
+                f"Positions choose among tokens, but the state at {site!r} has the shape {tuple(state.shape)}; "
                 "expected [batch, position, width]. Patch without positions."
             )
         shape = (state.shape[0], state.shape[1])
         tokens = self._tokens if self._tokens is not None else Tokens.of_mask(None, shape, 0, state)
         if tokens.shape != shape:
             raise InputError(
-                f"The pass was called with {tokens.shape} tokens (batch, position), but the state at {self.target!r} "
+                f"The pass was called with {tokens.shape} tokens (batch, position), but the state at {site!r} "
                 f"has {shape}, so their places are not known. Patch without positions."
             )
         return tokens.at(self.positions).to(state.device)
+
+
+@dataclass(eq=False)
+class _Span:
+    """One motion in the host: where it reads, where it writes, and what was read in the pass that is running."""
+
+    first: int
+    last: int
+    source: str
+    target: str
+    shape: tuple[int, ...]
+    motion: nn.Module
+    state: Tensor | None = None
+
+    def __str__(self) -> str:
+        return repr(self.source) if self.source == self.target else f"{self.source!r} to {self.target!r}"
+
+    def read(self, state: Tensor) -> None:
+        self.state = state
+
+
+def _ends(
+    koopman: KoopmanAutoencoder,
+    edits: Sequence[OperatorEdit],
+    mode: Mode,
+    ends: tuple[str | int | None, str | int | None],
+) -> tuple[int, int]:
+    """Resolve the span; in `delta` mode it begins where the first edit acts."""
+    source, target = ends
+    if source is None and mode == "delta" and edits:
+        # The span of an edit at the last depth begins one before it.
+        source = min(len(koopman.sites) - 2, *(one.depth for one in edits))
+    return span(koopman.sites, source, target)
 
 
 def _require_own(host: Host, koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], check_weights: bool) -> None:

@@ -164,3 +164,19 @@ def test_gradients_reach_what_lies_before_the_patch(case, mode):
     assert torch.isfinite(patched).all()
     assert float(patched.norm()) > 0
     assert not torch.allclose(patched, plain, rtol=1e-3)
+
+
+@pytest.mark.parametrize("positions", [None, slice(2, None)], ids=str)
+def test_in_place_at_each_site_a_cache_changes_nothing(case, positions):
+    """Keys and values of edited states are what the cache holds, so later tokens see the edit as they would without."""
+    model, ids, koopman, _ = case
+    edits = ki.each_site(koopman, lambda site: ki.erase_class(koopman, label=1, site=site, strength=3.0), [1, 2, 4])
+    prompt = ids[:3]
+    plain, _ = step_by_step(model, prompt, 6)
+    with ki.patched(model, koopman, edits, at="each site", positions=positions):
+        expected, logits = step_by_step(model, prompt, 6)
+        cached = greedy(model, prompt, 6, return_dict_in_generate=True, output_logits=True)
+    assert torch.equal(cached.sequences, expected)
+    torch.testing.assert_close(torch.stack(cached.logits, 1), logits, rtol=0, atol=2e-5)
+    assert not torch.equal(plain, expected), "the edits change nothing that is seen"
+    assert torch.equal(greedy(model, prompt, 6), plain)

@@ -155,3 +155,21 @@ def test_topology(tmp_path):
     assert "Intrinsic dimension" in printed
     assert "Loaded, it reads the same." in printed
     assert ki.Topology.load(tmp_path / "out" / "topology.safetensors").points == 80
+
+
+def test_concepts_in_a_language_model(tmp_path):
+    data = data_with("stories-sampled")
+    models = Path(os.environ.get("KOOPMAN_INTERP_MODELS", data.parent / "models"))
+    if not (models / "stories260K").is_dir():
+        pytest.skip(f"There is no stories260K in {models}; set KOOPMAN_INTERP_MODELS to a folder that has it.")
+    name = "06_concepts_in_a_language_model.py"
+    printed = run(name, tmp_path, 8, KOOPMAN_INTERP_DATA=str(data), KOOPMAN_INTERP_MODELS=str(models))
+    require_figures(tmp_path / "out" / "figures", ["frontier"])
+    assert len(ki.EditSet.load(tmp_path / "out" / "gender.safetensors")) == 3
+    assert "An edit of strength 0 leaves the logits bit-identical." in printed
+    assert "Outside of the context the model goes on as before: True" in printed
+    for way in ("operator", "mean difference", "LEACE", "LEACE, corpus covariance", "two logits tied"):
+        assert len(re.findall(rf"^{way}  +[12] +\d", printed, re.MULTILINE)) == 2, way
+    # What two tied logits leave is nothing, and what they cost is small: the row that no edit can beat.
+    assert re.search(r"^two logits tied +1 +0\.00", printed, re.MULTILINE)
+    assert re.search(r"Linear probe on held-out sentences: host \d", printed)

@@ -132,7 +132,7 @@ def relearn_operator(
     patch = way.running(copy)
     assert isinstance(patch, Patch)
     motion = LearningMotion(koopman, patch.source, patch.target, edits, patch.mode).to(device_of(copy.model))
-    patch.motion = motion  # type: ignore[assignment]  # another way to compute the same
+    patch.moved_by(lambda _first, _last: motion)  # another way to compute the same
     parameters = list(motion.operator.parameters())
     with patch:
         return _curve(OPERATOR, copy, parameters, settings.operator_rate, lesson, settings)

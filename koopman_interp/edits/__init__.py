@@ -1,1 +1,1 @@
-"""Edits of a fitted operator: the value they all give, and one method a file."""
+"""Edits of the operator: the values, and one method a file."""

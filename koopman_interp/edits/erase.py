@@ -1,4 +1,4 @@
-"""Erasing a class: a rank-one oblique projection from moments kept with the fit.
+"""Erasing classes: low-rank oblique projections from moments kept with the fit.
 
 With a = μ_f − μ_r from the retained mean to the forgotten one, and B the offsets of the retained class means from
 μ_r, the reader is the covariance-cheapest w with aᵀw = 1 and Bᵀw = 0:
@@ -6,7 +6,8 @@ With a = μ_f − μ_r from the retained mean to the forgotten one, and B the of
     w₀ = Σ⁻¹(a − B (BᵀΣ⁻¹B)⁺ BᵀΣ⁻¹a),   w = w₀ / (aᵀw₀),   P: z → z − ((z − μ_r)·w) a
 
 After it the forgotten class's mean is the retained mean, every retained class's mean is where it was, and no linear
-reader does better than chance on class means. Kin of LEACE (arXiv 2306.03819) and SPLINCE (arXiv 2506.10703).
+reader does better than chance on class means. Several classes take one column each: A, W with WᵀA = I, WᵀB = 0.
+Costs one factorisation of Σ a site; needs no data.
 """
 
 from __future__ import annotations
@@ -19,70 +20,70 @@ from jaxtyping import Float
 from torch import Tensor
 
 from koopman_interp.autoencoder import KoopmanAutoencoder
-from koopman_interp.edits.operator_edit import Certificate, OperatorEdit
+from koopman_interp.edits.certifying import at_strength, certified, edit_at, encoded
+from koopman_interp.edits.oblique import SHRINKAGE, oblique
+from koopman_interp.edits.operator_edit import OperatorEdit, in_a_row
 from koopman_interp.errors import InputError
 from koopman_interp.hosts import depth_of
 from koopman_interp.moments import Moments
 from koopman_interp.trajectories import Trajectories
 
-SHRINKAGE = 1e-3
-"""Part of Σ's mean diagonal that is added to its diagonal; the laws above hold at any value."""
-
 
 @dataclass(frozen=True)
 class Eraser:
-    """The factors of P: `z → z − ((z − centre)·reader) direction`, all float64 `[observable]`."""
+    """The factors of P: `z → z − (z readers − offset) directionsᵀ`, all float64.
 
-    direction: Float[Tensor, " observable"]
-    reader: Float[Tensor, " observable"]
+    Attributes:
+        directions: `[observable, class]`, from the retained mean to each forgotten one.
+        readers: `[observable, class]`.
+        offset: `[class]`, what the readers give at the retained mean.
+        centre: the retained mean, `[observable]`.
+        feasibility: least share of a direction, in the metric of Σ, that lies outside of the retained offsets' span.
+    """
+
+    directions: Float[Tensor, "observable class"]
+    readers: Float[Tensor, "observable class"]
+    offset: Float[Tensor, " class"]
     centre: Float[Tensor, " observable"]
+    feasibility: float
 
 
 def oblique_eraser(
     means: Float[Tensor, "class observable"],
     counts: Float[Tensor, " class"],
     covariance: Float[Tensor, "observable observable"],
-    forgotten: int,
+    forgotten: Sequence[int],
     *,
+    ignored: Sequence[int] = (),
     shrinkage: float = SHRINKAGE,
 ) -> Eraser:
-    """Solve for the rank-one eraser of one class.
+    """Solve for the eraser of some classes.
 
     Args:
         means: class means.
         counts: class sizes, which weigh the retained mean.
         covariance: total covariance Σ.
-        forgotten: index of the class.
+        forgotten: indices of the classes.
+        ignored: indices of classes that are neither erased nor retained.
         shrinkage: added to Σ's diagonal, relative to its mean.
 
     Returns:
         The factors of P.
 
     Raises:
-        InputError: the class mean lies in the span of the retained ones, so nothing tells it apart.
+        InputError: a class mean lies in the span of the others, so nothing tells it apart.
     """
-    kept = (torch.arange(len(counts)) != forgotten) & (counts > 0)
+    kept = counts > 0
+    kept[[*forgotten, *ignored]] = False
     centre = counts[kept] @ means[kept] / counts[kept].sum()
-    a = means[forgotten] - centre
-    B = (means[kept] - centre).T
-    ridge = shrinkage * covariance.diagonal().mean()
-    sigma = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype)
-    factor, failed = torch.linalg.cholesky_ex(sigma)
-    if failed:
-        raise InputError("The covariance of the observables cannot be inverted. Raise shrinkage, or fit more rows.")
-    whitened = torch.linalg.solve_triangular(factor, torch.cat([a[:, None], B], 1), upper=False)
-    target, retained = whitened[:, 0], whitened[:, 1:]
-    # The columns of B sum to nothing (they are offsets from their own mean), so a basis is cut from their span.
-    basis, values, _ = torch.linalg.svd(retained, full_matrices=False)
-    basis = basis[:, values > max(values.max(), target.norm()) * 1e-10]
-    rest = target - basis @ (basis.T @ target)
-    if rest.norm() < 1e-6 * target.norm() or target.norm() == 0:
+    A = (means[list(forgotten)] - centre).T
+    solved = oblique(A, (means[kept] - centre).T, covariance, shrinkage=shrinkage)
+    if solved is None:
         raise InputError(
             "The mean of the class to forget lies in the span of the retained class means at this depth, so no "
             "direction is its own. Fit more observables, or erase at another site."
         )
-    reader = torch.linalg.solve_triangular(factor.T, rest[:, None], upper=True).squeeze(1)
-    return Eraser(direction=a, reader=reader / (a @ reader), centre=centre)
+    return Eraser(A, solved.readers, centre @ solved.readers, centre, solved.feasibility)
 
 
 def erase_class(
@@ -115,106 +116,139 @@ def erase_class(
     Raises:
         InputError: the fit saw no labels, not this class, or no other class.
     """
+    return erase_classes(koopman, trajectories, labels=[label], site=site, strength=strength, shrinkage=shrinkage)
+
+
+def erase_classes(
+    koopman: KoopmanAutoencoder,
+    trajectories: Trajectories | None = None,
+    *,
+    labels: Sequence[int],
+    jointly: bool = True,
+    site: str | int | None = None,
+    strength: float = 1.0,
+    shrinkage: float = SHRINKAGE,
+) -> OperatorEdit:
+    """Edit the operator so that several classes are forgotten, all at once or one after another.
+
+    At strength 1 both ways put every class on the mean of those retained, and leave these where they are; the readers
+    differ. One after another, each class is erased from the moments that those before it have left, while the others
+    still to come count as retained, so the order matters.
+
+    Args:
+        koopman: the fitted surrogate.
+        trajectories: held-out rows to measure the certificate's drift on, as for `erase_class`.
+        labels: the classes to forget.
+        jointly: solve for all of them at once; otherwise in the given order.
+        site: as for `erase_class`; None is where the noise of the classes' readings, added up, is least.
+        strength: multiplies the displacement of each.
+        shrinkage: added to Σ's diagonal, relative to its mean.
+
+    Returns:
+        The edit, with its certificate; its rank is the number of classes.
+
+    Raises:
+        InputError: the fit saw no labels, not these classes, or no other class.
+    """
+    indices = _indices(koopman, labels)
+    steps = [indices] if jointly else [[index] for index in indices]
+    depths = range(len(koopman.sites) - 1) if site is None else [depth_of(koopman.sites, site)]
+    depth, eraser = _quietest(koopman, steps, depths, strength, shrinkage)
+    named = f"class{'es' if len(labels) > 1 else ''} {', '.join(map(str, labels))}"
+    order = "" if len(steps) == 1 else ", one after another"
+    description = f"erase {named}{order}{at_strength(strength)}"
+    edit = edit_at(koopman, depth, description, eraser.directions, eraser.readers, eraser.offset)
+    return certified(
+        edit,
+        koopman,
+        forgotten=indices,
+        rows=_retained_rows(koopman, trajectories, labels, depth),
+        noise=_noise(koopman.heldout_moments, depth, eraser.readers) if len(indices) == 1 else None,
+        feasibility=eraser.feasibility,
+        strength=strength,
+    )
+
+
+def _indices(koopman: KoopmanAutoencoder, labels: Sequence[int]) -> list[int]:
     classes = koopman.config.classes
     if not classes:
         raise InputError(
             "This surrogate was fitted without labels. Fit trajectories that have them: observe(…, labels=…)."
         )
+    if not labels or len(set(labels)) != len(labels):
+        raise InputError(f"Expected one class or more to forget, each once; got {list(labels)}.")
     seen = [c for c, count in zip(classes, koopman.moments.count, strict=True) if count > 0]
-    if label not in seen:
-        raise InputError(f"Class {label} does not occur among the fitted rows; there are {', '.join(map(str, seen))}.")
-    if len(seen) == 1:
-        raise InputError(
-            f"Class {label} is the only one, so there is nothing to retain. Fit rows of other classes too."
-        )
-    index = classes.index(label)
-    depths = range(len(koopman.sites) - 1) if site is None else [depth_of(koopman.sites, site)]
-    depth, eraser = _quietest(koopman, index, depths, shrinkage)
-    K = koopman.K.detach().double()
-    direction = (strength * eraser.direction)[:, None]
-    edit = OperatorEdit(
-        description=f"erase class {label}" + ("" if strength == 1 else f" at strength {strength:g}"),
-        site=koopman.sites[depth],
-        depth=depth,
-        directions=direction,
-        readers=eraser.reader[:, None],
-        offset=(eraser.centre @ eraser.reader)[None],
-        moved=K @ direction,
-        host=koopman.config.host,
-        operator=koopman.digest(),
-    )
-    certificate = _certify(edit, koopman, index, trajectories)
-    return replace(edit, certificate=certificate)
+    for label in labels:
+        if label not in seen:
+            known = ", ".join(map(str, seen))
+            raise InputError(f"Class {label} does not occur among the fitted rows; there are {known}.")
+    if len(seen) == len(labels):
+        named = f"Class {labels[0]} is the only one" if len(labels) == 1 else "These classes are all there are"
+        raise InputError(f"{named}, so there is nothing to retain. Fit rows of other classes too.")
+    return [classes.index(label) for label in labels]
 
 
 def _quietest(
-    koopman: KoopmanAutoencoder, forgotten: int, depths: Sequence[int], shrinkage: float
+    koopman: KoopmanAutoencoder,
+    steps: Sequence[Sequence[int]],
+    depths: Sequence[int],
+    strength: float,
+    shrinkage: float,
 ) -> tuple[int, Eraser]:
     """Solve at each depth, and keep the eraser that reads with the least noise on held-out rows."""
-    moments, found = koopman.moments, list[tuple[float, int, Eraser]]()
+    found = list[tuple[float, int, Eraser]]()
     for depth in depths:
         try:
-            eraser = oblique_eraser(
-                moments.mean[depth], moments.count, moments.covariance[depth], forgotten, shrinkage=shrinkage
-            )
+            eraser = _one_after_another(koopman.moments, depth, steps, strength, shrinkage)
         except InputError:
             if depth == depths[-1] and not found:
                 raise
             continue
-        found.append((_noise(koopman.heldout_moments, depth, eraser.reader), depth, eraser))
+        found.append((_noise(koopman.heldout_moments, depth, eraser.readers), depth, eraser))
     _, depth, eraser = min(found, key=lambda one: one[:2])
     return depth, eraser
 
 
-def _noise(moments: Moments, depth: int, reader: Float[Tensor, " observable"]) -> float:
-    """Standard deviation of readings around the means of their classes: `√(wᵀ(Σ − Σ_between) w)`."""
+def _one_after_another(
+    moments: Moments, depth: int, steps: Sequence[Sequence[int]], strength: float, shrinkage: float
+) -> Eraser:
+    """Erase groups of classes in order, each from the moments that those before have left, as one projection.
+
+    A class that is erased already is neither erased again nor retained: there is nothing left of it to keep.
+    """
+    means, covariance = moments.mean[depth], moments.covariance[depth]
+    whole: Eraser | None = None
+    done: list[int] = []
+    for group in steps:
+        one = oblique_eraser(means, moments.count, covariance, group, ignored=done, shrinkage=shrinkage)
+        one = replace(one, directions=strength * one.directions)
+        P = torch.eye(len(covariance), dtype=covariance.dtype) - one.directions @ one.readers.T
+        means, covariance = means @ P.T + one.offset @ one.directions.T, P @ covariance @ P.T
+        done += group
+        if whole is not None:
+            factors = in_a_row(
+                (whole.directions, whole.readers, whole.offset), (one.directions, one.readers, one.offset)
+            )
+            one = Eraser(*factors, one.centre, min(whole.feasibility, one.feasibility))
+        whole = one
+    assert whole is not None
+    return whole
+
+
+def _noise(moments: Moments, depth: int, readers: Float[Tensor, "observable class"]) -> float:
+    """Standard deviation of readings around the means of their classes: `√(tr Wᵀ(Σ − Σ_between) W)`."""
     share = moments.count / moments.count.sum()
-    means = moments.mean[depth] @ reader
-    between = (share * (means - share @ means).square()).sum()
-    return float((reader @ moments.covariance[depth] @ reader - between).clamp_min(0).sqrt())
+    means = moments.mean[depth] @ readers
+    between = (share[:, None] * (means - share @ means).square()).sum()
+    return float(((readers.T @ moments.covariance[depth] @ readers).trace() - between).clamp_min(0).sqrt())
 
 
-def _certify(
-    edit: OperatorEdit, koopman: KoopmanAutoencoder, forgotten: int, trajectories: Trajectories | None
-) -> Certificate:
-    held_out, depth = koopman.heldout_moments, edit.depth
-    spread = float(held_out.covariance[depth].trace().sqrt())
-    if trajectories is not None and trajectories.labels is not None:
-        drift, rows = _measured_drift(edit, koopman, trajectories, koopman.config.classes[forgotten])
-    else:
-        drift, rows = _bounded_drift(edit, held_out, forgotten), 0
-    kept = (torch.arange(len(held_out.count)) != forgotten) & (held_out.count > 0)
-    means = held_out.mean[depth][kept]
-    mean_drift = float((edit(means) - means).norm(dim=1).max()) if len(means) else 0.0
-    K = koopman.K.detach().double()
-    undo_error = float((edit.undo(edit.apply(K)) - K).norm() / K.norm())
-    noise = _noise(held_out, depth, edit.readers[:, 0])
-    return Certificate(edit.rank, noise, drift / spread, rows, mean_drift / spread, undo_error)
-
-
-@torch.no_grad()
-def _measured_drift(
-    edit: OperatorEdit, koopman: KoopmanAutoencoder, trajectories: Trajectories, label: int
-) -> tuple[float, int]:
-    assert trajectories.labels is not None
-    retained = trajectories.labels != label
+def _retained_rows(
+    koopman: KoopmanAutoencoder, trajectories: Trajectories | None, labels: Sequence[int], depth: int
+) -> Float[Tensor, "sample observable"] | None:
+    if trajectories is None or trajectories.labels is None:
+        return None
+    retained = ~torch.isin(trajectories.labels, torch.tensor(list(labels)))
     if not retained.any():
         raise InputError("None of the given trajectories is of a retained class, so no drift can be measured.")
-    where = depth_of(trajectories.sites, edit.site)
-    z = koopman.encode(trajectories.states[where][retained], edit.depth).double()
-    return float((edit(z) - z).square().sum(1).mean().sqrt()), int(retained.sum())
-
-
-def _bounded_drift(edit: OperatorEdit, held_out: Moments, forgotten: int) -> float:
-    """Bound the drift of retained rows by total moments less the least that the forgotten class contributes.
-
-    With r the readings, `E r² = Σ_c p_c E_c r²` over all rows; the forgotten class gives at least `p_f (E_f r)²`.
-    """
-    depth = edit.depth
-    share = held_out.count / held_out.count.sum()
-    readings = held_out.mean[depth] @ edit.readers - edit.offset
-    total = edit.readers.T @ held_out.covariance[depth] @ edit.readers
-    mean = share @ readings
-    second = total + torch.outer(mean, mean) - share[forgotten] * torch.outer(readings[forgotten], readings[forgotten])
-    squared = torch.einsum("mk,kl,ml->", edit.directions, second, edit.directions) / (1 - share[forgotten])
-    return float(squared.clamp_min(0).sqrt())
+    return encoded(koopman, trajectories[retained], depth)

@@ -2,7 +2,8 @@
 
 The edit is the affine map `P: z → z − s ((z − μ) W) Aᵀ` on rows of observables at one depth; the edited operator
 is `K' = K P` for the step that leaves that depth. On observables with a constant coordinate beside them it is
-linear. Knows nothing of hosts or of how the factors were found.
+linear. All products cost observables × rank; only `apply` and `undo` touch a dense K. Knows nothing of hosts or of
+how the factors were found.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from koopman_interp.errors import FileFormatError, HostMismatchError, InputError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts import HostFingerprint
 
+_SINGULAR = 1e-9
+"""Smallest singular value of `I − AᵀW`, relative to the largest, below which P has no inverse."""
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -26,30 +30,53 @@ class Certificate:
 
     Attributes:
         rank: of the change of the operator.
-        noise: standard deviation of the reading within classes on held-out rows, where the class to forget reads 1
-            and the retained mean 0: how sharply the edit tells the class from the rest.
+        noise: of the eraser of one class, the standard deviation of its reading within classes on held-out rows, where
+            the class to forget reads 1 and the retained mean 0: how sharply the edit tells the class from the rest.
+            None for other edits.
         retained_drift: root mean square by which retained rows are moved, relative to the root mean square
             spread of all rows. Measured on rows when trajectories were given, else a bound from held-out moments.
         drift_rows: how many rows it was measured on; 0 where it is the bound.
         class_mean_drift: farthest that the edit moves the mean of a retained class on held-out rows, relative to
             the same spread.
         undo_error: `‖undo(K') − K‖ / ‖K‖` in float64.
+        null_dimension: observables less the numerical rank of the covariance of the rows fitted at this depth: how
+            many directions no fitted row reaches.
+        feasibility: share of what was asked that what is to be retained leaves possible: 1 where nothing stands in the
+            way, 0 where the edit does not exist. Each method says how it measures it. None where nothing constrains.
+        strength: multiplier of the displacement.
+        operator: digest of the K that the edit was made for.
     """
 
     rank: int
-    noise: float
+    noise: float | None
     retained_drift: float
     drift_rows: int
     class_mean_drift: float
     undo_error: float
+    null_dimension: int | None = None
+    feasibility: float | None = None
+    strength: float = 1.0
+    operator: str = ""
 
     def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self._facts())
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """Name what is known, in words for a line or a table."""
         source = f"{self.drift_rows:,} rows" if self.drift_rows else "at most, from held-out moments"
-        return (
-            f"rank {self.rank}, reading noise {self.noise:.2f}, "
-            f"retained rows drift {self.retained_drift:.2%} ({source}), "
-            f"retained class means {self.class_mean_drift:.2%}, undo error {self.undo_error:.1e}"
-        )
+        facts = [("rank", f"{self.rank}")]
+        if self.noise is not None:
+            facts.append(("reading noise", f"{self.noise:.2f}"))
+        facts.append(("retained rows drift", f"{self.retained_drift:.2%} ({source})"))
+        facts.append(("retained class means", f"{self.class_mean_drift:.2%}"))
+        if self.feasibility is not None:
+            facts.append(("feasibility", f"{self.feasibility:.3f}"))
+        if self.null_dimension is not None:
+            facts.append(("null space", f"{self.null_dimension} dimensions"))
+        facts.append(("undo error", f"{self.undo_error:.1e}"))
+        if self.strength > 1:
+            facts.append(("strength", f"{self.strength:g}, past 1: over-erased, no guardedness"))
+        return facts
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,10 +111,44 @@ class OperatorEdit:
         known = "not certified" if self.certificate is None else str(self.certificate)
         return f"OperatorEdit({self.description}, at {self.site!r}: {known})"
 
+    def __str__(self) -> str:
+        known = [("", "not certified")] if self.certificate is None else self.certificate._facts()
+        rows = [["edit", self.description], ["site", self.site], *map(list, known), ["K", self.operator[:12]]]
+        return "\n".join(line.rstrip() for line in _left(rows))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is known of the edit as plain values for JSON; the factors go to files with `save`."""
+        return {**self.facts(), "rank": self.rank}
+
     @property
     def rank(self) -> int:
         """Rank of the change."""
         return self.directions.shape[1]
+
+    @property
+    def inverse(self) -> OperatorEdit:
+        """The edit that takes P back on rows: `edit.inverse @ edit` changes nothing.
+
+        Raises:
+            InputError: P is singular, as each eraser of strength 1 is: rows that it has projected cannot be told
+                apart again. The operator can: `undo` needs no inverse.
+        """
+        mixed = torch.eye(self.rank, dtype=self.readers.dtype) - self.directions.T @ self.readers
+        values = torch.linalg.svdvals(mixed)
+        if self.rank and values[-1] <= _SINGULAR * max(float(values[0]), 1.0):
+            raise InputError(
+                f"The edit {self.description!r} projects, so rows have no way back: it has no inverse. To take the "
+                "edit off the operator use undo(K'); to have an inverse choose a strength other than 1."
+            )
+        # r' = r (I − AᵀW), so z = z' + r' (I − AᵀW)⁻¹ Aᵀ.
+        back = torch.linalg.solve(mixed, torch.eye(self.rank, dtype=mixed.dtype))
+        return replace(
+            self,
+            description=f"inverse of {self.description}",
+            directions=-self.directions @ back.T,
+            moved=-self.moved @ back.T,
+            certificate=None,
+        )
 
     def __call__(self, z: Float[Tensor, "*batch observable"]) -> Float[Tensor, "*batch observable"]:
         """Apply P to rows of observables at the edit's depth."""
@@ -117,13 +178,14 @@ class OperatorEdit:
         if self.operator != first.operator:
             raise HostMismatchError("These edits were made for different operators, so they do not compose.")
         # P₂P₁z = z − A₁(W₁ᵀz − c₁) − A₂(W₂ᵀz − W₂ᵀA₁(W₁ᵀz − c₁) − c₂)
-        mixed = self.readers.T @ first.directions
+        ours, theirs = ((one.directions, one.readers, one.offset) for one in (self, first))
+        directions, readers, offset = in_a_row(theirs, ours)
         return replace(
             self,
             description=f"{first.description}, then {self.description}",
-            directions=torch.cat([first.directions, self.directions], 1),
-            readers=torch.cat([first.readers, self.readers - first.readers @ mixed.T], 1),
-            offset=torch.cat([first.offset, self.offset - mixed @ first.offset]),
+            directions=directions,
+            readers=readers,
+            offset=offset,
             moved=torch.cat([first.moved, self.moved], 1),
             certificate=None,
         )
@@ -138,10 +200,14 @@ class OperatorEdit:
             certificate=None,
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to one safetensors file."""
-        tensors = {name: getattr(self, name) for name in ("directions", "readers", "offset", "moved")}
-        header: dict[str, Any] = {
+    @property
+    def factors(self) -> dict[str, Tensor]:
+        """The tensors of the edit by name, as a file holds them."""
+        return {name: getattr(self, name) for name in ("directions", "readers", "offset", "moved")}
+
+    def facts(self) -> dict[str, Any]:
+        """What a file holds beside the factors, as plain values."""
+        return {
             "description": self.description,
             "site": self.site,
             "depth": self.depth,
@@ -149,7 +215,24 @@ class OperatorEdit:
             "operator": self.operator,
             "certificate": None if self.certificate is None else asdict(self.certificate),
         }
-        write_tensors(path, tensors, kind="edit", header=header)
+
+    @classmethod
+    def of_parts(cls, factors: dict[str, Tensor], facts: dict[str, Any]) -> OperatorEdit:
+        """Rebuild from `factors` and `facts`; what is missing or too much raises KeyError or TypeError."""
+        known = facts["certificate"]
+        return cls(
+            **factors,
+            description=facts["description"],
+            site=facts["site"],
+            depth=facts["depth"],
+            host=HostFingerprint(**facts["host"]),
+            operator=facts["operator"],
+            certificate=None if known is None else Certificate(**known),
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to one safetensors file."""
+        write_tensors(path, self.factors, kind="edit", header=self.facts())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> OperatorEdit:
@@ -161,15 +244,26 @@ class OperatorEdit:
         """
         tensors, header = read_tensors(path, kind="edit")
         try:
-            known = header["certificate"]
-            return cls(
-                **tensors,
-                description=header["description"],
-                site=header["site"],
-                depth=header["depth"],
-                host=HostFingerprint(**header["host"]),
-                operator=header["operator"],
-                certificate=None if known is None else Certificate(**known),
-            )
+            return cls.of_parts(tensors, header)
         except (KeyError, TypeError) as error:
             raise FileFormatError(f"{path} lacks parts of an edit. Write it again from its source.") from error
+
+
+Factors = tuple[Tensor, Tensor, Tensor]
+"""Directions, readers and offset of an affine map `z → z − (z W − o) Aᵀ`."""
+
+
+def in_a_row(first: Factors, second: Factors) -> Factors:
+    """Compose two such maps into one, whose rank is the sum of theirs.
+
+    The second reads what the first has written: `r₂ = z W₂ − r₁ A₁ᵀW₂ − o₂`.
+    """
+    (A, W, o), (A_next, W_next, o_next) = first, second
+    mixed = W_next.T @ A
+    return torch.cat([A, A_next], 1), torch.cat([W, W_next - W @ mixed.T], 1), torch.cat([o, o_next - mixed @ o])
+
+
+def _left(rows: list[list[str]]) -> list[str]:
+    """Align names to the left and let values run on."""
+    width = max(len(row[0]) for row in rows)
+    return [f"{name.ljust(width)}  {value}" for name, value in rows]

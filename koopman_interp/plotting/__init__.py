@@ -12,6 +12,7 @@ from koopman_interp.plotting.fidelity import plot_fidelity as plot_fidelity
 from koopman_interp.plotting.fidelity import plot_output_fidelity as plot_output_fidelity
 from koopman_interp.plotting.fidelity import plot_span_fidelity as plot_span_fidelity
 from koopman_interp.plotting.fits import plot_fit as plot_fit
+from koopman_interp.plotting.frontiers import plot_frontier as plot_frontier
 from koopman_interp.plotting.lens import plot_lens as plot_lens
 from koopman_interp.plotting.lens import plot_lens_comparison as plot_lens_comparison
 from koopman_interp.plotting.modes import plot_class_amplitudes as plot_class_amplitudes

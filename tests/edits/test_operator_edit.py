@@ -160,6 +160,44 @@ def test_edits_of_different_hosts_do_not_compose():
         random_edit(K) @ random_edit(K, host=replace(HOST, weights="1" * 32))
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_inverse_takes_rows_and_the_operator_back(rank):
+    K, z = operator(), rows()
+    edit = random_edit(K, rank)
+    back = edit.inverse
+    torch.testing.assert_close(back(edit(z)), z, rtol=0, atol=1e-9)
+    torch.testing.assert_close(edit(back(z)), z, rtol=0, atol=1e-9)
+    torch.testing.assert_close((back @ edit).apply(K), K, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(affine(back), np.linalg.inv(affine(edit)), atol=1e-8)
+    np.testing.assert_allclose(back.moved.numpy(), K.numpy() @ back.directions.numpy(), atol=1e-8)
+
+
+def test_a_projection_has_no_inverse_but_is_undone():
+    K = operator()
+    edit = random_edit(K, 1)
+    projection = edit.scaled(1 / float(edit.directions[:, 0] @ edit.readers[:, 0]))
+    torch.testing.assert_close(projection(projection(rows())), projection(rows()), rtol=0, atol=1e-9)
+    with pytest.raises(InputError, match=r"has no inverse.*undo"):
+        _ = projection.inverse
+    torch.testing.assert_close(projection.undo(projection.apply(K)), K, rtol=0, atol=1e-12)
+
+
+def test_it_prints_as_a_line_and_as_a_table():
+    edit = random_edit(operator())
+    assert repr(edit).startswith("OperatorEdit(edit 1, at 'blocks.1': rank 2, ")
+    names = [line.split("  ")[0] for line in str(edit).splitlines()]
+    assert names[:4] == ["edit", "site", "rank", "reading noise"]
+    assert edit.as_dict()["certificate"]["drift_rows"] == 12
+    assert edit.as_dict()["rank"] == 2
+    assert "not certified" in str(edit.scaled(0.5))
+
+
+def test_past_1_the_certificate_says_so():
+    within, past = (replace(random_edit(operator()).certificate, strength=strength) for strength in (1.0, 1.2))
+    assert "over-erased" not in str(within)
+    assert "1.2, past 1: over-erased" in str(past)
+
+
 # --- files --------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +215,19 @@ def test_a_file_gives_the_edit_back(tmp_path, certified):
     assert (again.certificate is not None) == certified
     assert repr(again) == repr(edit)
     assert torch.equal(again(rows()), edit(rows()))
+
+
+def test_a_file_of_before_the_longer_certificate_still_loads(tmp_path):
+    edit = random_edit(operator())
+    facts = edit.facts()
+    facts["certificate"] = {
+        name: facts["certificate"][name]
+        for name in ("rank", "noise", "retained_drift", "drift_rows", "class_mean_drift", "undo_error")
+    }
+    write_tensors(tmp_path / "old.safetensors", edit.factors, kind="edit", header=facts)
+    again = ki.OperatorEdit.load(tmp_path / "old.safetensors")
+    assert again.certificate == edit.certificate
+    assert again.certificate.null_dimension is None
 
 
 def test_no_such_file(tmp_path):

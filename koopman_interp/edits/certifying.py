@@ -1,0 +1,134 @@
+"""From factors to an edit with its certificate: what every method has in common.
+
+All figures come from the moments kept with the fit, or from rows where some are given. One eigendecomposition of a
+covariance, the dearest step: 4 observables³ / 3. Knows nothing of how factors are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from koopman_interp.autoencoder import KoopmanAutoencoder
+from koopman_interp.edits.operator_edit import Certificate, OperatorEdit
+from koopman_interp.hosts import depth_of
+from koopman_interp.moments import Moments
+from koopman_interp.trajectories import Trajectories
+
+RANK_TOLERANCE = 1e-10
+"""Variance, relative to the largest, from which on a direction counts as reached by rows."""
+
+
+def edit_at(
+    koopman: KoopmanAutoencoder,
+    depth: int,
+    description: str,
+    directions: Float[Tensor, "observable rank"],
+    readers: Float[Tensor, "observable rank"],
+    offset: Float[Tensor, " rank"],
+) -> OperatorEdit:
+    """Make an edit of a surrogate's operator, not yet certified."""
+    return OperatorEdit(
+        description=description,
+        site=koopman.sites[depth],
+        depth=depth,
+        directions=directions,
+        readers=readers,
+        offset=offset,
+        moved=koopman.K.detach().double() @ directions,
+        host=koopman.config.host,
+        operator=koopman.digest(),
+    )
+
+
+def certified(
+    edit: OperatorEdit,
+    koopman: KoopmanAutoencoder,
+    *,
+    forgotten: Sequence[int] = (),
+    rows: Float[Tensor, "sample observable"] | None = None,
+    noise: float | None = None,
+    feasibility: float | None = None,
+    strength: float = 1.0,
+) -> OperatorEdit:
+    """Return the edit with its certificate.
+
+    Args:
+        edit: the edit.
+        koopman: whose operator it edits.
+        forgotten: indices of the classes that are not to be retained.
+        rows: retained rows, as observables at the edit's depth, to measure the drift on; None takes the bound.
+        noise: of the reading.
+        feasibility: share of what was asked that was possible.
+        strength: multiplier that the displacement has in it.
+
+    Returns:
+        The same edit, certified.
+    """
+    held_out, depth = koopman.heldout_moments, edit.depth
+    spread = float(held_out.covariance[depth].trace().sqrt())
+    if rows is None:
+        drift, count = _bounded_drift(edit, held_out, forgotten), 0
+    else:
+        drift, count = float((edit(rows) - rows).square().sum(1).mean().sqrt()), len(rows)
+    kept = held_out.count > 0
+    kept[list(forgotten)] = False
+    means = held_out.mean[depth][kept]
+    mean_drift = float((edit(means) - means).norm(dim=1).max()) if len(means) else 0.0
+    K = koopman.K.detach().double()
+    certificate = Certificate(
+        rank=edit.rank,
+        noise=noise,
+        retained_drift=drift / spread,
+        drift_rows=count,
+        class_mean_drift=mean_drift / spread,
+        undo_error=float((edit.undo(edit.apply(K)) - K).norm() / K.norm()),
+        null_dimension=len(K) - numerical_rank(koopman.moments.covariance[depth]),
+        feasibility=feasibility,
+        strength=strength,
+        operator=edit.operator,
+    )
+    return replace(edit, certificate=certificate)
+
+
+def at_strength(strength: float) -> str:
+    """Say a strength other than 1 in a description."""
+    if strength == 1:
+        return ""
+    return f" at strength {strength:g}" + (" (past 1: over-erased)" if strength > 1 else "")
+
+
+def numerical_rank(covariance: Float[Tensor, "n n"], tolerance: float = RANK_TOLERANCE) -> int:
+    """Count the directions whose variance is more than a share of the largest."""
+    values = torch.linalg.eigvalsh(covariance)
+    return int((values > tolerance * values[-1]).sum())
+
+
+@torch.no_grad()
+def encoded(koopman: KoopmanAutoencoder, trajectories: Trajectories, depth: int) -> Float[Tensor, "sample observable"]:
+    """Lift the rows of trajectories at a depth of the surrogate to observables, in float64.
+
+    Raises:
+        InputError: the trajectories do not have that site.
+    """
+    states = trajectories.states[depth_of(trajectories.sites, koopman.sites[depth])]
+    return koopman.encode(states, depth).double()
+
+
+def _bounded_drift(edit: OperatorEdit, held_out: Moments, forgotten: Sequence[int]) -> float:
+    """Bound the drift of retained rows by total moments less the least that the forgotten classes contribute.
+
+    With r the readings, `E r² = Σ_c p_c E_c r²` over all rows; a forgotten class gives at least `p_f (E_f r)²`.
+    """
+    depth, gone = edit.depth, list(forgotten)
+    share = held_out.count / held_out.count.sum()
+    readings = held_out.mean[depth] @ edit.readers - edit.offset
+    mean = share @ readings
+    second = edit.readers.T @ held_out.covariance[depth] @ edit.readers + torch.outer(mean, mean)
+    second = second - readings[gone].T @ (share[gone, None] * readings[gone])
+    squared = torch.einsum("mk,kl,ml->", edit.directions, second, edit.directions) / (1 - share[gone].sum())
+    return float(squared.clamp_min(0).sqrt())

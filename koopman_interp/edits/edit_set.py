@@ -1,0 +1,164 @@
+"""EditSet: edits of one operator at several depths, as one value.
+
+It is a sequence of `OperatorEdit`s, which is what `patched` takes, in order of depth and one a depth. Two readings:
+through the operator, `K' = K P_d` at each step of a span; or, in a host with attention, written in place at each site
+(`patched(…, at="each site")`), where the host carries on from the edited state. Costs what its parts cost.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+from koopman_interp.autoencoder import KoopmanAutoencoder
+from koopman_interp.edits.operator_edit import OperatorEdit
+from koopman_interp.errors import FileFormatError, HostMismatchError, InputError
+from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.hosts import depth_of
+from koopman_interp.tables import table
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EditSet(Sequence[OperatorEdit]):
+    """Edits at several depths, one a depth; `each_site` makes one.
+
+    Args:
+        edits: the parts; they are put in order of depth.
+        description: what they do together, in words.
+
+    Raises:
+        InputError: there are none, or two at one depth.
+        HostMismatchError: they were made for different hosts or operators.
+    """
+
+    edits: tuple[OperatorEdit, ...]
+    description: str
+
+    def __post_init__(self) -> None:
+        if not self.edits:
+            raise InputError("A set of edits needs one or more.")
+        depths = [edit.depth for edit in self.edits]
+        if len(set(depths)) != len(depths):
+            raise InputError(
+                f"A set has one edit a depth; got depths {depths}. Compose those at one depth with @ first."
+            )
+        for edit in self.edits:
+            self.edits[0].host.require(edit.host, "edit")
+            if edit.operator != self.edits[0].operator:
+                raise HostMismatchError("These edits were made for different operators, so they make no set.")
+        object.__setattr__(self, "edits", tuple(sorted(self.edits, key=lambda edit: edit.depth)))
+
+    def __len__(self) -> int:
+        return len(self.edits)
+
+    @overload
+    def __getitem__(self, index: int) -> OperatorEdit: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[OperatorEdit, ...]: ...
+    def __getitem__(self, index: int | slice) -> OperatorEdit | tuple[OperatorEdit, ...]:
+        """Return the edits at places of the set, in order of depth."""
+        return self.edits[index]
+
+    def __iter__(self) -> Iterator[OperatorEdit]:
+        return iter(self.edits)
+
+    def __repr__(self) -> str:
+        sites = ", ".join(repr(edit.site) for edit in self.edits)
+        return f"EditSet({self.description}, at {len(self)} sites: {sites})"
+
+    def __str__(self) -> str:
+        rows = []
+        for edit in self.edits:
+            known = edit.certificate
+            figures = ["–"] * 4
+            if known is not None:
+                feasible = "–" if known.feasibility is None else f"{known.feasibility:.3f}"
+                drift = f"{known.retained_drift:.2%}"
+                figures = [drift, f"{known.class_mean_drift:.2%}", feasible, f"{known.undo_error:.1e}"]
+            rows.append([edit.site, str(edit.rank), *figures])
+        header = ["site", "rank", "retained drift", "class mean drift", "feasibility", "undo error"]
+        return f"{self.description}\n{table(header, rows)}"
+
+    @property
+    def operator(self) -> str:
+        """Digest of the K that the edits were made for."""
+        return self.edits[0].operator
+
+    @property
+    def inverse(self) -> EditSet:
+        """The set that takes each P back on rows.
+
+        Raises:
+            InputError: one of them projects.
+        """
+        return self._each(lambda edit: edit.inverse, f"inverse of {self.description}")
+
+    def scaled(self, strength: float) -> EditSet:
+        """Return the edits with their displacements multiplied; 0 changes nothing."""
+        return self._each(lambda edit: edit.scaled(strength), f"{self.description} × {strength:g}")
+
+    def __matmul__(self, first: EditSet) -> EditSet:
+        """Compose: `second @ first` applies, at each depth, `first`'s edit and then `second`'s."""
+        ours, theirs = ({edit.depth: edit for edit in one} for one in (self, first))
+        both = [
+            ours[depth] @ theirs[depth] if depth in ours and depth in theirs else ours.get(depth) or theirs[depth]
+            for depth in ours | theirs
+        ]
+        return EditSet(tuple(both), f"{first.description}, then {self.description}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is known of the edits as plain values for JSON."""
+        return {"description": self.description, "edits": [edit.as_dict() for edit in self.edits]}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to one safetensors file."""
+        tensors = {f"{place}.{name}": t for place, edit in enumerate(self.edits) for name, t in edit.factors.items()}
+        header = {"description": self.description, "edits": [edit.facts() for edit in self.edits]}
+        write_tensors(path, tensors, kind="edits", header=header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> EditSet:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileFormatError: the file is truncated or holds something else.
+        """
+        tensors, header = read_tensors(path, kind="edits")
+        try:
+            edits = []
+            for place, facts in enumerate(header["edits"]):
+                start = f"{place}."
+                own = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+                edits.append(OperatorEdit.of_parts(own, facts))
+            return cls(tuple(edits), header["description"])
+        except (KeyError, TypeError) as error:
+            raise FileFormatError(f"{path} lacks parts of a set of edits. Write it again from its source.") from error
+
+    def _each(self, change: Callable[[OperatorEdit], OperatorEdit], description: str) -> EditSet:
+        return replace(self, edits=tuple(change(edit) for edit in self.edits), description=description)
+
+
+def each_site(
+    koopman: KoopmanAutoencoder,
+    make: Callable[[int], OperatorEdit],
+    sites: Sequence[str | int] | None = None,
+) -> EditSet:
+    """Make an edit at each of several sites: `each_site(koopman, lambda site: erase_class(koopman, …, site=site))`.
+
+    Args:
+        koopman: the surrogate.
+        make: makes the edit at a depth.
+        sites: sites or depths; None is all of them.
+
+    Returns:
+        Their set, described as the first of them.
+
+    Raises:
+        InputError: a site is unknown, or there is none.
+    """
+    depths = range(len(koopman.sites)) if sites is None else sorted({depth_of(koopman.sites, one) for one in sites})
+    edits = tuple(make(depth) for depth in depths)
+    return EditSet(edits, edits[0].description if edits else "nothing")

@@ -1,0 +1,98 @@
+"""Targets: where the rows that a redirection moves are to go.
+
+Each named target is a function of the rows' observables; so is one of the user's own. The retained mean is farthest
+from what a model trained without the class does, next-best and similarity-tilted means are nearest. Costs a product of
+the rows with the class means. Knows nothing of operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from koopman_interp.errors import InputError
+
+Named = Literal["next_best", "similar", "retained_mean"]
+
+Targets = Named | Callable[[Tensor, int], Tensor]
+"""A name, or a function of all rows' observables `[sample, observable]` and the depth: one target a row."""
+
+_RIDGE = 1e-3
+
+
+def named_targets(
+    name: str,
+    z: Float[Tensor, "sample observable"],
+    labels: Int[Tensor, " sample"],
+    moved: Bool[Tensor, " sample"],
+) -> Float[Tensor, "moved observable"]:
+    """Return the targets of the rows to move, made of the retained rows' means.
+
+    Args:
+        name: `next_best`, the nearest retained class mean; `similar`, the retained class means weighed by what a linear
+            discriminant without the class says of the row; `retained_mean`.
+        z: observables of all rows.
+        labels: their classes.
+        moved: which rows are to go.
+
+    Returns:
+        One target a moved row.
+
+    Raises:
+        InputError: there is no such name.
+    """
+    retained = z[~moved]
+    if name == "retained_mean":
+        return retained.mean(0).expand(int(moved.sum()), -1)
+    kinds, index = torch.unique(labels[~moved], return_inverse=True)
+    member = torch.nn.functional.one_hot(index, len(kinds)).to(z)
+    means = member.T @ retained / member.sum(0)[:, None]
+    if name == "next_best":
+        return means[torch.cdist(z[moved], means).argmin(1)]
+    if name == "similar":
+        within = torch.cov((retained - means[index]).T, correction=0)
+        within = within + _RIDGE * within.diagonal().mean() * torch.eye(len(within), dtype=z.dtype)
+        readers = torch.linalg.solve(within, means.T)
+        scores = z[moved] @ readers - 0.5 * (means.T * readers).sum(0) + (member.sum(0) / len(retained)).log()
+        return scores.softmax(1) @ means
+    raise InputError(f"There are no targets {name!r}; there are next_best, similar, retained_mean, or a function.")
+
+
+def counterfactual(attribute: Any, groups: Any) -> Callable[[Tensor, int], Tensor]:
+    """Make targets of contrasting prompts: within a group, each value's mean goes where the group's mean is.
+
+    Rows of one group are alike in all but the attribute: the same template and position, say. Each row is moved by the
+    offset of its value's mean within its group, so that what tells the value apart *there* is taken off and the rest of
+    the row stays.
+
+    Args:
+        attribute: `[row]` whole numbers, the value of each row.
+        groups: `[row]` whole numbers, the group of each row. In groups that hold one value only, rows stay.
+
+    Returns:
+        Targets for `redirect`.
+
+    Raises:
+        InputError: the two differ in length.
+    """
+    values, kinds = (torch.as_tensor(given).cpu().long().flatten() for given in (attribute, groups))
+    if len(values) != len(kinds):
+        raise InputError(f"Expected an attribute and a group a row; got {len(values)} and {len(kinds)}.")
+
+    def targets(z: Tensor, depth: int) -> Tensor:  # noqa: ARG001 (the same rule at each depth)
+        if len(values) != len(z):
+            raise InputError(f"Expected an attribute and a group for each of {len(z)} rows; got {len(values)}.")
+        pairs, cell = torch.unique(torch.stack([kinds, values], 1), dim=0, return_inverse=True)
+        sums = z.new_zeros(len(pairs), z.shape[1]).index_add(0, cell, z)
+        means = sums / cell.bincount(minlength=len(pairs)).to(z)[:, None]
+        # A group's mean weighs its values alike, however many rows each has.
+        _, group = torch.unique(pairs[:, 0], return_inverse=True)
+        centres = z.new_zeros(int(group.max()) + 1, z.shape[1]).index_add(0, group, means)
+        centres = centres / group.bincount().to(z)[:, None]
+        return z - (means - centres[group])[cell]
+
+    return targets

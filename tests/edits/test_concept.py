@@ -1,0 +1,163 @@
+"""A concept that is erased cannot be read by an affine map; the cheapest way to do so is LEACE's."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LinearRegression, LogisticRegression
+
+import koopman_interp as ki
+from koopman_interp.edits.concept import columns_of
+from koopman_interp.errors import InputError
+
+DEPTH = 2
+
+
+@pytest.fixture(scope="module")
+def rows(surrogate, trajectories):
+    return surrogate.encode(trajectories.states[DEPTH], DEPTH).double()
+
+
+def quantity(rows, seed=0):
+    """Something that the rows tell, with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(rows.shape[1], generator=generator, dtype=torch.float64)
+    return rows @ direction + 0.3 * torch.randn(len(rows), generator=generator, dtype=torch.float64)
+
+
+def attributes(kind, rows, trajectories):
+    return {
+        "binary": trajectories.labels == 1,
+        "categorical": trajectories.labels,
+        "continuous": quantity(rows),
+        "several quantities": torch.stack([quantity(rows), quantity(rows, 1)], 1),
+    }[kind]
+
+
+KINDS = ["binary", "categorical", "continuous", "several quantities"]
+RANKS = {"binary": 1, "categorical": 2, "continuous": 1, "several quantities": 2}
+
+
+@pytest.mark.parametrize("cost", ["fit", "rows"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_left_to_read(surrogate, trajectories, rows, kind, cost):
+    attribute = attributes(kind, rows, trajectories)
+    edit = ki.erase_concept(surrogate, trajectories, attribute=attribute, site=DEPTH, cost=cost)
+    after = edit(rows)
+    columns = columns_of(attribute, trajectories.sequence, "attribute").numpy()
+    covariances = [(z - z.mean(0)).numpy().T @ columns / len(columns) for z in (rows, after)]
+    assert np.abs(covariances[0]).max() > 1e-2
+    assert np.abs(covariances[1]).max() < 1e-9
+    assert edit.rank == RANKS[kind]
+    torch.testing.assert_close(edit(after), after, rtol=1e-7, atol=1e-7)
+    if kind in ("binary", "categorical"):
+        # A linear probe on the class means is at chance: they all are the same.
+        means = [after[attribute == value].mean(0) for value in attribute.unique()]
+        assert max(float((mean - means[0]).abs().max()) for mean in means) < 1e-8
+        prior = np.bincount(attribute.long().numpy()).max() / len(attribute)
+        found = LogisticRegression(max_iter=500).fit(after.numpy(), attribute.numpy())
+        assert found.score(after.numpy(), attribute.numpy()) <= prior + 1e-3
+    else:
+        assert LinearRegression().fit(rows.numpy(), columns).score(rows.numpy(), columns) > 0.5
+        assert LinearRegression().fit(after.numpy(), columns).score(after.numpy(), columns) < 1e-9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_the_cost_of_the_rows_it_is_leace(surrogate, trajectories, rows, kind):
+    leace = pytest.importorskip("concept_erasure", reason="concept-erasure is not installed")
+    attribute = attributes(kind, rows, trajectories)
+    columns = columns_of(attribute, trajectories.sequence, "attribute")
+    # Some observables hardly vary; both sides cut those off, so rows that all vary are compared.
+    noisy = rows + 0.1 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    fitter = leace.LeaceFitter.fit(noisy, columns, shrinkage=False, constrain_cov_trace=False)
+    torch.testing.assert_close(_erased(noisy, columns), fitter.eraser(noisy), rtol=1e-6, atol=1e-6)
+
+
+def _erased(rows, columns):
+    """The factors of `erase_concept` on rows of one's own."""
+    from koopman_interp.edits.concept import _cross_covariance
+    from koopman_interp.edits.oblique import oblique
+
+    centred = rows - rows.mean(0)
+    A = _cross_covariance(centred, columns)
+    found = oblique(A, A[:, :0], torch.cov(rows.T, correction=0), shrinkage=0.0)
+    return rows - centred @ found.readers @ A.T
+
+
+def test_the_cost_of_the_fit_is_cheaper_on_the_rows_fitted(surrogate, trajectories, rows):
+    few = trajectories[:60]
+    drift = {}
+    for cost in ("fit", "rows"):
+        edit = ki.erase_concept(surrogate, few, attribute=few.labels == 1, site=DEPTH, cost=cost)
+        drift[cost] = float((edit(rows) - rows).square().sum())
+    assert drift["fit"] < drift["rows"]
+
+
+@pytest.mark.parametrize("preserved", ["continuous", "categorical"])
+def test_what_is_preserved_stays_readable_as_it_was(surrogate, trajectories, rows, preserved):
+    attribute = quantity(rows, 3)
+    keep = attributes(preserved, rows, trajectories)
+    columns = [columns_of(given, trajectories.sequence, "attribute") for given in (attribute, keep)]
+    after = {}
+    for name, preserve in (("plain", None), ("preserving", keep)):
+        edit = ki.erase_concept(surrogate, trajectories, attribute=attribute, preserve=preserve, site=DEPTH)
+        z = edit(rows)
+        after[name] = [(z - z.mean(0)).T @ column / len(z) for column in columns]
+    before = (rows - rows.mean(0)).T @ columns[1] / len(rows)
+    assert float(after["preserving"][0].abs().max()) < 1e-9
+    torch.testing.assert_close(after["preserving"][1], before, rtol=1e-7, atol=1e-9)
+    assert float((after["plain"][1] - before).abs().max()) > 1e-3
+
+
+def test_a_concept_that_is_what_is_preserved_is_refused(surrogate, trajectories, rows):
+    attribute = quantity(rows)
+    with pytest.raises(InputError, match="cannot be erased without the other"):
+        ki.erase_concept(surrogate, trajectories, attribute=attribute, preserve=-2.0 * attribute, site=DEPTH)
+
+
+def test_strength_is_a_dial(surrogate, trajectories, rows):
+    """Cross-covariance falls in proportion, changes its sign past 1, and 0 moves nothing."""
+    attribute = trajectories.labels == 1
+    columns = attribute.double() - attribute.double().mean()
+    whole = (rows - rows.mean(0)).T @ columns
+    for strength in (0.0, 0.5, 1.0, 1.5):
+        edit = ki.erase_concept(surrogate, trajectories, attribute=attribute, site=DEPTH, strength=strength)
+        z = edit(rows)
+        torch.testing.assert_close((z - z.mean(0)).T @ columns, (1 - strength) * whole, rtol=1e-6, atol=1e-7)
+        assert ("over-erased" in edit.description) == ("over-erased" in str(edit.certificate)) == (strength > 1)
+    none = ki.erase_concept(surrogate, trajectories, attribute=attribute, site=DEPTH, strength=0.0)
+    assert torch.equal(none(rows), rows)
+
+
+def test_labels_are_the_attribute_unless_one_is_given(surrogate, trajectories):
+    ours = ki.erase_concept(surrogate, trajectories, site=DEPTH)
+    theirs = ki.erase_concept(surrogate, trajectories, attribute=trajectories.labels, site=DEPTH)
+    assert torch.equal(ours.readers, theirs.readers)
+
+
+def test_one_value_an_input_is_spread_over_its_rows():
+    sequence = torch.tensor([0, 0, 0, 1, 1, 2])
+    columns = columns_of([1.0, 2.0, 6.0], sequence, "attribute")
+    assert (columns[:, 0] + 13 / 6).tolist() == pytest.approx([1, 1, 1, 2, 2, 6])
+    assert columns_of(torch.tensor([5, 7, 5]), sequence, "attribute").shape == (6, 2)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "sentence"),
+    [
+        (torch.zeros(7), "Expected one value of the attribute a row"),
+        (torch.ones(600), "the same for all 600 rows"),
+        (torch.full((600,), torch.nan), "NaN or infinite"),
+        (torch.arange(600), "give it as floating-point numbers"),
+        (torch.zeros(600, 2, dtype=torch.long), "Categories are one whole number a row"),
+    ],
+)
+def test_attributes_that_tell_nothing_are_refused(surrogate, trajectories, attribute, sentence):
+    with pytest.raises(InputError, match=sentence):
+        ki.erase_concept(surrogate, trajectories, attribute=attribute)
+
+
+def test_neither_attribute_nor_labels_is_refused(surrogate, trajectories):
+    from dataclasses import replace
+
+    with pytest.raises(InputError, match="There is no attribute to erase"):
+        ki.erase_concept(surrogate, replace(trajectories, labels=None))
