@@ -56,6 +56,7 @@ from .edits.operator_edit import Certificate as Certificate
 from .edits.operator_edit import OperatorEdit as OperatorEdit
 from .edits.redirect import null_space as null_space
 from .edits.redirect import redirect as redirect
+from .edits.targets import class_means as class_means
 from .edits.targets import counterfactual as counterfactual
 from .errors import KoopmanInterpError as KoopmanInterpError
 from .fit_config import FitConfig as FitConfig

@@ -89,7 +89,7 @@ def certified(
         undo_error=float((edit.undo(edit.apply(K)) - K).norm() / K.norm()),
         null_dimension=len(K) - numerical_rank(koopman.moments.covariance[depth]),
         feasibility=feasibility,
-        strength=strength,
+        strength=float(strength),
         operator=edit.operator,
     )
     return replace(edit, certificate=certificate)

@@ -13,6 +13,7 @@ solved on. Needs rows; costs a product of their observables with themselves and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -76,7 +77,7 @@ def redirect(
         raise InputError(f"weight is the cost of moving what is retained, positive and finite; got {weight}.")
     C = problem.retained
     ridge = _RIDGE * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
-    gram, cross = problem.normal_equations()
+    gram, cross = problem.normal_equations
     change = torch.linalg.solve(gram + weight * (C + ridge), cross)
     what = name or ("rows" if label is None else f"class {label}")
     shown = targets if isinstance(targets, str) else getattr(targets, "__name__", "own targets")
@@ -121,7 +122,7 @@ def null_space(
     values, vectors = torch.linalg.eigh(problem.retained)
     free = vectors[:, values <= tolerance * values[-1]]
     size, reached = len(values), len(values) - free.shape[1]
-    gram, cross = problem.normal_equations()
+    gram, cross = problem.normal_equations
     inside = free.T @ gram @ free
     met = float(inside.trace() / gram.trace()) if free.shape[1] else 0.0
     if met <= _SINGULAR:
@@ -146,7 +147,6 @@ class _Problem:
         wanted: their displacements `T − Z`.
         retained: covariance of what is to stay.
         centre: its mean.
-        kept: retained rows, or None where only their moments are known.
         forgotten: index of the class among the surrogate's own, if it is one of them.
     """
 
@@ -189,8 +189,9 @@ class _Problem:
         forgotten = (classes.index(label),) if label in classes else ()
         return cls(z[moved] - centre, goal - z[moved], covariance, centre, forgotten)
 
+    @cached_property
     def normal_equations(self) -> tuple[Tensor, Tensor]:
-        """Return `Z_fᵀZ_f / n` and `Z_fᵀ(T − Z_f) / n`."""
+        """`Z_fᵀZ_f / n` and `Z_fᵀ(T − Z_f) / n`."""
         return self.rows.T @ self.rows / len(self.rows), self.rows.T @ self.wanted / len(self.rows)
 
 
@@ -241,7 +242,7 @@ def _truncated(
     change: Float[Tensor, "observable observable"], problem: _Problem, rank: int | None
 ) -> tuple[Tensor, Tensor]:
     """Factor Δ ≈ readers directionsᵀ, the best of its rank for displacements of moved and retained rows together."""
-    gram, _ = problem.normal_equations()
+    gram, _ = problem.normal_equations
     metric = gram + problem.retained
     factor = torch.linalg.cholesky(
         metric + _SINGULAR**0.5 * metric.diagonal().mean() * torch.eye(len(metric)).to(metric)

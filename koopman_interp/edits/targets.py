@@ -62,6 +62,39 @@ def named_targets(
     raise InputError(f"There are no targets {name!r}; there are next_best, similar, retained_mean, or a function.")
 
 
+def class_means(choices: Any, labels: Any) -> Callable[[Tensor, int], Tensor]:
+    """Make targets of a choice: each row goes to the mean of the class chosen for it.
+
+    What the host itself would say without the class is a choice that comes near to a model trained without it:
+    `logits.index_fill(1, torch.tensor([label]), -torch.inf).argmax(1)`.
+
+    Args:
+        choices: `[row]` whole numbers, the class whose mean each row goes to.
+        labels: `[row]` whole numbers, the class of each row, of which the means are taken.
+
+    Returns:
+        Targets for `redirect`.
+
+    Raises:
+        InputError: the two differ in length, or a class is chosen that no row is of.
+    """
+    chosen, own = (torch.as_tensor(given).cpu().long().flatten() for given in (choices, labels))
+    if len(chosen) != len(own):
+        raise InputError(f"Expected a choice and a label a row; got {len(chosen)} and {len(own)}.")
+    kinds, index = torch.unique(own, return_inverse=True)
+    absent = chosen[~torch.isin(chosen, kinds)].unique().tolist()
+    if absent:
+        raise InputError(f"No row is of class {absent[0]}, which was chosen for some. There are {kinds.tolist()}.")
+
+    def chosen_means(z: Tensor, depth: int) -> Tensor:  # noqa: ARG001 (the same rule at each depth)
+        if len(own) != len(z):
+            raise InputError(f"Expected a choice and a label for each of {len(z)} rows; got {len(own)}.")
+        sums = z.new_zeros(len(kinds), z.shape[1]).index_add(0, index, z)
+        return (sums / index.bincount().to(z)[:, None])[torch.searchsorted(kinds, chosen)]
+
+    return chosen_means
+
+
 def counterfactual(attribute: Any, groups: Any) -> Callable[[Tensor, int], Tensor]:
     """Make targets of contrasting prompts: within a group, each value's mean goes where the group's mean is.
 

@@ -215,3 +215,18 @@ def test_where_something_is_left_retained_rows_stay(surrogate, trajectories):
     assert float((edit(held_out) - held_out).norm(dim=1).mean()) > 1e-3 * spread
     assert edit.certificate.feasibility > 0.05
     assert "null space of 9 dimensions" in edit.description  # six rows about their mean span five
+
+
+def test_chosen_classes_are_met_at_their_means():
+    generator = torch.Generator().manual_seed(0)
+    z, labels = torch.randn(60, 5, generator=generator).double(), torch.arange(60) % 3 * 2
+    choices = torch.where(labels == 4, 2, labels)
+    found = ki.class_means(choices, labels)(z, 0)
+    for row, choice in zip(found, choices, strict=True):
+        assert torch.allclose(row, z[labels == choice].mean(0))
+    with pytest.raises(InputError, match="No row is of class 1"):
+        ki.class_means(torch.ones(60, dtype=torch.long), labels)
+    with pytest.raises(InputError, match="got 59 and 60"):
+        ki.class_means(choices[:59], labels)
+    with pytest.raises(InputError, match="each of 59 rows"):
+        ki.class_means(choices, labels)(z[:59], 0)
