@@ -1,8 +1,8 @@
 """All figures of the analyses, one script after the other: what they cost, and what they show.
 
-Spectrum and topology are timed, fidelity and lenses judged on stories260K, and Betti numbers followed by depth over five
-seeds. Each part is a script of its own with settings of its own; here each runs as it does without any, in a process of
-its own, so that none slows another. Half an hour of one core; `--only spectrum topology` leaves out the long ones.
+Spectrum and topology are timed, fidelity and lenses judged on stories260K, and Betti numbers followed by depth over
+five seeds. Each part is a script of its own; here each runs with its defaults, one at a time. Half an hour of one core;
+`--only spectrum topology` leaves out the long ones.
 
     OMP_NUM_THREADS=1 python benchmarks/analyses.py
 """

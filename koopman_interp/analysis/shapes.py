@@ -153,7 +153,7 @@ class Topology:
         of = f" of {self.rows:,} rows" if self.rows > self.points else ""
         return (
             f"Topology({len(self.names)} clouds of {self.points} points{of}, "
-            f"up to {self.threshold:g} {self.scale_name})"
+            f"up to {self.threshold:.3g} {self.scale_name})"
         )
 
     def __str__(self) -> str:
