@@ -17,9 +17,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from common import add_data_options, machine, mnist, mnist_host, predictions
+from common import Data, add_data_options, machine, mnist, mnist_host, predictions
 from digits import CONFIG, LABEL, MEASURES, Setting, digits_setting
-from erasing import by_class, erased_in_turn, moved
+from erasing import STRENGTHS, by_class, erased_in_turn, moved
+from torch import Tensor, nn
 
 import koopman_interp as ki
 from koopman_interp.edits.redirect import EQUALITY
@@ -105,14 +106,7 @@ def forget_classes(given: argparse.Namespace) -> dict[str, Any]:
         koopman = ki.fit(trajectories, ki.FitConfig(seed=seed), progress=False)
         classes = erased_in_turn(model, koopman, data)
         host = predictions(model, data.x_test)
-        together = []
-        for jointly in (False, True):
-            for strength in (1.0, 1.25, 1.5):
-                edit = ki.erase_classes(koopman, labels=IN_A_ROW, jointly=jointly, strength=strength)
-                with ki.patched(model, koopman, edit):
-                    guess = predictions(model, data.x_test)
-                figures = moved(host, guess, data, list(IN_A_ROW))
-                together.append({"jointly": jointly, "strength": strength, "site": edit.site, **figures})
+        together = [erased_together(model, koopman, data, host, jointly) for jointly in (False, True)]
         found.append({"seed": seed, "classes": classes, "together": together})
         print(f"== Seed {seed} ==\n{by_class(classes)}\n")
         rows = [
@@ -126,6 +120,23 @@ def forget_classes(given: argparse.Namespace) -> dict[str, Any]:
         ]
         print(table([f"classes {', '.join(map(str, IN_A_ROW))}", "strength", "recognised %", "retained − host"], rows))
     return {"mnist": found}
+
+
+def erased_together(
+    model: nn.Module, koopman: ki.KoopmanAutoencoder, data: Data, host: Tensor, jointly: bool
+) -> dict[str, Any]:
+    """Erase three classes, at the smallest strength at which no training row of theirs is recognised."""
+    gone = torch.isin(data.y, torch.tensor(IN_A_ROW))
+    for strength in STRENGTHS:
+        edit = ki.erase_classes(koopman, labels=IN_A_ROW, jointly=jointly, strength=strength)
+        with ki.patched(model, koopman, edit):
+            left = int((predictions(model, data.x[gone]) == data.y[gone]).sum())
+        if not left:
+            break
+    with ki.patched(model, koopman, edit):
+        guess = predictions(model, data.x_test)
+    figures = moved(host, guess, data, list(IN_A_ROW))
+    return {"jointly": jointly, "strength": strength, "site": edit.site, **figures}
 
 
 PARTS = {"digits": forget_a_digit, "mnist": forget_classes}

@@ -90,9 +90,9 @@ def fit_paper(setting: Setting, trajectories: ki.Trajectories, arguments: argpar
     return Fitted("paper's recipe", koopman, record, f"{run:.1f} of {recipe.epochs}")
 
 
-def fit_ours(trajectories: ki.Trajectories, arguments: argparse.Namespace) -> Fitted:
-    """Fit by the defaults on all sites, with fewer steps where the budget holds fewer."""
-    config = ki.FitConfig(seed=arguments.seed)
+def fit_ours(name: str, config: ki.FitConfig, trajectories: ki.Trajectories, arguments: argparse.Namespace) -> Fitted:
+    """Fit on all sites, with fewer steps where the budget holds fewer."""
+    config, whole = replace(config, seed=arguments.seed), config.steps
     most = 60 * arguments.budget_minutes
     fewer = max(1, int(most / seconds_per_step(trajectories, config)))
     steps = min(config.steps, fewer, arguments.steps or config.steps)
@@ -100,7 +100,7 @@ def fit_ours(trajectories: ki.Trajectories, arguments: argparse.Namespace) -> Fi
         config = replace(config, steps=steps, evaluate_every=min(config.evaluate_every, max(1, steps // 10)))
     koopman, record = watched_fit(trajectories, config, most_seconds=PATIENCE_ON_CLOCK * most)
     passes = record.steps * config.batch_size / (len(trajectories) * (1 - config.validation))
-    return Fitted("ours", koopman, record, f"{passes:.1f} ({record.steps} of {ki.FitConfig().steps} steps)")
+    return Fitted(name, koopman, record, f"{passes:.1f} ({record.steps} of {whole} steps)")
 
 
 def figures(name: str, model: nn.Module, data: Data, fitted: Fitted, forgotten: int, patch: Factory) -> Figures:
@@ -153,13 +153,14 @@ def measure(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
         surrogates.append(fit_paper(setting, ends, arguments))
     except NonFiniteError as error:
         notes.append(f"paper's recipe: {error}")
-    surrogates.append(fit_ours(ki.attach(model).observe(data.x, data.y), arguments))
+    trajectories = ki.attach(model).observe(data.x, data.y)
+    surrogates += [fit_ours(name, config, trajectories, arguments) for name, config in setting.ours.items()]
     classes = []
     for forgotten in setting.forget:
         rows = [] if setting.published is None else [setting.published]
         tried: list[dict[str, float]] = []
         for fitted in surrogates:
-            if fitted.name != "ours":
+            if fitted.name not in setting.ours:
                 edit, tried = best_equality_edit(model, fitted, ends, data, forgotten)
                 name = f"{fitted.name}, equality edit (ε {edit.epsilon:g}), replace"
 
@@ -167,7 +168,7 @@ def measure(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
                     return replaced(model, fitted.koopman, edit)
 
                 rows.append(figures(name, model, data, fitted, forgotten, patch))
-            modes = ("delta", "replace") if fitted.name == "ours" else ("replace",)
+            modes = ("delta", "replace") if fitted.name in setting.ours else ("replace",)
             rows += erasures(model, data, fitted, forgotten, modes)
         shown = [asdict(row) for row in rows]
         classes.append({"forgotten": forgotten, "rows": shown, "equality_edits": tried})

@@ -11,6 +11,7 @@ from paper_recipe import PaperRecipe
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import koopman_interp as ki
 from koopman_interp.testing import ResidualMLP, yin_yang
 
 
@@ -46,6 +47,7 @@ class Setting:
         batch_size: of the host's training.
         host_epochs: of the host's training here.
         recipe: of the paper's surrogate.
+        ours: our own fits, by name.
         forget: classes that are forgotten, in turn.
         published: what the paper reports.
     """
@@ -59,6 +61,7 @@ class Setting:
     batch_size: int
     host_epochs: int
     recipe: PaperRecipe
+    ours: dict[str, ki.FitConfig]
     forget: tuple[int, ...]
     published: Figures | None
 
@@ -83,6 +86,10 @@ SETTINGS = {
             epochs=1000,
             batch_size=1024,
         ),
+        ours={
+            "ours": ki.FitConfig(),
+            "ours, 64 observables": ki.FitConfig(observables=64, hidden=(128,), pairs="all", steps=1000),
+        },
         forget=(0, 1, 2),
         published=None,
     ),
@@ -105,6 +112,7 @@ SETTINGS = {
             epochs=100,
             batch_size=512,
         ),
+        ours={"ours": ki.FitConfig()},
         forget=(4,),
         # As arXiv 2505.12809 reports them; the surrogate's accuracy in place is given there for class 4 only.
         published=Figures(
