@@ -104,7 +104,7 @@ def mnist_host(data: Data, path: Path | None, *, epochs: int, seed: int, skip: b
 @torch.no_grad()
 def predictions(model: nn.Module, x: Float[Tensor, "sample input"]) -> Int[Tensor, " sample"]:
     """Name the class of each row, in one pass: in `replace` mode every pass prepares K^n anew."""
-    return model(x).argmax(1)  # type: ignore[no-any-return]
+    return model(x).argmax(1)
 
 
 def share(right: Tensor) -> float:

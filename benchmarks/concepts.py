@@ -211,12 +211,17 @@ class Ways:
     """All ways, each a function of its strength."""
 
     def __init__(
-        self, model: nn.Module, koopman: ki.KoopmanAutoencoder, taught: Prompts, corpus: ki.Trajectories
+        self,
+        model: nn.Module,
+        koopman: ki.KoopmanAutoencoder,
+        taught: Prompts,
+        corpus: ki.Trajectories,
+        sites: Sequence[int],
     ) -> None:
         self.model, self.koopman, self.corpus = model, koopman, corpus
         tap = ki.attach(model, skip=1)
         self.rows, self.gender, self.group = taught.rows(tap)
-        self.sites = [range(len(koopman.sites))[site] for site in SITES]
+        self.sites = [range(len(koopman.sites))[site] for site in sites]
 
     def edits(self, make: Callable[[int], ki.OperatorEdit]) -> Way:
         """Patch edits in place at each site."""
@@ -324,6 +329,9 @@ def main() -> None:
     parser.add_argument("--model", default=f"{models}/stories260K")
     parser.add_argument("--stories", default=f"{stories}/stories-sampled")
     parser.add_argument("--koopman", type=Path, help="folder of the surrogate, to read or to write")
+    parser.add_argument(
+        "--sites", type=int, nargs="+", default=list(SITES), help="depths to edit (default: %(default)s)"
+    )
     parser.add_argument("--slice", type=int, help="stories to fit and to judge on: a smoke run")
     parser.add_argument("--out", type=Path, default=here / "results" / "concepts.json")
     told = parser.parse_args()
@@ -349,7 +357,7 @@ def main() -> None:
     choosing = Prompts.of(tokenizer, CHOOSING_TEMPLATES, CHOOSING)
     held, inside = (Prompts.of(tokenizer, own, NAMES) for own in (TEMPLATES, [one + " One day," for one in TEMPLATES]))
     prompts = {"held out": held, "inside": inside}
-    ways, same = (Ways(model, koopman, own, corpus) for own in (taught, held))
+    ways, same = (Ways(model, koopman, own, corpus, told.sites) for own in (taught, held))
     lifted, lifted_strength = chosen(ways.redirection, judge, choosing)
     raw, raw_strength = chosen(lambda weight: ways.baseline(f"redirection {weight}"), judge, choosing)
     named: dict[str, Way] = {

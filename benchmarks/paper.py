@@ -33,12 +33,13 @@ from torch import Tensor, nn
 import koopman_interp as ki
 from koopman_interp.errors import NonFiniteError
 from koopman_interp.files import write_json
+from koopman_interp.motion import Mode
 from koopman_interp.tables import table
 
 JUDGED_ROWS = 10_000
 STRENGTHS = (1.0, 1.5)
 
-Factory = Callable[[], AbstractContextManager[None]]
+Factory = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,15 @@ def figures(name: str, model: nn.Module, data: Data, fitted: Fitted, forgotten: 
     )
 
 
-def erasures(model: nn.Module, data: Data, fitted: Fitted, forgotten: int, modes: Sequence[str]) -> list[Figures]:
+def erasures(model: nn.Module, data: Data, fitted: Fitted, forgotten: int, modes: Sequence[Mode]) -> list[Figures]:
     """Judge `erase_class` on a surrogate, in some modes and at each strength."""
     rows = []
     for strength in STRENGTHS:
         edit = ki.erase_class(fitted.koopman, label=forgotten, strength=strength)
         for mode in modes:
 
-            def patch(edit: ki.OperatorEdit = edit, mode: str = mode) -> AbstractContextManager[None]:
-                return ki.patched(model, fitted.koopman, edit, mode=mode)  # type: ignore[arg-type]
+            def patch(edit: ki.OperatorEdit = edit, mode: Mode = mode) -> AbstractContextManager[Any]:
+                return ki.patched(model, fitted.koopman, edit, mode=mode)
 
             name = f"{fitted.name}, erase_class × {strength:g}, {mode}"
             rows.append(figures(name, model, data, fitted, forgotten, patch))
@@ -168,7 +169,7 @@ def measure(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
                     return replaced(model, fitted.koopman, edit)
 
                 rows.append(figures(name, model, data, fitted, forgotten, patch))
-            modes = ("delta", "replace") if fitted.name in setting.ours else ("replace",)
+            modes: tuple[Mode, ...] = ("delta", "replace") if fitted.name in setting.ours else ("replace",)
             rows += erasures(model, data, fitted, forgotten, modes)
         shown = [asdict(row) for row in rows]
         classes.append({"forgotten": forgotten, "rows": shown, "equality_edits": tried})

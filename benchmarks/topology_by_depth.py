@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +162,11 @@ def study(name: str, given: argparse.Namespace) -> dict[str, Any]:
     print(f"\n== {name} ==")
     for skip, those in runs.items():
         print(f"{'with' if skip else 'without'} skips: accuracy {_spread(np.array([r['accuracy'] for r in those]))}")
-    pick: Callable[..., list[ki.Topology]] = lambda skip, unit: [run["host"][unit] for run in runs[skip]]  # noqa: E731
-    hosts = {f"{'skip' if skip else 'no skip'}, {unit}": pick(skip, unit) for skip in (True, False) for unit in UNITS}
+    hosts = {
+        f"{'skip' if skip else 'no skip'}, {unit}": [run["host"][unit] for run in runs[skip]]
+        for skip in (True, False)
+        for unit in UNITS
+    }
     hosts["untrained, skip, own"] = [run["untrained"] for run in runs[True]]
     hosts["untrained, no skip, own"] = [run["untrained"] for run in runs[False]]
     of_class = {
