@@ -329,9 +329,7 @@ def main() -> None:
     parser.add_argument("--model", default=f"{models}/stories260K")
     parser.add_argument("--stories", default=f"{stories}/stories-sampled")
     parser.add_argument("--koopman", type=Path, help="folder of the surrogate, to read or to write")
-    parser.add_argument(
-        "--sites", type=int, nargs="+", default=list(SITES), help="default: %(default)s"
-    )
+    parser.add_argument("--sites", type=int, nargs="+", default=list(SITES), help="default: %(default)s")
     parser.add_argument("--slice", type=int, help="stories to fit and to judge on: a smoke run")
     parser.add_argument("--out", type=Path, default=here / "results" / "concepts.json")
     told = parser.parse_args()
