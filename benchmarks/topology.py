@@ -135,13 +135,10 @@ def at_scale(trajectories: ki.Trajectories, points: int, rounds: int) -> dict[st
     return {"seconds": seconds, "ratios": ratios, "bounds": bounds}
 
 
-def grown(path: Path, points: int, sampling: str) -> float:
-    """Compute in this process; return by how many MB its peak grew."""
-    trajectories = ki.Trajectories.load(path)
-    ki.topology(trajectories[:50], points=50)
-    before = peak_memory_gb()
-    ki.topology(trajectories, points=points, sampling=sampling)
-    return 1000 * (peak_memory_gb() - before)
+def peak(path: Path, points: int, sampling: str) -> float:
+    """Compute in this process; return its peak in MB, with torch, the engines and the trajectories in it."""
+    ki.topology(ki.Trajectories.load(path), points=points, sampling=sampling)
+    return 1000 * peak_memory_gb()
 
 
 def main() -> None:
@@ -158,7 +155,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=folder / "topology.json", help="default: %(default)s")
     given = parser.parse_args()
     if given.memory_of:
-        print(json.dumps({"MB": grown(given.memory_of, given.points, given.sampling)}))
+        print(json.dumps({"MB": peak(given.memory_of, given.points, given.sampling)}))
         return
     found: dict[str, Any] = {"machine": machine(), "points": given.points, "rows": given.rows}
     for data in given.data:
@@ -179,7 +176,9 @@ def main() -> None:
             "scale": at_scale(trajectories, given.points, given.rounds),
             "peak_mb": memory,
         }
-        print("Peak memory past the trajectories: " + ", ".join(f"{name} {mb:.0f} MB" for name, mb in memory.items()))
+        print(
+            "Peak memory of a process, all in all: " + ", ".join(f"{name} {mb:.0f} MB" for name, mb in memory.items())
+        )
     write_json(given.out, found)
 
 
