@@ -2,8 +2,8 @@
 
 The clouds are the six depths of a host, width 10 on Yin-Yang (the paper's) or wider on MNIST, observed anew. Times are
 CPU seconds of one thread, the ways in turn, round after round, compared by the median of the rounds' own ratios. Bare
-engines start from the points too and stop at the thresholds that ours chose. Peak memory is the growth of a process of
-its own, from when the trajectories are in it. About three minutes.
+engines start from the points too and stop at the thresholds that ours chose. Peak memory is that of a
+process of its own, with torch, the engines and the trajectories in it. About three minutes.
 
     OMP_NUM_THREADS=1 python benchmarks/topology.py
     python benchmarks/topology.py --rounds 1 --points 100 --rows 2000        # smoke
