@@ -5,6 +5,7 @@ Each is handed out by rows, so that none is ever held whole beyond the states th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, get_args
@@ -61,8 +62,8 @@ def clouds(
         pairs = zip(trajectories.sites, trajectories.states, strict=True)
         name = "{}" if of == "normalized" else "E({})"
         return {name.format(site): partial(_lifted, lift, state, depth) for depth, (site, state) in enumerate(pairs)}
-    if times is not None and not 0 < len(times) == len(set(times)):
-        raise InputError(f"Iterates need one time or more, each once; got {list(times)}.")
+    if times is not None and not (0 < len(times) == len(set(times)) and all(map(math.isfinite, times))):
+        raise InputError(f"Iterates need one finite time or more, each once; got {list(times)}.")
     start = koopman.config.times[0]
     wanted = [time - start for time in koopman.config.times] if times is None else list(times)
     with torch.no_grad():

@@ -92,7 +92,7 @@ class Pseudospectra:
             values = torch.view_as_complex(tensors["eigenvalues"]).numpy()
             kept: dict[str, Any] = {name: tensors[name].numpy() for name in ("real", "imag", "residual")}
             kept |= {name: header[name] for name in ("directions", "samples", "gap")}
-        except KeyError as error:
+        except (KeyError, RuntimeError) as error:
             raise FileFormatError(f"{path} lacks parts of pseudospectra. Write it again from its source.") from error
         return cls(**kept, eigenvalues=values)
 

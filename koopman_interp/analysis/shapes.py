@@ -245,7 +245,7 @@ class Topology:
                 name: tuple(header[name]) for name in ("names", "diameters", "thresholds", "covering")
             }
             rest: dict[str, Any] = {name: header[name] for name in ("points", "rows", "unit", "engine")}
-        except KeyError as error:
+        except (KeyError, TypeError) as error:
             raise FileFormatError(f"{path} lacks parts of a topology. Write it again from its source.") from error
         return cls(diagrams=diagrams, **lists, **rest)
 

@@ -220,7 +220,7 @@ class Spectrum:
                 kept = {name: parts[f"amplitudes.{name}"] for name in _AMPLITUDES}
                 own["amplitudes"] = Amplitudes(**kept, labels=tuple(header["labels"]))
             return cls(**own, **{name: header[name] for name in ("condition", "samples", "tolerance")})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, RuntimeError) as error:
             raise FileFormatError(f"{path} lacks parts of a spectrum. Write it again from its source.") from error
 
 

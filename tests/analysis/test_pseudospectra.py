@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 
 import koopman_interp as ki
-from koopman_interp.errors import InputError
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import write_tensors
 from tests.analysis.linear import known_operator, linear_data, noisy_data, pairs_of, plain_surrogate
 
 TIMES = (0.0, 1.0, 2.0)
@@ -89,6 +91,14 @@ def test_they_come_back_from_their_file(tmp_path, surrogate, trajectories):
     back = ki.Pseudospectra.load(tmp_path / "pseudospectra.safetensors")
     assert (repr(back), back.as_dict()) == (repr(found), found.as_dict())
     np.testing.assert_array_equal(back.eigenvalues, found.eigenvalues)
+
+
+@pytest.mark.parametrize("kind", ["grams", "pseudospectra", "spectrum", "topology"])
+def test_a_file_that_lacks_parts_is_told(tmp_path, kind):
+    path = tmp_path / "part.safetensors"
+    write_tensors(path, {"eigenvalues": torch.zeros(3)}, kind=kind, header={"dimensions": "two", "names": 3})
+    with pytest.raises(FileFormatError, match="lacks parts of"):
+        getattr(ki, kind.capitalize()).load(path)
 
 
 def test_bad_input_gets_a_sentence(surrogate, trajectories):

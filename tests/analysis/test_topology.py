@@ -340,6 +340,6 @@ def test_iterates_are_counted_from_the_first_depth_wherever_it_stands(of, names)
 def test_clouds_are_not_taken_by_number_and_times_are_told_apart(unchecked, surrogate, trajectories):
     with pytest.raises(InputError, match=r"by a slice, as topology\[1:2\]; got 0"):
         ki.topology(clouds_of(CIRCLE, BLOB))[0]
-    for times in ([], [1.0, 1.0]):
-        with pytest.raises(InputError, match="one time or more, each once"):
+    for times in ([], [1.0, 1.0], [np.nan]):
+        with pytest.raises(InputError, match="one finite time or more, each once"):
             ki.topology(trajectories[:40], surrogate, times=times)
