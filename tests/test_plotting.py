@@ -15,8 +15,8 @@ from koopman_interp import plotting
 from koopman_interp.analysis.fidelity import DepthFidelity, Fidelity, OutputFidelity, SpanFidelity
 from koopman_interp.analysis.lens import LensReading
 from koopman_interp.analysis.lens_comparison import LensComparison
+from koopman_interp.analysis.shapes import Topology
 from koopman_interp.analysis.spectrum import Spectrum
-from koopman_interp.analysis.topology import Topology
 from koopman_interp.auditing.findings import Audit
 from koopman_interp.auditing.reading import Reading
 from koopman_interp.auditing.relearning import Relearning, RelearningCurve
@@ -224,6 +224,9 @@ def test_span_fidelity_shows_each_stand_in_by_where_its_span_starts():
     assert ours.get_marker() != mean.get_marker()
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b"]
     assert "surrogate" in words(ax)
+    between = SpanFidelity("a", "b", (OutputFidelity("host", 0.9, 1.0, 0.0), OutputFidelity("mean", 0.5, 0.5, 9.0)))
+    more = plotting.plot_span_fidelity(replace(SPANS, spans=(between, *SPANS.spans)))
+    assert list(lines(more, ["mean"])[0].get_ydata()) == [2.0, 2.0]  # not of what ends before the target
     with pytest.raises(InputError, match="to_target"):
         plotting.plot_span_fidelity(FIDELITY)
 
@@ -297,6 +300,8 @@ def test_a_plane_keeps_all_distances_that_lie_in_it(trajectories):
     for before, after in zip(first.collections, second.collections, strict=True):
         assert np.allclose(before.get_offsets(), after.get_offsets())
     assert "100% of variance" in second.get_title()
+    cube = replace(made, states=(torch.cat([torch.eye(3), -torch.eye(3)]).double().repeat(10, 1),) * 2)
+    assert "67% of variance" in plot_trajectories(cube)[0].get_title()
 
 
 def test_more_classes_than_marks_and_no_classes_at_all(trajectories):

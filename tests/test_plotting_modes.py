@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 import koopman_interp as ki
 from koopman_interp import plotting
 from koopman_interp.errors import InputError
+from koopman_interp.plotting.style import DARK_TO_LIGHT
 from tests.analysis.linear import known_operator, noisy_data, plain_surrogate
 
 TIMES = (0.0, 1.0, 2.0)
@@ -49,6 +50,8 @@ def test_residuals_stand_at_their_eigenvalues_and_intervals_hold_them(found):
     for points, chosen in ((trusted, spectrum.trusted), (others, ~spectrum.trusted)):
         np.testing.assert_allclose(points, np.stack([spectrum.decay, spectrum.residuals], 1)[chosen])
     assert len(trusted) + len(others) == 6
+    spoilt = replace(spectrum, residuals=np.r_[np.inf, spectrum.residuals[1:]])
+    assert "(1 without)" in plotting.plot_residuals(spoilt).get_title()
     bars = [line.get_data() for line in ax.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0] > 0.3]
     bars = [(x[0], *y) for x, y in bars if x[0] == x[1]]
     own = spectrum.residuals == spectrum.about_mean
@@ -74,6 +77,10 @@ def test_a_cross_marks_the_estimate_of_each_trusted_mode(found):
     rays = [line.get_data() for line in ax.lines if len(line.get_xdata()) == 2 and line.get_color() == "k"]
     ends = sorted(sorted(np.hypot(x, y)) for x, y in rays)
     np.testing.assert_allclose(ends, sorted(spectrum.intervals.decay.tolist()), rtol=1e-9)
+    arcs = [line.get_xdata() + 1j * line.get_ydata() for line in ax.lines if len(line.get_xdata()) == 25]
+    turning = spectrum.eigenvalues.imag != 0
+    turns = sorted(sorted(np.angle(arc[[0, -1]])) for arc in arcs)
+    np.testing.assert_allclose(turns, sorted(spectrum.intervals.rotation[turning].tolist()), rtol=1e-9)
 
 
 def test_the_heat_map_tells_the_contrast_of_each_class_in_numbers(found):
@@ -84,6 +91,8 @@ def test_the_heat_map_tells_the_contrast_of_each_class_in_numbers(found):
     assert [text.get_text() for text in ax.texts] == expected
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["class 5", "class 6"]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == [str(index) for index in np.flatnonzero(upper)]
+    bold = [tick.get_fontweight() == "bold" for tick in ax.get_xticklabels()]
+    assert bold == spectrum.trusted[upper].tolist()
     with pytest.raises(InputError, match="depths 0 to 2; got 3"):
         plotting.plot_class_amplitudes(spectrum, depth=3)
     with pytest.raises(InputError, match="knows no classes"):
@@ -99,3 +108,11 @@ def test_growth_is_drawn_beside_the_eigenvalue(found):
         assert expected.get_linestyle() == "--"
     with pytest.raises(InputError, match="no modes to draw"):
         plotting.plot_mode_growth(replace(meanings, modes=()))
+
+
+def test_the_colour_of_an_eigenvalue_is_its_residual(found):
+    spectrum, _ = found
+    graded = replace(spectrum, residuals=np.array([0.0, 0.2, 0.2, 0.5, 1.0, 5.0]), tolerance=10.0)
+    _, filled = plotting.plot_spectrum(graded).collections
+    expected = [DARK_TO_LIGHT(min(residual, 1.0)) for residual in graded.residuals]
+    np.testing.assert_allclose(filled.get_facecolors(), expected, atol=1 / 255)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from koopman_interp import plotting
 from koopman_interp.analysis.diagram_distances import topology_distances
 from koopman_interp.analysis.dimension import IntrinsicDimension
-from koopman_interp.analysis.topology import Topology
+from koopman_interp.analysis.shapes import Topology
 from koopman_interp.analysis.topology_bands import TopologyBands
 from koopman_interp.errors import InputError
 
@@ -62,6 +62,15 @@ def test_a_diagram_shows_each_feature_and_lifts_what_lives_on():
     top = ax.lines[1].get_ydata()[0]
     assert loops.get_offsets().tolist() == [[0.1, 0.3], [0.2, top]]
     assert top > 0.5
+    with pytest.raises(InputError, match="clouds 0 to 2; got 3"):
+        plotting.plot_diagram(run(0.0), 3)
+
+
+def edges(band, places):
+    """Lower and upper edge of a filled band at each place."""
+    corners = band.get_paths()[0].vertices
+    found = [corners[corners[:, 0] == place, 1] for place in places]
+    return [[float(one.min()) for one in found], [float(one.max()) for one in found]]
 
 
 def test_bands_are_the_bands():
@@ -69,6 +78,8 @@ def test_bands_are_the_bands():
     scales = ax.lines[1].get_xdata()
     np.testing.assert_allclose(ax.lines[1].get_ydata(), BANDS.curves(0, scales).mean(0)[1])
     assert len(ax.collections) == 3
+    low, _, high = BANDS.band(BANDS.curves(0, scales))
+    assert edges(ax.collections[1], scales) == [low[1].tolist(), high[1].tolist()]
     # Loops are drawn as far as all clouds know them.
     assert plotting.plot_betti_bands(BANDS, 1).get_xlim()[1] == pytest.approx(0.4)
 
@@ -76,6 +87,8 @@ def test_bands_are_the_bands():
 def test_a_summary_is_the_statistic():
     ax = plotting.plot_topology_summary(BANDS, "longest lifetime", 0)
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.11, 0.21, 0.31])
+    low, _, high = BANDS.band(BANDS.statistic("longest lifetime", 0))
+    assert edges(ax.collections[0], range(3)) == [low.tolist(), high.tolist()]
     assert ax.get_legend() is None
     with pytest.raises(InputError, match="as many clouds"):
         plotting.plot_topology_summary({"a": BANDS, "b": TopologyBands(tuple(each[:2] for each in BANDS.runs))})
@@ -94,6 +107,8 @@ def test_dimensions_are_means_with_their_range():
     ax = plotting.plot_intrinsic_dimension(DIMENSION)
     means = [bars.lines[0].get_ydata().tolist() for bars in ax.containers]
     assert means == [[1.5, 3.0], [2.0, 5.0]]
+    ranges = [[bar[:, 1].tolist() for bar in bars.lines[2][0].get_segments()] for bars in ax.containers]
+    assert ranges == [[[1.0, 2.0], [3.0, 3.0]], [[2.0, 2.0], [4.0, 6.0]]]
 
 
 def test_a_dimension_that_was_not_computed_is_refused():

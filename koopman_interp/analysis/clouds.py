@@ -5,6 +5,7 @@ Each is handed out by rows, so that none is ever held whole beyond the states th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, get_args
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from koopman_interp.analysis.encoding import require_sites
 from koopman_interp.analysis.landmarks import Rows
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.errors import InputError
@@ -54,22 +56,20 @@ def clouds(
         return dict(zip(trajectories.sites, (partial(_rows, state) for state in trajectories.states), strict=True))
     if koopman is None:
         raise InputError(f"Clouds of {of!r} are a surrogate's; give koopman=, or take of='states'.")
-    if trajectories.sites != koopman.sites:
-        raise InputError(
-            f"The trajectories have the sites {', '.join(trajectories.sites)}; "
-            f"the surrogate has {', '.join(koopman.sites)}."
-        )
+    require_sites(koopman, trajectories)
     if of in ("normalized", "encoded"):
         lift = koopman.normalization.normalize if of == "normalized" else koopman.encode
         pairs = zip(trajectories.sites, trajectories.states, strict=True)
         name = "{}" if of == "normalized" else "E({})"
         return {name.format(site): partial(_lifted, lift, state, depth) for depth, (site, state) in enumerate(pairs)}
+    if times is not None and not (0 < len(times) == len(set(times)) and all(map(math.isfinite, times))):
+        raise InputError(f"Iterates need one finite time or more, each once; got {list(times)}.")
     start = koopman.config.times[0]
     wanted = [time - start for time in koopman.config.times] if times is None else list(times)
     with torch.no_grad():
         steps = [koopman.operator.propagator(time) for time in wanted]
     if of == "iterates":
-        names = [f"K^{time + (start if times is None else 0):g}" for time in wanted]
+        names = [f"K^{time:g}" for time in wanted]
         moved = [partial(_moved, koopman, trajectories.states[0], step, None) for step in steps]
     else:
         names = [f"D(K^{time:g})" for time in wanted]

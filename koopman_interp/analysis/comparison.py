@@ -83,10 +83,13 @@ def spectral_distance(
         Both distances.
 
     Raises:
-        InputError: a spectrum without Gram matrices, or weights of another name.
+        InputError: a spectrum without Gram matrices or energy, weights of another name, no directions, or an operator
+            that is zero.
     """
     if weights not in ("uniform", "energy"):
         raise InputError(f"weights={weights!r} is neither 'uniform' nor 'energy'.")
+    if directions < 1:
+        raise InputError(f"Operators are compared on 1 or more directions; got {directions}.")
     measures = [_measure(one, weights) for one in (first, second)]
     operators = [_white_operator(one) for one in (first, second)]
     size = min(directions, *map(len, operators))
@@ -102,10 +105,7 @@ def _grams(spectrum: Spectrum) -> tuple[ndarray, ndarray]:
     """Return G of all pairs, and the readers in its coordinates."""
     if spectrum.grams is None:
         raise InputError("This spectrum has no Gram matrices. Take one from spectrum(koopman, trajectories).")
-    pooled = spectrum.grams.pooled()
-    basis = pooled.basis
-    W = spectrum.readers if basis is None else basis.numpy().T @ spectrum.readers
-    return pooled.G.sum((0, 1, 2)).numpy(), W
+    return spectrum.grams.G.sum((0, 1, 2)).numpy(), spectrum.grams.coordinates(spectrum.readers)
 
 
 def _measure(spectrum: Spectrum, weights: Weights) -> tuple[ndarray, ndarray]:
@@ -147,8 +147,7 @@ def _white_operator(spectrum: Spectrum) -> Float[ndarray, "direction direction"]
     """
     G, W = _grams(spectrum)
     assert spectrum.grams is not None
-    basis = spectrum.grams.basis
-    V = spectrum.modes if basis is None else basis.numpy().T @ spectrum.modes
+    V = spectrum.grams.coordinates(spectrum.modes)
     K = ((V * spectrum.eigenvalues) @ W.T).real
     spread, vectors = np.linalg.eigh(G)
     spread, vectors = spread[::-1], vectors[:, ::-1]

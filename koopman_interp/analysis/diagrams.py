@@ -88,13 +88,23 @@ def bottleneck(first: Float[ndarray, "feature 2"], second: Float[ndarray, "other
     Returns:
         The distance; infinity if the numbers of features that never die differ.
     """
-    essential = [np.sort(diagram[np.isinf(diagram[:, 1]), 0]) for diagram in (first, second)]
-    if len(essential[0]) != len(essential[1]):
-        return math.inf
-    least = float(np.abs(essential[0] - essential[1]).max(initial=0.0))
     a, b = finite(first), finite(second)
-    if not (a[:, 0].any() or b[:, 0].any()):
-        return max(least, _bottleneck_on_a_line(a[:, 1], b[:, 1]))
+    measure = _bottleneck_on_a_line if _on_a_line(a, b) else _bottleneck_in_the_plane
+    return max(float(_lasting_moves(first, second).max(initial=0.0)), measure(a, b))
+
+
+def _lasting_moves(first: ndarray, second: ndarray) -> Float[ndarray, " move"]:
+    """Match what never dies by birth: how far each must move, or infinity if the numbers differ."""
+    births, others = (np.sort(diagram[np.isinf(diagram[:, 1]), 0]) for diagram in (first, second))
+    return np.abs(births - others) if len(births) == len(others) else np.array([math.inf])
+
+
+def _on_a_line(first: ndarray, second: ndarray) -> bool:
+    """Whether all features are born at 0, as pieces are."""
+    return not (first[:, 0].any() or second[:, 0].any())
+
+
+def _bottleneck_in_the_plane(a: Float[ndarray, "feature 2"], b: Float[ndarray, "other 2"]) -> float:
     moves = np.abs(a[:, None] - b[None]).max(2)
     to_diagonal = [(diagram[:, 1] - diagram[:, 0]) / 2 for diagram in (a, b)]
     values = np.unique(np.concatenate([[0.0], *to_diagonal, moves.ravel()]))
@@ -107,13 +117,14 @@ def bottleneck(first: Float[ndarray, "feature 2"], second: Float[ndarray, "other
             high = middle
         else:
             low = middle + 1
-    return max(least, float(values[high]))
+    return float(values[high])
 
 
-def _bottleneck_on_a_line(first: Float[ndarray, " feature"], second: Float[ndarray, " other"]) -> float:
+def _bottleneck_on_a_line(first: Float[ndarray, "feature 2"], second: Float[ndarray, "other 2"]) -> float:
     """Match features that are all born at 0: the longest m of either side in order, the others to the diagonal."""
     deaths = np.zeros((2, max(len(first), len(second)) + 1))
-    deaths[0, : len(first)], deaths[1, : len(second)] = np.sort(first)[::-1], np.sort(second)[::-1]
+    for row, diagram in zip(deaths, (first, second), strict=True):
+        row[: len(diagram)] = np.sort(diagram[:, 1])[::-1]
     matched = np.maximum.accumulate(np.concatenate([[0.0], np.abs(deaths[0] - deaths[1])[:-1]]))
     return float(np.maximum(matched, deaths.max(0) / 2).min())
 
@@ -135,31 +146,31 @@ def wasserstein(first: Float[ndarray, "feature 2"], second: Float[ndarray, "othe
     Returns:
         The distance; infinity if the numbers of features that never die differ.
     """
-    essential = [np.sort(diagram[np.isinf(diagram[:, 1]), 0]) for diagram in (first, second)]
-    if len(essential[0]) != len(essential[1]):
-        return math.inf
-    apart = float(np.abs(essential[0] - essential[1]).sum())
     a, b = finite(first), finite(second)
-    if not (a[:, 0].any() or b[:, 0].any()):
-        return apart + _wasserstein_on_a_line(np.sort(a[:, 1]), np.sort(b[:, 1]))
+    measure = _wasserstein_on_a_line if _on_a_line(a, b) else _wasserstein_in_the_plane
+    return float(_lasting_moves(first, second).sum()) + measure(a, b)
+
+
+def _wasserstein_in_the_plane(a: Float[ndarray, "feature 2"], b: Float[ndarray, "other 2"]) -> float:
     to_diagonal = [(diagram[:, 1] - diagram[:, 0]) / math.sqrt(2) for diagram in (a, b)]
     # What matching two features saves against sending both to the diagonal.
     moves = np.linalg.norm(a[:, None] - b[None], axis=2)
     saved = np.minimum(moves - to_diagonal[0][:, None] - to_diagonal[1], 0.0)
-    return apart + float(sum(map(np.sum, to_diagonal)) + saved[linear_sum_assignment(saved)].sum())
+    return float(sum(map(np.sum, to_diagonal)) + saved[linear_sum_assignment(saved)].sum())
 
 
-def _wasserstein_on_a_line(first: Float[ndarray, " feature"], second: Float[ndarray, " other"]) -> float:
-    """Match features that are all born at 0, deaths ascending, where the assignment problem is slow from ties.
+def _wasserstein_on_a_line(first: Float[ndarray, "feature 2"], second: Float[ndarray, "other 2"]) -> float:
+    """Match features that are all born at 0, where the assignment problem is slow from ties.
 
-    The best matching crosses nowhere, so it is an alignment of two sequences in which either may skip an entry at
-    the price of the diagonal: a row of its table at a time.
+    The best matching crosses nowhere, so it is an alignment of their deaths, ascending, in which either side may skip
+    one at the price of the diagonal: a row of its table at a time.
     """
-    skipped = np.concatenate([[0.0], np.cumsum(second / math.sqrt(2))])
+    deaths, others = np.sort(first[:, 1]), np.sort(second[:, 1])
+    skipped = np.concatenate([[0.0], np.cumsum(others / math.sqrt(2))])
     row = skipped
-    for death in first:
+    for death in deaths:
         best = row + death / math.sqrt(2)
-        best[1:] = np.minimum(best[1:], row[:-1] + np.abs(death - second))
+        best[1:] = np.minimum(best[1:], row[:-1] + np.abs(death - others))
         # Any number of entries of the second may be skipped after the best place so far.
         row = np.minimum.accumulate(best - skipped) + skipped
     return float(row[-1])

@@ -178,8 +178,10 @@ class SchurForm:
         """Return an orthonormal basis of the invariant subspace of the slowest modes.
 
         Raises:
-            InputError: a conjugate pair would be cut in two.
+            InputError: a conjugate pair would be cut in two, or there are not as many modes.
         """
+        if not 0 <= modes <= len(self.T):
+            raise InputError(f"The operator has {len(self.T)} modes; asked for {modes}.")
         if modes and modes not in {block.stop for block in self.blocks}:
             raise InputError(f"The first {modes} modes cut a conjugate pair in two. Ask for {modes + 1}.")
         return self.Q[:, :modes]

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
+from numpy import ndarray
 from torch import Tensor
 
 from koopman_interp.analysis.encoding import Encoded, encoded
@@ -82,6 +83,10 @@ class Grams:
     def samples(self) -> int:
         """How many samples were gathered."""
         return int(self.count.sum())
+
+    def coordinates(self, vectors: Complex[ndarray, "observable vector"]) -> Complex[ndarray, "coordinate vector"]:
+        """Bring vectors of observables, such as readers or modes, to the coordinates of these matrices."""
+        return vectors if self.basis is None else self.basis.numpy().T @ vectors
 
     def pooled(self) -> Grams:
         """Add up classes and shards."""

@@ -134,7 +134,7 @@ class _OfModes:
 
     @classmethod
     def of(cls, grams: Grams, readers: Complex[ndarray, "observable mode"], shards: ndarray) -> _OfModes:
-        W = readers if grams.basis is None else grams.basis.numpy().T @ readers
+        W = grams.coordinates(readers)
         stacked = np.stack([gram.sum(1)[:, shards].numpy() for gram in (grams.G, grams.A, grams.L)])
         inner = W.conj().T @ stacked @ W
         size = np.einsum("smii->i", inner[0]).real

@@ -6,7 +6,7 @@ head, an unembedding or anything between, and knows none of them by name. Costs 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -130,7 +130,7 @@ class ModeMeanings:
     def __str__(self) -> str:
         return "\n\n".join([repr(self), *map(str, self.modes)])
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[ModeMeaning]:
         return iter(self.modes)
 
     def __getitem__(self, index: int) -> ModeMeaning:
@@ -182,12 +182,14 @@ def describe_modes(
         One meaning a mode.
 
     Raises:
-        InputError: there is no such mode or site, or a model without inputs.
+        InputError: there is no such mode or site, no samples, a model without inputs, or not a name for each output.
         HostMismatchError: the surrogate belongs to another host.
         UnsupportedHostError: the host returns no logits.
     """
     if model is not None and batches is None:
         raise InputError("The change at the output is averaged over inputs: give batches beside the model.")
+    if not len(trajectories):
+        raise InputError("There are no samples to look for examples among. Observe some inputs.")
     depth = depth_of(koopman.sites, site)
     chosen = _chosen(spectrum, modes)
     W = [eigenfunctions(koopman, spectrum, trajectories, site=at, modes=chosen) for at in range(len(koopman.sites))]
@@ -198,6 +200,8 @@ def describe_modes(
         koopman.config.host.require(HostFingerprint.of(host), "surrogate")
         steps = _steps(koopman, spectrum, depth, chosen, axes, W[depth])
         changes = _at_output(host, koopman, batches, depth, steps, skip)
+        if names is not None and len(names) != changes.shape[1]:
+            raise InputError(f"The host has {changes.shape[1]} outputs; names were given for {len(names)}.")
     found = []
     for place, mode in enumerate(chosen):
         along, varying = _along(W[depth][:, place], axes[place])

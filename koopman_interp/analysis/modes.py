@@ -13,6 +13,7 @@ from numpy import ndarray
 from torch import Tensor
 from torch.func import jvp, vmap
 
+from koopman_interp.analysis.encoding import require_sites
 from koopman_interp.analysis.spectrum import Spectrum
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.errors import InputError
@@ -48,11 +49,7 @@ def eigenfunctions(
         InputError: the site is not among the surrogate's, or the trajectories have others.
     """
     _require_own(koopman, spectrum)
-    if trajectories.sites != koopman.sites:
-        raise InputError(
-            f"The trajectories have the sites {', '.join(trajectories.sites)}; "
-            f"the surrogate has {', '.join(koopman.sites)}."
-        )
+    require_sites(koopman, trajectories)
     depth = depth_of(koopman.sites, site)
     device = koopman.normalization.maps(depth)[0].device
     W = torch.from_numpy(np.ascontiguousarray(spectrum.readers[:, slice(None) if modes is None else modes])).to(device)

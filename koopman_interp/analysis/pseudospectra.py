@@ -92,7 +92,7 @@ class Pseudospectra:
             values = torch.view_as_complex(tensors["eigenvalues"]).numpy()
             kept: dict[str, Any] = {name: tensors[name].numpy() for name in ("real", "imag", "residual")}
             kept |= {name: header[name] for name in ("directions", "samples", "gap")}
-        except KeyError as error:
+        except (KeyError, RuntimeError) as error:
             raise FileFormatError(f"{path} lacks parts of pseudospectra. Write it again from its source.") from error
         return cls(**kept, eigenvalues=values)
 
@@ -120,10 +120,15 @@ def pseudospectra(
         The pseudospectra. Of sites with different gaps, those of the pairs with most depths.
 
     Raises:
-        InputError: the spectrum has no Gram matrices, there are too few samples, or fewer than two points.
+        InputError: the spectrum has no Gram matrices, there are too few samples, or the grid or the
+            directions are none.
     """
     if spectrum.grams is None:
         raise InputError("This spectrum was made without Gram matrices. Take one from spectrum(koopman, trajectories).")
+    if extent is not None and not 0 < extent < np.inf:
+        raise InputError(f"The extent is half of the grid's side, a length past 0; got {extent}.")
+    if directions < 1:
+        raise InputError(f"Functions are searched in 1 or more directions; got {directions}.")
     if points < 2:
         raise InputError(f"A grid has 2 or more points a side; got {points}.")
     searched = min(directions, MOST_DIRECTIONS, len(spectrum.eigenvalues), spectrum.samples // ROWS_PER_DIRECTION)
@@ -133,8 +138,7 @@ def pseudospectra(
         )
     grams = spectrum.grams.pooled()
     index = max(range(len(grams.spans)), key=lambda one: len(grams.spans[one].starts))
-    readers = spectrum.readers if grams.basis is None else grams.basis.numpy().T @ spectrum.readers
-    A, L = _whitened(grams, index, real_basis(readers[:, :searched]))
+    A, L = _whitened(grams, index, real_basis(grams.coordinates(spectrum.readers[:, :searched])))
     reach = extent or 1.1 * max(1.0, float(spectrum.decay.max()))
     real = np.linspace(-reach, reach, points)
     upper = np.linspace(0, reach, (points + 1) // 2) if points % 2 else (real[points // 2 :])

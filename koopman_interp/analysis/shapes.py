@@ -77,7 +77,13 @@ class Topology:
         return len(self.names)
 
     def __getitem__(self, kept: slice) -> Topology:
-        """Keep some of the clouds."""
+        """Keep some of the clouds.
+
+        Raises:
+            InputError: one is asked for by its number.
+        """
+        if not isinstance(kept, slice):
+            raise InputError(f"Clouds are kept by a slice, as topology[1:2]; got {kept!r}.")
         return replace(
             self,
             names=self.names[kept],
@@ -161,17 +167,17 @@ class Topology:
 
     def _betti_table(self) -> str:
         dimensions = range(self.max_dimension + 1)
-        scales = [scale * self._reported for scale in REPORTED_SCALES]
-        scales = [scale for scale in scales if scale <= max(self.thresholds)]
-        counted = np.array([self.curves(dimension, np.array(scales)) for dimension in dimensions])
+        scales = self._reported_scales
+        counted = np.array([self.curves(dimension, scales) for dimension in dimensions])
         header = ["", *(f"β{k} at {s:.3g}" for s in scales for k in dimensions)]
         rows = [[name, *map(_count, counted[:, cloud].T.ravel())] for cloud, name in enumerate(self.names)]
         return table(header, rows)
 
     @property
-    def _reported(self) -> float:
-        """What the reported scales are shares of: where there is no unit, the first cloud's diameter."""
-        return self.diameters[0] if self.unit == "none" else 1.0
+    def _reported_scales(self) -> Float[ndarray, " scale"]:
+        """Those under some threshold; where there is no unit, as shares of the first cloud's diameter."""
+        scales = np.array(REPORTED_SCALES) * (self.diameters[0] if self.unit == "none" else 1.0)
+        return scales[scales <= max(self.thresholds)]
 
     def summary(self) -> str:
         """Tabulate, per cloud, total persistence, entropy, diameter and how far the subset can be off."""
@@ -187,8 +193,8 @@ class Topology:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: Betti numbers at the reported scales, None where they were not computed."""
-        at = [scale * self._reported for scale in REPORTED_SCALES if scale * self._reported <= max(self.thresholds)]
-        counted = np.array([self.curves(k, np.array(at)) for k in range(self.max_dimension + 1)])
+        scales = self._reported_scales
+        counted = np.array([self.curves(k, scales) for k in range(self.max_dimension + 1)])
         return {
             "points": self.points,
             "rows": self.rows,
@@ -203,7 +209,7 @@ class Topology:
                     name: [None if np.isnan(count) else int(count) for count in counted[:, cloud, index]]
                     for cloud, name in enumerate(self.names)
                 }
-                for index, scale in enumerate(at)
+                for index, scale in enumerate(scales)
             },
             "statistics": {
                 f"{name} H{k}": self.statistic(name, k).tolist()
@@ -239,7 +245,7 @@ class Topology:
                 name: tuple(header[name]) for name in ("names", "diameters", "thresholds", "covering")
             }
             rest: dict[str, Any] = {name: header[name] for name in ("points", "rows", "unit", "engine")}
-        except KeyError as error:
+        except (KeyError, TypeError) as error:
             raise FileFormatError(f"{path} lacks parts of a topology. Write it again from its source.") from error
         return cls(diagrams=diagrams, **lists, **rest)
 

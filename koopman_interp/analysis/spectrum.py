@@ -220,7 +220,7 @@ class Spectrum:
                 kept = {name: parts[f"amplitudes.{name}"] for name in _AMPLITUDES}
                 own["amplitudes"] = Amplitudes(**kept, labels=tuple(header["labels"]))
             return cls(**own, **{name: header[name] for name in ("condition", "samples", "tolerance")})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, RuntimeError) as error:
             raise FileFormatError(f"{path} lacks parts of a spectrum. Write it again from its source.") from error
 
 
@@ -316,7 +316,7 @@ def residuals(
         The residual about zero, the residual about each depth's mean, and the share of |φ|² that differs between
         samples; all NaN where φ is zero on the rows to working precision, and the second NaN where φ does not differ.
     """
-    W = readers if grams.basis is None else grams.basis.numpy().T @ readers
+    W = grams.coordinates(readers)
     pooled = grams.pooled()
     missed, size = _missed(pooled, values, W)
     missed_c, size_c = _missed(pooled.centred(), values, W)

@@ -239,10 +239,14 @@ def permutation_test(
         Difference and p-value, two-sided.
 
     Raises:
-        InputError: runs that share rows, pairs that do not match up, or what `Topology.statistic` refuses.
+        InputError: runs that share rows, pairs that do not match up, a cloud that there is not, or what
+            `Topology.statistic` refuses.
     """
     if not (first.independent and second.independent):
         raise InputError("Runs that share rows cannot be exchanged; draw disjoint subsets, or take runs of many seeds.")
+    for bands, cloud in zip((first, second), clouds, strict=True):
+        if not -len(bands.names) <= cloud < len(bands.names):
+            raise InputError(f"There are the clouds 0 to {len(bands.names) - 1}; got {cloud}.")
     paired = first is second if paired is None else paired
     groups = tuple(
         bands.statistic(statistic, dimension)[:, cloud] for bands, cloud in zip((first, second), clouds, strict=True)

@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize, to_hex
 from koopman_interp.analysis.pseudospectra import Pseudospectra
 from koopman_interp.analysis.spectrum import Spectrum
 from koopman_interp.errors import InputError
-from koopman_interp.plotting.style import BLUE, DARK_TO_LIGHT, GREY, ORANGE, own_axes, plain, round_log_ticks
+from koopman_interp.plotting.style import BLUE, DARK_TO_LIGHT, FLOOR, GREY, ORANGE, own_axes, plain, round_log_ticks
 
 _LEVELS = (0.01, 0.03, 0.1, 0.3, 0.6)
 _WIDEST = 0.5
@@ -84,11 +84,11 @@ def plot_residuals(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
     """
     ax = own_axes(ax, 7.2, 4.2)
     judged = np.isfinite(spectrum.residuals)
-    height = np.maximum(spectrum.residuals, 1e-8)
+    height = np.maximum(spectrum.residuals, FLOOR)
     bars = spectrum.intervals
     if bars is not None and spectrum.about_mean is not None:
         for index in np.flatnonzero(judged[: len(bars.residual)]):
-            ends = np.maximum(bars.residual[index], 1e-8)
+            ends = np.maximum(bars.residual[index], FLOOR)
             # The interval is of the residual about the mean; where the other is the larger, it would miss its mark.
             if np.isfinite(ends).all() and spectrum.residuals[index] == spectrum.about_mean[index]:
                 ax.plot([spectrum.decay[index]] * 2, ends, color=GREY, linewidth=1.2, zorder=2)

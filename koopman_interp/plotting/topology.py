@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
-from koopman_interp.analysis.topology import Topology
+from koopman_interp.analysis.shapes import Topology
+from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
     BLUE,
     DARK_TO_LIGHT,
@@ -37,7 +38,7 @@ def plot_topology(topology: Topology, dimension: int = 0, ax: Axes | None = None
     topology.require_dimension(dimension)
     ax = own_axes(ax, 7.2, 4.2)
     # Pieces are known at all scales, and have all joined at the diameter.
-    end = topology.threshold if dimension else max(_longest(topology), topology.threshold)
+    end = topology.threshold if dimension else max(last_death(topology), topology.threshold)
     scales = np.linspace(0, end, 301)
     curves = topology.curves(dimension, scales)
     settled = np.flatnonzero((curves != curves[:, -1:]).any(axis=0))
@@ -69,7 +70,7 @@ def plot_topology(topology: Topology, dimension: int = 0, ax: Axes | None = None
     return ax
 
 
-def _longest(topology: Topology) -> float:
+def last_death(topology: Topology) -> float:
     """The scale at which the last of the clouds has become one piece."""
     deaths = (diagrams[0][:, 1] for diagrams in topology.diagrams)
     return max(float(death[np.isfinite(death)].max(initial=0.0)) for death in deaths)
@@ -85,7 +86,12 @@ def plot_diagram(topology: Topology, cloud: int = -1, ax: Axes | None = None) ->
         topology: of which one cloud is drawn.
         cloud: which; negative ones count from the last.
         ax: where to draw.
+
+    Raises:
+        InputError: there is no such cloud.
     """
+    if not -len(topology) <= cloud < len(topology):
+        raise InputError(f"There are the clouds 0 to {len(topology) - 1}; got {cloud}.")
     ax = own_axes(ax, 5.2, 5.0)
     diagrams, threshold = topology.diagrams[cloud], topology.thresholds[cloud]
     known = np.concatenate([diagram[np.isfinite(diagram)] for diagram in diagrams])

@@ -27,6 +27,7 @@ from koopman_interp.plotting.style import (
     thinned,
     ticks_of_sites,
 )
+from koopman_interp.plotting.topology import last_death
 
 _SERIES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "D", "-."), (PURPLE, "v", ":"))
 _HATCHES = ("", "///", "...", "\\\\\\")
@@ -42,11 +43,7 @@ def plot_betti_bands(bands: TopologyBands, dimension: int = 0, ax: Axes | None =
     """
     bands.runs[0].require_dimension(dimension)
     ax = own_axes(ax, 7.2, 4.2)
-    end = (
-        bands.threshold
-        if dimension
-        else max(float(d[0][np.isfinite(d[0])].max()) for r in bands.runs for d in r.diagrams)
-    )
+    end = bands.threshold if dimension else max(map(last_death, bands.runs))
     scales = np.linspace(0, end, 201)
     low, mean, high = bands.band(bands.curves(dimension, scales))
     shown = thinned(len(bands.names), min(_BAND_LINES, MOST_DEPTHS))

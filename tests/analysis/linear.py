@@ -61,6 +61,11 @@ def trajectories_of(states, times, labels=None):
     )
 
 
+def clouds_of(*clouds, labels=None):
+    """One cloud a depth, one step apart."""
+    return trajectories_of(clouds, tuple(map(float, range(len(clouds)))), labels)
+
+
 def whole_power(K, time):
     return np.linalg.matrix_power(K, int(time))
 

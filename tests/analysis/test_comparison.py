@@ -9,6 +9,7 @@ from scipy.linalg import block_diag
 from scipy.stats import wasserstein_distance
 
 import koopman_interp as ki
+from koopman_interp.analysis import comparison
 from koopman_interp.errors import InputError
 from tests.analysis.linear import known_operator, linear_data, plain_surrogate, trajectories_of, turn
 
@@ -99,3 +100,37 @@ def test_bad_input_gets_a_sentence(surrogate, trajectories, unchecked):
         ki.spectral_distance(found, found, weights="heavy")
     with pytest.raises(InputError, match="no Gram matrices"):
         ki.spectral_distance(found, replace(found, grams=None))
+
+
+def test_a_few_modes_in_other_observables_are_at_no_distance():
+    K = known_operator()
+    x = linear_data(K, TIMES, rows=400)
+    mix = np.eye(6) + 0.5 * np.random.default_rng(5).normal(size=(6, 6))
+    mixed = trajectories_of([state.numpy() @ mix.T for state in x.states], TIMES)
+    first = ki.spectrum(plain_surrogate(K, TIMES), x, modes=3)
+    second = ki.spectrum(plain_surrogate(mix @ K @ np.linalg.inv(mix), TIMES), mixed, modes=3)
+    distance = ki.spectral_distance(first, second, starts=4)
+    assert (distance.directions, distance.modes) == (3, (3, 3))
+    assert distance.wasserstein == pytest.approx(0, abs=1e-9)
+    assert distance.procrustes < 1e-3
+
+
+def test_of_many_eigenvalues_the_heaviest_are_moved(monkeypatch):
+    first, second = spectrum_of(np.diag([0.9, 0.5, 0.2]), scales=[1, 0.1, 3]), spectrum_of(np.diag([0.8, 0.6]))
+    monkeypatch.setattr(comparison, "_MOST_TRANSPORTED", 2)
+    heavy = [one.amplitudes.square[0, 0] for one in (first, second)]
+    expected = wasserstein_distance([0.9, 0.2], [0.8, 0.6], heavy[0][[0, 2]], heavy[1])
+    found = ki.spectral_distance(first, second, weights="energy", starts=1)
+    assert found.wasserstein == pytest.approx(expected, rel=1e-6)
+    assert found.modes == (2, 2)
+
+
+def test_what_has_no_distance_is_refused():
+    still, moving = spectrum_of(np.zeros((2, 2))), spectrum_of(np.diag([0.8, 0.6]))
+    with pytest.raises(InputError, match="zero has no angle"):
+        ki.spectral_distance(still, moving)
+    with pytest.raises(InputError, match="1 or more directions; got 0"):
+        ki.spectral_distance(moving, moving, directions=0)
+    unreached = spectrum_of(np.diag([0.8, 0.6]), scales=0.0)
+    with pytest.raises(InputError, match="none has energy"):
+        ki.spectral_distance(unreached, moving, weights="energy")

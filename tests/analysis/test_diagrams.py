@@ -169,3 +169,11 @@ def test_distances_are_exact_to_points_that_coincide(offset):
     np.testing.assert_allclose(found, squareform(pdist(cloud)), rtol=1e-8, atol=0)
     assert (found == found.T).all()
     assert (found[range(5), range(40, 45)] == 0).all()
+
+
+@pytest.mark.parametrize("born", [0.0, 0.2])
+def test_what_never_dies_is_matched_in_the_order_of_birth_beside_what_does(born):
+    first = np.array([[0.5, np.inf], [0.1, np.inf], [born, 0.3]])
+    second = np.array([[0.2, np.inf], [0.9, np.inf], [born, 0.35]])
+    assert bottleneck(first, second) == pytest.approx(0.4)
+    assert wasserstein(first, second) == pytest.approx(0.1 + 0.4 + 0.05)

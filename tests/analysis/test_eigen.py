@@ -112,3 +112,11 @@ def test_the_schur_form_of_a_jordan_block_stands():
 def test_more_modes_than_there_are_is_refused():
     with pytest.raises(InputError, match="1 to 6 modes; asked for 7"):
         eigen(plain_surrogate(np.eye(6), TIMES), 7)
+
+
+def test_a_subspace_of_more_modes_than_there_are_is_refused():
+    form = ki.schur(plain_surrogate(decaying(6), TIMES))
+    assert form.subspace(0).shape == (len(form.T), 0)
+    for modes in (-1, len(form.T) + 1):
+        with pytest.raises(InputError, match=f"has {len(form.T)} modes; asked for {modes}"):
+            form.subspace(modes)

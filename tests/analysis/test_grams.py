@@ -121,6 +121,13 @@ def test_bad_input_gets_a_sentence(surrogate, trajectories):
         ki.gather(surrogate, trajectories, shards=0)
     with pytest.raises(InputError, match=r"differ in classes, count"):
         ki.gather(surrogate, trajectories) + ki.gather(surrogate, trajectories, by_class=True)
+    basis = torch.eye(14, dtype=torch.float64)[:, :5]
+    some = ki.gather(surrogate, trajectories, basis=basis)
+    for other in (basis.flip(0), None):
+        with pytest.raises(InputError, match="differ in basis"):
+            some + replace(some, basis=other)
+    with pytest.raises(InputError, match="differ in operator"):
+        ki.gather(surrogate, trajectories) + replace(ki.gather(surrogate, trajectories), operator="another")
     with pytest.raises(InputError, match=r"14 coordinates.* take 35 GiB"):
         ki.gather(surrogate, trajectories, shards=8_000_000)
     with pytest.raises(InputError, match="no class 9"):

@@ -152,3 +152,15 @@ def test_a_seed_gives_the_same_again():
     narrow = intervals(grams, found.values, found.readers, level=0.5)
     assert (np.ptp(narrow.decay, axis=1) < np.ptp(one.decay, axis=1)).all()
     assert "6 of 6 modes, 95% of 400 draws of 16 shards" in repr(one)
+
+
+def test_turns_and_residuals_lie_in_their_own_intervals():
+    K = known_operator()
+    found = ki.spectrum(plain_surrogate(K, TIMES), noisy_data(K, TIMES, rows=600, noise=0.3), level=0.999)
+    for told, measured in (
+        (found.intervals.rotation, found.rotation),
+        (found.intervals.decay, found.decay),
+        (found.intervals.residual, found.about_mean),
+    ):
+        assert ((told[:, 0] - 1e-9 <= measured) & (measured <= told[:, 1] + 1e-9)).all()
+        assert np.ptp(told, axis=1).max() < 0.3

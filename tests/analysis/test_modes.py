@@ -10,6 +10,7 @@ import torch
 
 import koopman_interp as ki
 from koopman_interp.analysis.amplitudes import by_group
+from koopman_interp.analysis.meaning import _axes, _steps
 from koopman_interp.errors import HostMismatchError, InputError
 from koopman_interp.testing import LinearHost
 from tests.analysis.linear import known_operator, linear_data, plain_surrogate, trajectories_of
@@ -85,10 +86,9 @@ def test_amplitudes_by_group_are_root_mean_squares():
     np.testing.assert_allclose(size[:, 0], [1, np.sqrt(12.5)])
 
 
-def linear_host():
+def linear_host(K=((0.9, 0.2, 0.0), (0.0, 0.6, 0.0), (0.0, 0.0, 0.3))):
     """A host whose output is its last state, so that what a step changes there is known."""
-    K = torch.tensor([[0.9, 0.2, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 0.3]])
-    host = LinearHost(K, blocks=3).eval()
+    host = LinearHost(torch.tensor(K), blocks=3).eval()
     x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
     tap = ki.attach(host)
     data = tap.observe(x, (x[:, 0] > 0).long(), progress=False)
@@ -133,6 +133,7 @@ def test_examples_are_the_rows_farthest_out_and_growth_is_measured():
     np.testing.assert_allclose(one.growth, np.array(spread) / spread[0], rtol=1e-6)
     np.testing.assert_allclose(one.expected, spectrum.decay[0] ** np.arange(4), rtol=1e-9)
     np.testing.assert_allclose(one.growth, one.expected, rtol=1e-2)
+    assert one.varying == pytest.approx(phi.var() / (phi**2).mean())
     assert one.up == ()
 
 
@@ -158,29 +159,39 @@ def test_trusted_modes_come_first_and_constant_ones_never():
     assert [one.mode for one in ki.describe_modes(koopman, spectrum, data, modes=2)] == [2, 3]
     assert [one.mode for one in ki.describe_modes(koopman, spectrum, data, modes=4)] == [1, 2, 3]
     (constant,) = ki.describe_modes(koopman, spectrum, data, modes=[0])
-    assert constant.varying == 0
+    assert (constant.varying, constant.residual) == (0, None)
     assert (constant.high, constant.low, constant.growth) == ((), (), (0, 0, 0))
 
 
 def test_tokens_are_named_and_shown_in_their_text(surrogate, trajectories, found):
     names = tokenizer()
-    ids = torch.arange(600) % 20 + 3
+    ids = torch.arange(600) % 20 + 1
+    # One that has most of any mode, but occurs too seldom to be named.
+    ids[trajectories.states[-1].norm(dim=1).argmax()] = 21
     data = replace(trajectories, tokens=ids, sequence=torch.arange(600) // 20, position=torch.arange(600) % 20)
     (one,) = ki.describe_modes(surrogate, found, data, modes=1, tokenizer=names, examples=2)
     phi = ki.eigenfunctions(surrogate, found, data, site=-1)[:, one.mode]
     axis = np.exp(0.5j * np.angle(((phi - phi.mean()) ** 2).mean()))
     along = ((phi - phi.mean()) * axis.conj()).real
     along = along / along.std()
-    sizes = {i: np.sqrt((along[(ids == i).numpy()] ** 2).mean()) for i in ids.unique().tolist()}
+    sizes = {i: np.sqrt((along[(ids == i).numpy()] ** 2).mean()) for i in range(1, 21)}
+    assert np.abs(along[(ids == 21).numpy()]) > max(sizes.values())
     best = sorted(sizes, key=lambda i: -sizes[i])[:2]
     assert [token for token, _, _ in one.tokens] == [names.convert_ids_to_tokens(i) for i in best]
-    assert all(count == 30 for _, _, count in one.tokens)
+    assert [count for _, _, count in one.tokens] == [int((ids == i).sum()) for i in best]
+    means = [along[(ids == i).numpy()].mean() for i in best]
+    np.testing.assert_allclose([amplitude for _, amplitude, _ in one.tokens], means, rtol=1e-6)
     assert "⟦" in one.high[0].text
 
 
 def test_bad_input_gets_a_sentence(surrogate, trajectories, found, model):
     with pytest.raises(InputError, match="give batches beside the model"):
         ki.describe_modes(surrogate, found, trajectories, model=model)
+    with pytest.raises(InputError, match="3 outputs; names were given for 2"):
+        inputs = [torch.zeros(2, 4)]
+        ki.describe_modes(surrogate, found, trajectories, model=model, batches=inputs, names=["a", "b"])
+    with pytest.raises(InputError, match="no samples to look for examples among"):
+        ki.describe_modes(surrogate, found, trajectories[:0])
     with pytest.raises(InputError, match="no mode 14"):
         ki.describe_modes(surrogate, found, trajectories, modes=[14])
     with pytest.raises(InputError, match="1 mode or more"):
@@ -193,3 +204,47 @@ def test_bad_input_gets_a_sentence(surrogate, trajectories, found, model):
     torch.nn.init.ones_(model.head.weight)
     with pytest.raises(HostMismatchError, match="belongs to another host"):
         ki.describe_modes(surrogate, found, trajectories, model=model, batches=[torch.zeros(2, 4)])
+
+
+def test_a_step_raises_its_own_amplitude_by_a_standard_deviation_and_no_other():
+    """Of a complex mode too, whose conjugate moves with it so that the state stays real."""
+    _, _, data, koopman = linear_host([[0.8, -0.4, 0.1], [0.5, 0.7, 0.0], [0.0, 0.0, 0.6]])
+    found = ki.spectrum(koopman, data)
+    chosen = [0, 2]
+    assert (found.eigenvalues[chosen].imag > 0).tolist() == [True, False]
+    phi = ki.eigenfunctions(koopman, found, data, modes=chosen)
+    axes = _axes(phi)
+    spread = ((phi - phi.mean(0)) * axes.conj()).real.std(0)
+    for place, step in enumerate(_steps(koopman, found, 0, chosen, axes, phi).T):
+        first, *rest = data.states
+        moved = replace(data, states=(first + torch.from_numpy(step).to(first), *rest))
+        raised = ki.eigenfunctions(koopman, found, moved, modes=chosen) - phi
+        np.testing.assert_allclose(raised, np.tile((spread * axes) * np.eye(2)[place], (300, 1)), atol=1e-3)
+    # No other axis holds more of the variance.
+    for angle in np.linspace(0, np.pi, 60):
+        assert (((phi - phi.mean(0)) * np.exp(-1j * angle)).real.std(0) <= spread * (1 + 1e-9)).all()
+
+
+def test_leading_positions_are_left_out_at_the_output():
+    host, x, data, koopman = linear_host()
+    spectrum = ki.spectrum(koopman, data)
+    sequences = x.reshape(60, 5, 3)
+    ours, theirs = (
+        ki.describe_modes(koopman, spectrum, data, model=host, batches=[batch], skip=skip)
+        for batch, skip in ((sequences, 2), (sequences[:, 2:].reshape(-1, 3), 0))
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert [name for name, _ in one.up] == [name for name, _ in other.up]
+        np.testing.assert_allclose([change for _, change in one.up], [change for _, change in other.up], atol=1e-6)
+
+
+def test_a_constant_stands_out_in_no_class():
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    x[:, 0] = 2.0
+    K = np.diag([1.0, 0.8, 0.7])
+    data = trajectories_of(
+        [x @ np.linalg.matrix_power(K, int(time)) for time in TIMES], TIMES, (x[:, 1] > 0).astype(int)
+    )
+    contrast = ki.spectrum(plain_surrogate(K, TIMES), data).amplitudes.contrast()
+    assert contrast[:, 0].tolist() == [0, 0]
+    assert contrast[:, 1].min() > 0.5

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 
 import koopman_interp as ki
-from koopman_interp.errors import InputError
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import write_tensors
 from tests.analysis.linear import known_operator, linear_data, noisy_data, pairs_of, plain_surrogate
 
 TIMES = (0.0, 1.0, 2.0)
@@ -91,9 +93,44 @@ def test_they_come_back_from_their_file(tmp_path, surrogate, trajectories):
     np.testing.assert_array_equal(back.eigenvalues, found.eigenvalues)
 
 
+@pytest.mark.parametrize("kind", ["grams", "pseudospectra", "spectrum", "topology"])
+def test_a_file_that_lacks_parts_is_told(tmp_path, kind):
+    path = tmp_path / "part.safetensors"
+    write_tensors(path, {"eigenvalues": torch.zeros(3)}, kind=kind, header={"dimensions": "two", "names": 3})
+    with pytest.raises(FileFormatError, match="lacks parts of"):
+        getattr(ki, kind.capitalize()).load(path)
+
+
 def test_bad_input_gets_a_sentence(surrogate, trajectories):
     spectrum = ki.spectrum(surrogate, trajectories)
     with pytest.raises(InputError, match="2 or more points"):
         ki.pseudospectra(spectrum, points=1)
+    for extent in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(InputError, match="a length past 0"):
+            ki.pseudospectra(spectrum, extent=extent)
+    with pytest.raises(InputError, match="1 or more directions; got 0"):
+        ki.pseudospectra(spectrum, directions=0)
     with pytest.raises(InputError, match="without Gram matrices"):
         ki.pseudospectra(replace(spectrum, grams=None))
+
+
+def test_of_several_gaps_that_with_most_pairs_is_told():
+    times = (0.0, 1.0, 3.0, 5.0)
+    K = known_operator()
+    koopman, data = plain_surrogate(K, times), noisy_data(K, times, rows=100, noise=0.3)
+    found = ki.pseudospectra(ki.spectrum(koopman, data), points=3, extent=0.8)
+    assert found.gap == 2
+    np.testing.assert_allclose(found.real, [-0.8, 0, 0.8])
+    rest = plain_surrogate(K, times[1:])
+    later = replace(data, states=data.states[1:], times=times[1:], sites=rest.sites, shapes=())
+    for row, y in enumerate(found.imag):
+        for column, x in enumerate(found.real):
+            assert found.residual[row, column] == pytest.approx(slow(rest, later, x + 1j * y), rel=1e-8)
+
+
+def test_a_few_modes_found_alone_span_what_they_span_among_all():
+    K = known_operator()
+    koopman, data = plain_surrogate(K, TIMES), noisy_data(K, TIMES, rows=100, noise=0.3)
+    whole = ki.pseudospectra(ki.spectrum(koopman, data), points=5, extent=1.0, directions=3)
+    few = ki.pseudospectra(ki.spectrum(koopman, data, modes=3), points=5, extent=1.0)
+    np.testing.assert_allclose(few.residual, whole.residual, rtol=1e-8)

@@ -347,6 +347,8 @@ def test_a_stream_gives_what_the_whole_gives(surrogate, trajectories):
     np.testing.assert_allclose(streamed.residuals, whole.residuals, rtol=1e-6)
     np.testing.assert_allclose(streamed.intervals.decay, whole.intervals.decay, rtol=1e-6)
     np.testing.assert_allclose(streamed.amplitudes.mean, whole.amplitudes.mean, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(streamed.amplitudes.square, whole.amplitudes.square, rtol=1e-6)
+    np.testing.assert_array_equal(streamed.amplitudes.count, whole.amplitudes.count)
     assert streamed.samples == 600
 
 
@@ -385,3 +387,17 @@ def test_bad_input_gets_a_sentence(surrogate, trajectories):
     spoilt[1][3, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="row 3"):
         ki.spectrum(surrogate, replace(trajectories, states=tuple(spoilt)))
+
+
+def test_an_encoder_that_overflows_is_told_from_states_that_do():
+    koopman = plain_surrogate(known_operator(), TIMES)
+    koopman.encoder.linear.weight.mul_(1e300)
+    huge = trajectories_of(1e10 * np.ones((3, 20, 6)), TIMES)
+    with pytest.raises(NonFiniteError, match="encoder made NaN or infinity of finite states"):
+        ki.spectrum(koopman, huge)
+
+
+def test_parts_with_and_without_labels_do_not_mix(surrogate, trajectories):
+    parts = [trajectories[:100], replace(trajectories[100:200], labels=None)]
+    with pytest.raises(InputError, match="with all or with none"):
+        ki.spectrum(surrogate, parts)

@@ -10,19 +10,7 @@ from scipy.spatial.distance import pdist, squareform
 
 import koopman_interp as ki
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError, TooLargeError
-
-HOST = ki.HostFingerprint(model="m.M", adapter="torch", basis="b", dtype="float64", weights="0" * 32)
-
-
-def trajectories_of(*clouds):
-    return ki.Trajectories(
-        states=tuple(torch.as_tensor(cloud, dtype=torch.float64) for cloud in clouds),
-        sites=tuple(f"site.{depth}" for depth in range(len(clouds))),
-        times=tuple(map(float, range(len(clouds)))),
-        host=HOST,
-        sequence=torch.arange(len(clouds[0])),
-        position=torch.zeros(len(clouds[0]), dtype=torch.long),
-    )
+from tests.analysis.linear import clouds_of, known_operator, linear_data, plain_surrogate, whole_power
 
 
 def ring(points, centre=0.0):
@@ -63,7 +51,7 @@ def naive_betti(distances, scale, most):
 
 
 def test_a_circle_is_a_circle_and_two_rings_are_two():
-    found = ki.topology(trajectories_of(CIRCLE, RINGS), threshold=0.5)
+    found = ki.topology(clouds_of(CIRCLE, RINGS), threshold=0.5)
     assert found.betti(0.1) == [[1, 1], [2, 2]]
     assert found.betti(0.0) == [[120, 0], [120, 0]]
     # Past the gap between them the rings are one piece, and past √3/5 of the diameter they are filled.
@@ -74,7 +62,7 @@ def test_a_circle_is_a_circle_and_two_rings_are_two():
 
 
 def test_a_loop_outlives_a_low_threshold_and_dies_under_a_high_one():
-    low, high = (ki.topology(trajectories_of(CIRCLE, BLOB), threshold=t).diagrams[0][1] for t in (0.5, 1.0))
+    low, high = (ki.topology(clouds_of(CIRCLE, BLOB), threshold=t).diagrams[0][1] for t in (0.5, 1.0))
     assert np.isinf(low).sum() == 1
     assert len(low) == 1
     # A circle's loop lives until the triangle with sides √3 r appears.
@@ -87,7 +75,7 @@ def test_numbers_are_those_counted_over_all_simplices(seed, most):
     draw = np.random.default_rng(seed)
     # Noisy rings have loops, which a blob of so few points seldom has.
     clouds = [ring(13) + 0.15 * draw.normal(size=(13, 2)), draw.normal(size=(13, 3))]
-    found = ki.topology(trajectories_of(*clouds), max_dimension=most, threshold=1.0)
+    found = ki.topology(clouds_of(*clouds), max_dimension=most, threshold=1.0)
     seen = set()
     for index, cloud in enumerate(clouds):
         distances = squareform(pdist(cloud)) / pdist(cloud).max()
@@ -100,7 +88,7 @@ def test_numbers_are_those_counted_over_all_simplices(seed, most):
 
 
 def test_scales_are_shares_of_the_diameter():
-    plain, scaled = (ki.topology(trajectories_of(cloud, BLOB)) for cloud in (RINGS, RINGS * 1000 + 7))
+    plain, scaled = (ki.topology(clouds_of(cloud, BLOB)) for cloud in (RINGS, RINGS * 1000 + 7))
     for ours, theirs in zip(plain.diagrams[0], scaled.diagrams[0], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert scaled.diameters[0] == pytest.approx(1000 * plain.diameters[0])
@@ -108,14 +96,14 @@ def test_scales_are_shares_of_the_diameter():
 
 @pytest.mark.parametrize("scale", [-0.01, 0.31, 2.0])
 def test_a_scale_past_the_threshold_is_refused(scale):
-    found = ki.topology(trajectories_of(CIRCLE, BLOB), threshold=0.3)
+    found = ki.topology(clouds_of(CIRCLE, BLOB), threshold=0.3)
     assert found.betti(0.3)[0] == [1, 1]
     with pytest.raises(InputError, match=r"from 0 to 0\.3 diameters"):
         found.betti(scale)
 
 
 def test_only_scales_under_the_threshold_are_reported():
-    found = ki.topology(trajectories_of(CIRCLE, RINGS), threshold=0.15)
+    found = ki.topology(clouds_of(CIRCLE, RINGS), threshold=0.15)
     values = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert values["betti"] == {
         "0.05": {"site.0": [1, 1], "site.1": [2, 2]},
@@ -130,30 +118,30 @@ def test_only_scales_under_the_threshold_are_reported():
 
 def test_points_that_coincide_are_refused():
     with pytest.raises(InputError, match=r"'site\.1': All 120 points coincide"):
-        ki.topology(trajectories_of(CIRCLE, np.ones((120, 3))))
+        ki.topology(clouds_of(CIRCLE, np.ones((120, 3))))
 
 
 def test_points_that_coincide_in_part_are_one():
     twice = np.r_[ring(30), ring(30)]
-    assert ki.topology(trajectories_of(twice, ring(60))).betti(0.2) == [[1, 1], [1, 1]]
-    assert ki.topology(trajectories_of(twice, ring(60))).betti(0.0)[0][0] == 30
+    assert ki.topology(clouds_of(twice, ring(60))).betti(0.2) == [[1, 1], [1, 1]]
+    assert ki.topology(clouds_of(twice, ring(60))).betti(0.0)[0][0] == 30
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.5])
 def test_a_threshold_is_a_share(threshold):
     with pytest.raises(InputError, match="between 0 and 1"):
-        ki.topology(trajectories_of(CIRCLE, BLOB), threshold=threshold)
+        ki.topology(clouds_of(CIRCLE, BLOB), threshold=threshold)
 
 
 def test_one_point_has_no_shape():
     with pytest.raises(InputError, match="two or more points; got 1"):
-        ki.topology(trajectories_of(CIRCLE[:1], BLOB[:1]))
+        ki.topology(clouds_of(CIRCLE[:1], BLOB[:1]))
     with pytest.raises(InputError, match="two or more points; got 1"):
-        ki.topology(trajectories_of(CIRCLE, BLOB), points=1)
+        ki.topology(clouds_of(CIRCLE, BLOB), points=1)
 
 
 def test_a_subset_is_drawn_by_the_seed_and_is_the_same_at_each_depth():
-    found = [ki.topology(trajectories_of(BLOB, BLOB), points=40, seed=seed) for seed in (0, 0, 1)]
+    found = [ki.topology(clouds_of(BLOB, BLOB), points=40, seed=seed) for seed in (0, 0, 1)]
     assert all(one.points == 40 for one in found)
     for ours, theirs in zip(found[0].diagrams, found[1].diagrams, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -223,7 +211,7 @@ def test_iterates_at_times_of_ones_own(surrogate, trajectories):
 
 
 def test_units():
-    clouds = trajectories_of(CIRCLE, 3 * CIRCLE)
+    clouds = clouds_of(CIRCLE, 3 * CIRCLE)
     own, first, none = (ki.topology(clouds, unit=unit, threshold=0.4) for unit in ("own", "first", "none"))
     longest = [one.statistic("longest lifetime", 0) for one in (own, first, none)]
     side = 2 * np.sin(np.pi / 120)
@@ -239,7 +227,7 @@ def test_units():
 
 def test_unless_told_each_cloud_has_a_threshold_of_its_own():
     clumps = np.repeat(np.eye(2), 60, axis=0) + 1e-3 * BLOB
-    found = ki.topology(trajectories_of(BLOB, clumps))
+    found = ki.topology(clouds_of(BLOB, clumps))
     assert found.thresholds[1] == pytest.approx(0.2)
     assert found.threshold == min(found.thresholds)
     scales = np.array([0.1, max(found.thresholds) + 0.01])
@@ -247,7 +235,7 @@ def test_unless_told_each_cloud_has_a_threshold_of_its_own():
     assert np.isfinite(curves[:, 0]).all()
     assert np.isnan(curves[:, 1]).all()
     assert np.isfinite(found.curves(0, scales)).all()
-    tight = ki.topology(trajectories_of(BLOB, np.r_[1e-3 * BLOB[:119], [[9.0, 9.0]]]))
+    tight = ki.topology(clouds_of(BLOB, np.r_[1e-3 * BLOB[:119], [[9.0, 9.0]]]))
     assert "–" in str(tight)
     values = json.loads(json.dumps(tight.as_dict(), allow_nan=False))
     assert values["betti"]["0.2"]["site.1"] == [2, None]
@@ -255,13 +243,14 @@ def test_unless_told_each_cloud_has_a_threshold_of_its_own():
 
 def test_a_subset_answers_for_the_rest_within_its_bound():
     noisy = RINGS + 0.05 * np.random.default_rng(0).normal(size=RINGS.shape)
-    whole = ki.topology(trajectories_of(noisy, BLOB), threshold=1.0, unit="none")
+    whole = ki.topology(clouds_of(noisy, BLOB), threshold=1.0, unit="none")
     for sampling in ("random", "farthest"):
-        part = ki.topology(trajectories_of(noisy, BLOB), points=50, sampling=sampling, threshold=1.0, unit="none")
+        part = ki.topology(clouds_of(noisy, BLOB), points=50, sampling=sampling, threshold=1.0, unit="none")
         assert (part.points, part.rows) == (50, 120)
         distances = ki.topology_distances(part, whole)
         assert (distances.bottleneck <= 2 * np.array(part.covering)[:, None] + 1e-6).all()
         assert "subset's bound" in str(part)
+        assert part.summary().split("\n")[1].split()[-1] == f"{2 * part.covering[0]:.3g}"
     assert whole.covering == ()
 
 
@@ -274,11 +263,11 @@ def test_a_class_alone(trajectories):
     with pytest.raises(InputError, match="No sample has the label 7; there are 0, 1, 2"):
         ki.topology(trajectories, label=7)
     with pytest.raises(InputError, match="no labels"):
-        ki.topology_by_class(trajectories_of(CIRCLE, BLOB))
+        ki.topology_by_class(clouds_of(CIRCLE, BLOB))
 
 
 def test_statistics_of_a_circle():
-    found = ki.topology(trajectories_of(CIRCLE, RINGS), threshold=0.5)
+    found = ki.topology(clouds_of(CIRCLE, RINGS), threshold=0.5)
     side = np.sin(np.pi / 120)
     assert found.statistic("total persistence", 0)[0] == pytest.approx(119 * side)
     assert found.statistic("entropy", 0)[0] == pytest.approx(np.log(119))
@@ -291,19 +280,19 @@ def test_statistics_of_a_circle():
 
 
 def test_it_is_saved_and_loaded(tmp_path):
-    found = ki.topology(trajectories_of(CIRCLE, RINGS), points=60)
+    found = ki.topology(clouds_of(CIRCLE, RINGS), points=60)
     found.save(tmp_path / "t.safetensors")
     loaded = ki.Topology.load(tmp_path / "t.safetensors")
     assert repr(loaded) == repr(found)
     assert str(loaded) == str(found)
     assert loaded.as_dict() == found.as_dict()
-    trajectories_of(CIRCLE, RINGS).save(tmp_path / "other.safetensors")
+    clouds_of(CIRCLE, RINGS).save(tmp_path / "other.safetensors")
     with pytest.raises(FileFormatError, match="not the 'topology'"):
         ki.Topology.load(tmp_path / "other.safetensors")
 
 
 def test_some_of_the_clouds():
-    found = ki.topology(trajectories_of(CIRCLE, RINGS, BLOB), points=60)
+    found = ki.topology(clouds_of(CIRCLE, RINGS, BLOB), points=60)
     last = found[1:]
     assert (last.names, len(last)) == (("site.1", "site.2"), 2)
     assert last.diagrams == found.diagrams[1:]
@@ -311,12 +300,12 @@ def test_some_of_the_clouds():
 
 
 def test_what_cannot_be_computed_is_refused(unchecked, surrogate, trajectories):
-    clouds = trajectories_of(CIRCLE, BLOB)
+    clouds = clouds_of(CIRCLE, BLOB)
     broken = BLOB.copy()
     broken[3, 1] = np.nan
     for error, match, call in (
-        (NonFiniteError, "cloud of 'site.1' holds NaN", lambda: ki.topology(trajectories_of(CIRCLE, broken))),
-        (NonFiniteError, "at site 'site.1'", lambda: ki.topology(trajectories_of(CIRCLE, broken), points=9)),
+        (NonFiniteError, "cloud of 'site.1' holds NaN", lambda: ki.topology(clouds_of(CIRCLE, broken))),
+        (NonFiniteError, "at site 'site.1'", lambda: ki.topology(clouds_of(CIRCLE, broken), points=9)),
         (TooLargeError, "At 'site.0': The distances of 120", lambda: ki.topology(clouds, most_memory=1e-4)),
         (InputError, "no unit 'metre'", lambda: ki.topology(clouds, unit="metre")),
         (InputError, "no sampling 'even'", lambda: ki.topology(clouds, sampling="even")),
@@ -330,3 +319,27 @@ def test_what_cannot_be_computed_is_refused(unchecked, surrogate, trajectories):
     ):
         with pytest.raises(error, match=match):
             call()
+
+
+def test_the_bound_of_a_subset_is_in_units():
+    clouds = clouds_of(BLOB, 3 * BLOB)
+    own, first, none = (ki.topology(clouds, points=50, unit=unit) for unit in ("own", "first", "none"))
+    np.testing.assert_allclose(own.covering, np.array(none.covering) / none.diameters)
+    np.testing.assert_allclose(first.covering, np.array(none.covering) / none.diameters[0])
+
+
+@pytest.mark.parametrize(("of", "names"), [("iterates", ("K^0", "K^3")), ("predicted", ("D(K^0)", "D(K^3)"))])
+def test_iterates_are_counted_from_the_first_depth_wherever_it_stands(of, names):
+    times = (2.0, 5.0)
+    data = linear_data(known_operator(), times, rows=40, power=lambda K, time: whole_power(K, time - 2))
+    found = ki.topology(data, plain_surrogate(known_operator(), times), of=of)
+    assert found.names == names
+    np.testing.assert_allclose(found.diameters, [pdist(state.numpy()).max() for state in data.states])
+
+
+def test_clouds_are_not_taken_by_number_and_times_are_told_apart(unchecked, surrogate, trajectories):
+    with pytest.raises(InputError, match=r"by a slice, as topology\[1:2\]; got 0"):
+        ki.topology(clouds_of(CIRCLE, BLOB))[0]
+    for times in ([], [1.0, 1.0], [np.nan]):
+        with pytest.raises(InputError, match="one finite time or more, each once"):
+            ki.topology(trajectories[:40], surrogate, times=times)

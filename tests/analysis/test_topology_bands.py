@@ -10,20 +10,7 @@ import torch
 import koopman_interp as ki
 from koopman_interp.analysis.topology_bands import exchanged
 from koopman_interp.errors import InputError
-
-HOST = ki.HostFingerprint(model="m.M", adapter="torch", basis="b", dtype="float64", weights="0" * 32)
-
-
-def trajectories_of(*clouds, labels=None):
-    return ki.Trajectories(
-        states=tuple(torch.as_tensor(cloud, dtype=torch.float64) for cloud in clouds),
-        sites=tuple(f"site.{depth}" for depth in range(len(clouds))),
-        times=tuple(map(float, range(len(clouds)))),
-        host=HOST,
-        sequence=torch.arange(len(clouds[0])),
-        position=torch.zeros(len(clouds[0]), dtype=torch.long),
-        labels=labels,
-    )
+from tests.analysis.linear import clouds_of
 
 
 def blob(rows, seed=0, width=3):
@@ -31,7 +18,7 @@ def blob(rows, seed=0, width=3):
 
 
 def test_bands_are_the_quantiles_of_disjoint_subsets():
-    bands = ki.topology_bands(trajectories_of(blob(80), blob(80, 1)), subsets=4, points=20, level=0.5)
+    bands = ki.topology_bands(clouds_of(blob(80), blob(80, 1)), subsets=4, points=20, level=0.5)
     assert bands.independent
     assert len(bands.runs) == 4
     # Each point dies as a piece of its own subset, and no point is in two of them.
@@ -54,7 +41,7 @@ def test_bands_are_the_quantiles_of_disjoint_subsets():
 
 def test_bands_of_one_class():
     labels = torch.arange(80) % 2
-    whole = trajectories_of(blob(80), blob(80, 1), labels=labels)
+    whole = clouds_of(blob(80), blob(80, 1), labels=labels)
     ours = ki.topology_bands(whole, subsets=2, points=15, label=1)
     alone = ki.topology_bands(whole[labels == 1], subsets=2, points=15)
     assert [run.diameters for run in ours.runs] == [run.diameters for run in alone.runs]
@@ -63,7 +50,7 @@ def test_bands_of_one_class():
 
 
 def test_too_few_rows_for_disjoint_subsets_may_overlap_but_then_not_be_tested():
-    clouds = trajectories_of(blob(50), blob(50, 1))
+    clouds = clouds_of(blob(50), blob(50, 1))
     with pytest.raises(InputError, match=r"3 disjoint subsets of 20 need 60 rows; there are 50\. .*overlap=True"):
         ki.topology_bands(clouds, subsets=3, points=20)
     bands = ki.topology_bands(clouds, subsets=3, points=20, overlap=True)
@@ -72,7 +59,7 @@ def test_too_few_rows_for_disjoint_subsets_may_overlap_but_then_not_be_tested():
 
 
 def test_bands_need_runs_that_are_alike():
-    clouds = trajectories_of(blob(50), blob(50, 1))
+    clouds = clouds_of(blob(50), blob(50, 1))
     one = ki.topology(clouds, points=20)
     with pytest.raises(InputError, match="two or more runs; got 1"):
         ki.TopologyBands((one,))
@@ -109,7 +96,7 @@ def test_drawn_exchanges_never_give_a_p_value_of_zero():
 def test_p_values_are_fair_where_nothing_differs():
     small = []
     for seed in range(40):
-        clouds = trajectories_of(blob(96, seed), blob(96, seed + 1000))
+        clouds = clouds_of(blob(96, seed), blob(96, seed + 1000))
         bands = ki.topology_bands(clouds, subsets=8, points=12, max_dimension=0, seed=seed)
         small.append(ki.permutation_test(bands, bands, (0, 1), paired=False, exchanges=199).p_value)
     # Of 40 fair p-values 4 lie under 0.1 and 20 under 0.5; either range fails once in 200 times.
@@ -120,14 +107,14 @@ def test_p_values_are_fair_where_nothing_differs():
 def test_depths_and_classes_that_differ_are_told_apart():
     ring = np.linspace(0, 2 * np.pi, 160, endpoint=False)
     circle = np.c_[np.cos(ring), np.sin(ring), 0 * ring]
-    bands = ki.topology_bands(trajectories_of(blob(160), circle), subsets=8, points=20)
+    bands = ki.topology_bands(clouds_of(blob(160), circle), subsets=8, points=20)
     found = ki.permutation_test(bands, bands, (0, 1), statistic="entropy")
     assert (found.paired, found.runs) == (True, (8, 8))
     assert found.p_value == pytest.approx(2 / 256)
     # Gaps between random points of a circle spread wider than between those of a blob.
     assert found.difference < 0
     assert "p = 0.0078" in str(found)
-    other = ki.topology_bands(trajectories_of(circle, circle), subsets=8, points=20)
+    other = ki.topology_bands(clouds_of(circle, circle), subsets=8, points=20)
     assert ki.permutation_test(bands, other, (0, 0), statistic="entropy").paired is False
     assert json.loads(json.dumps(found.as_dict()))["exchanges"] == 256
 
@@ -140,7 +127,7 @@ def test_groups_that_cannot_be_tested_are_refused():
 
 
 def test_distances_between_topologies():
-    clouds = trajectories_of(blob(60), blob(60, 1), 2 * blob(60))
+    clouds = clouds_of(blob(60), blob(60, 1), 2 * blob(60))
     found = ki.topology(clouds)
     same = ki.topology_distances(found, found)
     assert (same.bottleneck == 0).all()
@@ -158,9 +145,49 @@ def test_distances_between_topologies():
 
 
 def test_topologies_that_do_not_compare_are_refused():
-    clouds = trajectories_of(blob(60), blob(60, 1))
+    clouds = clouds_of(blob(60), blob(60, 1))
     found = ki.topology(clouds)
     with pytest.raises(InputError, match="have 2 and 1 clouds"):
         ki.topology_distances(found, found[:1])
     with pytest.raises(InputError, match="choose one unit"):
         ki.topology_distances(found, ki.topology(clouds, unit="first"))
+
+
+def test_distances_of_pieces_know_no_threshold():
+    clouds = clouds_of(blob(60), 3 * blob(60, 1) ** 3)
+    low, high = (
+        ki.topology_distances(found[:1], found[1:]) for found in (ki.topology(clouds, threshold=t) for t in (0.01, 0.9))
+    )
+    for name in ("bottleneck", "wasserstein"):
+        np.testing.assert_allclose(getattr(low, name)[:, 0], getattr(high, name)[:, 0], rtol=1e-9)
+    # All moves together are more than the largest of many.
+    assert low.wasserstein[0, 0] > 2 * low.bottleneck[0, 0]
+
+
+def test_overlapping_subsets_are_drawn_anew_from_all_rows():
+    clouds = clouds_of(blob(50), blob(50, 1))
+    ours, again, other = (
+        ki.topology_bands(clouds, subsets=3, points=20, overlap=True, seed=seed) for seed in (0, 0, 1)
+    )
+    assert not ours.independent
+    assert len({run.diameters for run in ours.runs}) == 3
+    assert [run.diameters for run in ours.runs] == [run.diameters for run in again.runs]
+    assert [run.diameters for run in ours.runs] != [run.diameters for run in other.runs]
+
+
+def test_bands_of_a_surrogate_are_those_of_its_iterates(surrogate, trajectories):
+    bands = ki.topology_bands(trajectories, surrogate, subsets=2, points=20, max_dimension=0)
+    assert bands.names == ("K^0", "K^1", "K^2", "K^3", "K^4")
+
+
+def test_a_band_is_known_as_far_as_each_of_its_runs():
+    clouds = clouds_of(blob(40), blob(40, 1))
+    bands = ki.TopologyBands(tuple(ki.topology(clouds, threshold=t) for t in (0.3, 0.5)))
+    assert bands.threshold == 0.3
+    assert np.isnan(bands.curves(1, np.array([0.4]))[:, 0, 0]).tolist() == [True, False]
+
+
+def test_a_cloud_that_there_is_not_is_refused():
+    bands = ki.topology_bands(clouds_of(blob(50), blob(50, 1)), subsets=2, points=20, max_dimension=0)
+    with pytest.raises(InputError, match="clouds 0 to 1; got 2"):
+        ki.permutation_test(bands, bands, (0, 2))
