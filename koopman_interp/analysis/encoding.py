@@ -58,7 +58,7 @@ def encoded(koopman: KoopmanAutoencoder, trajectories: Trajectories | Iterable[T
     rows = max(64, _CHUNK_NUMBERS // (len(koopman.sites) * koopman.config.observables))
     none = True
     for part in [trajectories] if isinstance(trajectories, Trajectories) else trajectories:
-        _require_sites(koopman, part)
+        require_sites(koopman, part)
         for start in range(0, len(part), rows):
             none = False
             yield _chunk(koopman, part[start : start + rows])
@@ -78,7 +78,8 @@ def _chunk(koopman: KoopmanAutoencoder, part: Trajectories) -> Encoded:
     return Encoded(z, part.sequence, part.labels)
 
 
-def _require_sites(koopman: KoopmanAutoencoder, part: Trajectories) -> None:
+def require_sites(koopman: KoopmanAutoencoder, part: Trajectories) -> None:
+    """Refuse trajectories of other sites than a surrogate's."""
     if part.sites != koopman.sites:
         raise InputError(
             f"The trajectories have the sites {', '.join(part.sites)}; the surrogate has {', '.join(koopman.sites)}."
