@@ -75,7 +75,7 @@ class DistilConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "evaluate_every", "depths"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, Integral) and value >= 1):
+            if value is not None and (not isinstance(value, Integral) or int(value) < 1):
                 raise InputError(f"{name} must be a whole number, 1 or more; got {value}.")
         for name in ("learning_rate", "operator_rate", "clip"):
             value = getattr(self, name)
