@@ -126,7 +126,7 @@ class Decoder:
     """A tokenizer that only decodes."""
 
     def decode(self, ids):
-        return "+".join(map(str, ids))
+        return "".join(f"<{number}>" for number in ids)
 
 
 def test_outputs_are_named_by_what_was_given(model, surrogate, held_out):
@@ -134,7 +134,8 @@ def test_outputs_are_named_by_what_was_given(model, surrogate, held_out):
         return ki.koopman_lens(model, surrogate, held_out[:4], names=given, top=9).names
 
     assert names(Pieces()) == {0: "▁0", 1: "▁1", 2: "▁2"}
-    assert names(Decoder()) == names(None) == {0: "0", 1: "1", 2: "2"}
+    assert names(Decoder()) == {0: "<0>", 1: "<1>", 2: "<2>"}
+    assert names(None) == {0: "0", 1: "1", 2: "2"}
     assert names(["yin", "yang"]) == {0: "yin", 1: "yang", 2: "2"}
     model.tokenizer = Pieces()
     assert names(None) == names(Pieces())
