@@ -62,8 +62,10 @@ def cut(batches: Any, batch_size: int) -> Iterator[Any]:
     """Cut a tensor, a data set, or a series of texts or sequences of ids into batches; pass on what is cut already.
 
     Raises:
-        InputError: it is none of these, nor an iterable of batches.
+        InputError: it is none of these, nor an iterable of batches, or the batches are to hold nothing.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more; got {batch_size}.")
     if isinstance(batches, Tensor):
         return iter(batches.split(batch_size))
     if hasattr(batches, "with_format") and hasattr(batches, "iter"):  # a split of a datasets data set

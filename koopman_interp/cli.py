@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +101,7 @@ def fit_(
 @cli.command("spectrum")
 @click.argument("koopman", type=FOLDER)
 @click.argument("trajectories", type=FILE)
-@click.option("--modes", type=int, default=10, show_default=True, help="How many to print.")
+@click.option("--modes", type=click.IntRange(min=1), default=10, show_default=True, help="How many to print.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def spectrum_(koopman: Path, trajectories: Path, modes: int, as_json: bool) -> None:
     """Eigenvalues of KOOPMAN with residuals on TRAJECTORIES."""
@@ -272,6 +272,8 @@ def _called(name: str) -> Any:
         raise click.BadParameter(f"{name!r} could not be imported: {error}.") from error
     finally:
         sys.path.pop(0)
+    if not callable(target):
+        raise click.BadParameter(f"{name!r} is a {type(target).__name__}, which cannot be called.")
     return target()
 
 
@@ -282,7 +284,9 @@ def _labelled(name: str) -> tuple[Tensor, Tensor]:
     found = _called(name)
     if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], torch.Tensor):
         return found
-    pairs = list(found)
+    pairs = list(found) if isinstance(found, Iterable) else []
+    if not pairs or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+        raise click.BadParameter(f"{name!r} must give one or more pairs of inputs and labels.")
     return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
 
 

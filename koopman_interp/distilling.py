@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -74,8 +75,8 @@ class DistilConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "evaluate_every", "depths"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be 1 or more; got {value}.")
+            if value is not None and (not isinstance(value, Integral) or int(value) < 1):
+                raise InputError(f"{name} must be a whole number, 1 or more; got {value}.")
         for name in ("learning_rate", "operator_rate", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -122,7 +123,7 @@ def distil(
     Raises:
         UnsupportedHostError: the host returns no logits.
         HostMismatchError: the surrogate or the trajectories belong to another host.
-        InputError: fewer than two batches, so that none can be held out.
+        InputError: fewer than two batches, so that none can be held out, or one without samples.
         NonFiniteError: the loss diverged.
     """
     config = config or DistilConfig()
@@ -178,7 +179,8 @@ def tune(
 
     Raises:
         UnsupportedHostError: the host returns no logits.
-        InputError: as many sites as the lens has depths were not given, or fewer than two batches.
+        InputError: as many sites as the lens has depths were not given or not in order of depth, fewer than two
+            batches, or one without samples.
         NonFiniteError: the loss diverged.
     """
     config = config or DistilConfig()
@@ -268,7 +270,7 @@ class _Descent:
     def _descend(self, batch: Any, objective: Objective, step: int) -> None:
         last = len(self._sites) - 1
         drawn = torch.randperm(last, generator=self._generator)[: self._config.depths].sort().values.tolist()
-        own = OwnPass.of(self._host, batch, self._sites, self._skip, training=True)
+        own = self._passed(batch)
         with torch.enable_grad():
             loss = objective(own, drawn, self._generator)
             # Not backward(): the host's own weights would gather gradients too.
@@ -288,10 +290,19 @@ class _Descent:
     def _judged(self, batches: Iterable[Any], divergence: Callable[[OwnPass], Tensor]) -> float:
         total, rows = 0.0, 0
         for batch in batches:
-            own = OwnPass.of(self._host, batch, self._sites, self._skip, training=True)
+            own = self._passed(batch)
             total += float(divergence(own)) * len(own.output.logp)
             rows += len(own.output.logp)
         return total / rows
+
+    def _passed(self, batch: Any) -> OwnPass:
+        own = OwnPass.of(self._host, batch, self._sites, self._skip, training=True)
+        if not len(own.output.logp):
+            raise InputError(
+                "A batch has no samples to learn from: it is empty, or all its tokens are padding or among the first "
+                f"{self._skip} of their sequences, which skip={self._skip} leaves out. Take it out."
+            )
+        return own
 
     def _split(self, batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         if len(batches) < 2:

@@ -26,6 +26,10 @@ class UnsupportedHostError(KoopmanInterpError, TypeError):
     """A model, output or module that no adapter knows how to read or write."""
 
 
+class UnskippableError(UnsupportedHostError):
+    """Blocks that return tensors beside their state, which only they can compute, so that they cannot be left out."""
+
+
 class NonFiniteError(KoopmanInterpError, ArithmeticError):
     """NaN or infinity where a number is needed."""
 

@@ -110,6 +110,7 @@ class Host(Protocol):
         Raises:
             InputError: during a pass that cannot do without the skipped blocks, such as one that reads a cache which
                 only they would have filled.
+            UnskippableError: during a pass, blocks return what only they can compute.
         """
         ...
 

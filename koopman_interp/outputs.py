@@ -87,7 +87,7 @@ class Output:
         labels = torch.full_like(ids, IGNORED)
         follows = (entry[1:] == entry[:-1]) & (place[1:] == place[:-1] + 1)
         labels[:-1][follows] = ids[1:][follows]
-        if int(labels.max()) >= self.logp.shape[1]:
+        if len(labels) and int(labels.max()) >= self.logp.shape[1]:
             raise InputError(
                 f"The host's output has {self.logp.shape[1]} classes, and token ids go up to {int(labels.max())}, so "
                 "its classes are not the tokens. Give labels."

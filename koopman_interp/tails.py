@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError
+from koopman_interp.errors import InputError, UnknownSiteError, UnskippableError
 from koopman_interp.hosts import Host
 from koopman_interp.layouts import from_rows, to_rows
 from koopman_interp.outputs import Output
@@ -66,6 +66,7 @@ class OwnPass:
 
         Raises:
             UnknownSiteError: the pass never reached one of the sites.
+            InputError: it reached them in another order.
             UnsupportedHostError: the host returned no logits.
         """
         found: dict[str, Tensor] = {}
@@ -78,6 +79,11 @@ class OwnPass:
             output = Output.of(host, batch, skip, training=training)
         if missing := [site for site in sites if site not in found]:
             raise UnknownSiteError(f"The forward pass never reached {', '.join(missing)}. Choose other sites.")
+        if tuple(found) != sites:
+            raise InputError(
+                f"The forward pass reached the sites in the order {', '.join(found)}; got {', '.join(sites)}. "
+                "Name them in order of depth."
+            )
         return cls(host, batch, sites, tuple(found[site] for site in sites), output, skip, training)
 
     def samples(self, depth: int) -> Samples:
@@ -115,8 +121,8 @@ class OwnPass:
             given[:] = [self._with(rows, depth)]
             try:
                 return Output.of(self.host, self.batch, self.skip, training=self.training)
-            except UnsupportedHostError:
-                # Blocks that return more than their state cannot be skipped, but what they return can be written over.
+            except UnskippableError:
+                # What such blocks return can be written over.
                 replacing.close()
                 replacing.enter_context(self.host.hooked({target: lambda _: given[0]}, first=True))
                 return Output.of(self.host, self.batch, self.skip, training=self.training)

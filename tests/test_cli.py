@@ -22,6 +22,11 @@ def data():
     x, y = yin_yang(300)
     return [(x[:150], y[:150]), (x[150:], y[150:])]
 
+def unlabelled():
+    return [yin_yang(30)[0]]
+
+number = 3
+
 def broken():
     raise RuntimeError("no such disk")
 """
@@ -72,6 +77,25 @@ def test_every_step_runs_on_files(run, tmp_path):
     assert run("audit", *host, "k", "e.safetensors", "--label", "1", "--relearn")[0] == 1
 
 
+def test_options_of_an_edit_reach_it(run, tmp_path):
+    host = ("own_host:model", "own_host:data")
+    run("observe", *host, "--site", "blocks.*", "--out", "t.safetensors")
+    run("fit", "t.safetensors", "--out", "k", "--method", "least_squares")
+    options = ("--strength", "2", "--site", "blocks.1", "--trajectories", "t.safetensors")
+    assert run("edit", "k", "--label", "1", *options, "--out", "e.safetensors")[0] == 0
+    koopman = ki.KoopmanAutoencoder.from_pretrained(tmp_path / "k")
+    rows = ki.Trajectories.load(tmp_path / "t.safetensors")
+    assert koopman.sites == ("blocks.0", "blocks.1", "blocks.2")
+    made = ki.OperatorEdit.load(tmp_path / "e.safetensors")
+    expected = ki.erase_class(koopman, rows, label=1, strength=2.0, site="blocks.1")
+    assert str(made) == str(expected)
+    assert torch.equal(made.directions, expected.directions)
+    audit = ("audit", *host, "k", "e.safetensors", "--label", "1", "--mode", "replace", "--json")
+    names = [row["name"] for row in json.loads(run(*audit)[1])["rows"]]
+    assert "edit (replace)" in names
+    assert "edit (delta)" not in names
+
+
 def test_an_interrupted_fit_says_how_to_go_on(run, monkeypatch):
     from koopman_interp.gradient_descent import Trainer
 
@@ -110,6 +134,10 @@ def test_adapters_are_listed(run):
         (("edit", "k", "--out", "e.safetensors"), 2, "--label"),
         (("observe", "own_host", "own_host:data", "--out", "t"), 2, "module:callable"),
         (("observe", "own_host:model", "own_host:none", "--out", "t"), 2, "could not be imported"),
+        (("observe", "own_host:number", "own_host:data", "--out", "t"), 2, "is a int, which cannot be called"),
+        (("fidelity", "own_host:model", "own_host:unlabelled", "k", "t"), 2, "pairs of inputs and labels"),
+        (("fidelity", "own_host:model", "builtins:list", "k", "t"), 2, "one or more pairs"),
+        (("spectrum", "k", "t", "--modes", "0"), 2, "0 is not in the range"),
         (("observe", "own_host:model", "own_host:data", "--site", "blokcs.*", "--out", "t"), 1, "Nearest: blocks"),
         (("observe", "own_host:broken", "own_host:data", "--out", "t"), 1, "RuntimeError: no such disk"),
         (("edit", "nowhere/at/all", "--label", "1", "--out", "e.safetensors"), 1, "There is no folder"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError
+from koopman_interp.errors import InputError, UnknownSiteError, UnskippableError, UnsupportedHostError
 from koopman_interp.hosts import host_for
 from koopman_interp.tails import OwnPass
 from tests.hosts.lens_models import llama_bridge, native_bridge
@@ -77,21 +77,22 @@ def test_gradients_reach_the_rows_and_are_those_of_the_head(model, x):
         ours = torch.autograd.grad(said(rows).logp[:, 0].sum(), rows)[0]
     expected = torch.autograd.grad(model.head(rows).log_softmax(1)[:, 0].sum(), rows)[0]
     torch.testing.assert_close(ours, expected)
-    assert own.output.logp.dtype == torch.float32
+    with own.after(4) as said:
+        assert said(rows).logp.dtype == own.output.logp.dtype == torch.float32
 
 
 class _Unskippable:
     """A host whose spans cannot be skipped, as of blocks that return tensors beside their state."""
 
-    def __init__(self, host):
-        self._host = host
+    def __init__(self, host, refusal=UnskippableError):
+        self._host, self._refusal = host, refusal
 
     def __getattr__(self, name):
         return getattr(self._host, name)
 
     def replaced(self, source, target, advance):
         def refuse(state):
-            raise UnsupportedHostError("cannot be skipped")
+            raise self._refusal("cannot be skipped")
 
         return self._host.replaced(source, target, refuse)
 
@@ -105,6 +106,64 @@ def test_where_blocks_cannot_be_skipped_their_output_is_written_over(model, x):
         assert torch.equal(said(rows).logp, model.head(rows).double().log_softmax(1))
         assert torch.equal(said(own.rows(4)).logp, own.output.logp)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@torch.no_grad()
+def test_what_is_written_over_is_seen_by_the_other_readers_of_the_site(model, x):
+    host = _Unskippable(host_for(model))
+    own = OwnPass.of(host, x, host.sites(None))
+    seen = []
+    model.blocks[3].register_forward_hook(lambda module, args, output: seen.append(output))
+    rows = torch.randn(40, 10, generator=torch.Generator().manual_seed(2))
+    with own.after(4) as said:
+        said(rows)
+        said(rows)
+    assert torch.equal(seen[-1], rows)
+
+
+@torch.no_grad()
+def test_no_other_refusal_is_taken_for_blocks_that_cannot_be_skipped(model, x):
+    host = _Unskippable(host_for(model), UnsupportedHostError)
+    own = OwnPass.of(host, x, host.sites(None))
+    with pytest.raises(UnsupportedHostError, match="cannot be skipped"), own.after(4) as said:
+        said(own.rows(4))
+
+
+class Convolutional(nn.Module):
+    """States of images at the first sites, whose channels are written over in place further on, then of vectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 3, 3)
+        self.activation = nn.ReLU(inplace=True)
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.head(self.activation(self.first(x)).flatten(1))
+
+
+@torch.no_grad()
+def test_states_are_kept_as_they_were_when_the_site_was_reached():
+    model = Convolutional().eval()
+    images = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    own = passed(model, images, ["first", "activation"])
+    assert torch.equal(own.states[0], model.first(images))
+    assert own.states[0].min() < 0
+
+
+@torch.no_grad()
+def test_where_layouts_differ_the_samples_are_those_of_the_state_with_most_axes():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vectors, self.positions = nn.Identity(), nn.Identity()
+
+        def forward(self, x):
+            return self.positions(self.vectors(x.flatten(0, 1)).unflatten(0, x.shape[:2])).mean(1)
+
+    own = passed(Pooled(), torch.randn(2, 3, 4), ["vectors", "positions"])
+    assert own.of_states.entry.tolist() == [0, 0, 0, 1, 1, 1]
+    assert own.of_states.place.tolist() == [0, 1, 2] * 2
 
 
 @torch.no_grad()
@@ -134,6 +193,16 @@ def test_a_site_that_is_never_reached_is_named(x):
 
     with pytest.raises(UnknownSiteError, match=r"never reached blocks\.1"):
         passed(Idle(), x)
+
+
+def test_sites_are_named_in_order_of_depth(model, x):
+    host = host_for(model)
+    with pytest.raises(InputError, match=r"blocks\.0:input, blocks\.2; got blocks\.2, blocks\.0:input\..*in order"):
+        OwnPass.of(host, x, ("blocks.2", "blocks.0:input"))
+
+
+def test_a_batch_without_samples_has_no_next_tokens(language_model):
+    assert passed(language_model, IDS, skip=7).output.following().tolist() == []
 
 
 def test_next_tokens_stay_within_their_sequence(language_model):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from koopman_hosts.lens_calls import argument, each_call
 from koopman_hosts.skipping import overridden, refuse_cache
 from koopman_hosts.states import NO_STATE, holds_tensors, input_state, with_state
-from koopman_interp.errors import InputError, UnsupportedHostError
+from koopman_interp.errors import InputError, UnskippableError
 
 
 @contextmanager
@@ -104,7 +104,7 @@ class _Span:
                 point.__dict__["_forward_hooks"] = silent
             frame = with_state(block(*args, **kwargs), NO_STATE)
         if holds_tensors(frame):
-            raise UnsupportedHostError(
+            raise UnskippableError(
                 "The blocks of this model return tensors beside their state, which only they can compute, so they "
                 "cannot be skipped. Patch with mode='delta'."
             )

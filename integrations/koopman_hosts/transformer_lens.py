@@ -182,8 +182,13 @@ class TransformerLensHost:
         return [(site, _in_lens_idiom(hook)) for site, hook in hooks.items()]
 
     def _points(self) -> dict[str, Any]:
+        model: Any = self.model
         # Built anew each time: enable_compatibility_mode() rebuilds the registry.
-        return dict(self.model.hook_dict)  # type: ignore[arg-type]
+        return dict(model.hook_dict)
+
+    def _blocks(self) -> Any:
+        # Not as an attribute, which a bridge without blocks would look for in the model that it wraps.
+        return self.model._modules.get("blocks", ())
 
     def _point(self, site: str, points: Mapping[str, Any]) -> Any:
         if site not in points:
@@ -196,8 +201,7 @@ class TransformerLensHost:
         return getattr(getattr(self.model, "cfg", None), name, None)
 
     def _residual_stream(self, points: Mapping[str, Any]) -> tuple[str, ...]:
-        # Without the default, a bridge without blocks would look for them in the model that it wraps.
-        blocks = len(self.model.blocks) if "blocks" in self.model._modules else 0  # type: ignore[arg-type]
+        blocks = len(self._blocks())
         stream = ("blocks.0.hook_resid_pre", *(f"blocks.{index}.hook_resid_post" for index in range(blocks)))
         if not blocks or any(site not in points for site in stream):
             raise UnsupportedHostError(
@@ -228,8 +232,7 @@ class TransformerLensHost:
         """Find the blocks from source to target where both lie on the residual stream, else none."""
         starts: dict[int, int] = {}
         stops: dict[int, int] = {}
-        blocks: Any = self.model.blocks if "blocks" in self.model._modules else ()
-        for index, block in enumerate(blocks):
+        for index, block in enumerate(self._blocks()):
             enters, leaves = (points.get(f"blocks.{index}.hook_resid_{end}") for end in ("pre", "post"))
             # In some families these names stand for points inside the block.
             if not (
@@ -271,7 +274,8 @@ def _writes_are_centred(model: nn.Module) -> bool:
     """Whether what the embedding writes to the stream has no mean, as after `center_writing_weights`."""
     try:
         written = model.W_E
-    except (AttributeError, NotImplementedError, KeyError, ValueError, TypeError):
+    except (AttributeError, AssertionError):
+        # Models of images and sound have no embedding of tokens, or one that a bridge asserts to have a weight.
         return False
     if not isinstance(written, Tensor) or written.ndim != 2 or written.is_meta:
         return False
@@ -300,7 +304,7 @@ def _in_lens_idiom(hook: Hook) -> Callable[..., Tensor | None]:
     return partial(_called_by_lens, hook)
 
 
-def _called_by_lens(own: Hook, tensor: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001 - their names
+def _called_by_lens(own: Hook, tensor: Tensor, **_: Any) -> Tensor | None:
     return own(tensor)
 
 

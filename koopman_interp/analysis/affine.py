@@ -46,7 +46,7 @@ class AffineMap:
         return cls(centre, ridge(gram, cross, _RIDGE), bias)
 
     def __call__(self, rows: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        """Map rows, in the wider of their dtype and the map's, and return them in their own."""
+        """Map rows in the map's dtype, and return them in their own."""
         centre, weight, bias = (part.to(rows.device) for part in (self.centre, self.weight, self.bias))
         return ((rows.to(centre.dtype) - centre) @ weight + bias).to(rows)
 

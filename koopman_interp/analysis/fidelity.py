@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from koopman_interp.analysis.encoding import require_sites
 from koopman_interp.analysis.in_place import OutputFidelity, Span, by_span_and_name, judged_in_place
 from koopman_interp.analysis.stand_ins import NAMES, SURROGATE, StandIn, StandIns
 from koopman_interp.autoencoder import KoopmanAutoencoder
@@ -160,7 +161,8 @@ def fidelity(
         Figures per depth and at the output: of tokens, over all that are real.
 
     Raises:
-        InputError: the inputs are an iterator that can be read only once, or labels and next tokens are both asked for.
+        InputError: the inputs are an iterator that can be read only once, the trajectories have other sites, or labels
+            and next tokens are both asked for.
     """
     if isinstance(batches, Iterable) and iter(batches) is batches:
         raise InputError("The batches are read more than once; give a list or a DataLoader, not an iterator.")
@@ -168,6 +170,7 @@ def fidelity(
         raise InputError(f"spans={spans!r} is none of 'given', 'to_target' and 'all'.")
     host = host_for(model)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
+    require_sites(koopman, trajectories)
     first, last = span(koopman.sites, source, target)
     tap = attach(host, koopman.sites, times=koopman.config.times, skip=skip)
     every, found, _ = tap.observed(batches, labels, batch_size=batch_size, progress=False)

@@ -163,12 +163,13 @@ def koopman_lens(
     Raises:
         UnsupportedHostError: the host returns no logits, so that it has no head to read with.
         HostMismatchError: the surrogate belongs to another host.
-        InputError: no inputs, or a lens that has no map at a depth.
+        InputError: no samples, names of no known kind, or a lens that has no map at a depth.
     """
     if top < 1:
         raise InputError(f"A lens shows 1 output or more; got top={top}.")
     host = host_for(model)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
+    naming = _naming(names, host)
     through = KoopmanLens(koopman) if lens is None else lens
     maps = [through.at(depth) for depth in range(len(koopman.sites))]
     if None in maps:
@@ -182,9 +183,9 @@ def koopman_lens(
         with own.after(len(maps) - 1) as said:
             read = [said(move(own.rows(depth).cpu())) for depth, move in enumerate(maps[:-1]) if move is not None]
         parts.append(_read([*read, own.output], top))
-    if not parts:
-        raise InputError("There were no inputs to look at.")
-    return _joined(parts, through.name, koopman.sites, _naming(names, host))
+    if not any(len(part.samples) for part in parts):
+        raise InputError("There were no samples to look at. Give inputs, and skip fewer of their positions.")
+    return _joined(parts, through.name, koopman.sites, naming)
 
 
 @dataclass(frozen=True)
@@ -227,13 +228,21 @@ def _joined(parts: Sequence[_Part], lens: str, sites: tuple[str, ...], naming: t
 
 def _naming(names: Any, host: Host) -> tuple[Naming, Naming]:
     """Say how inputs and outputs are named: tokens by a tokenizer, classes by a list, else by their numbers."""
-    given = names is not None and not isinstance(names, Sequence)
-    tokenizer: Any = names if given else getattr(host.model, "tokenizer", None)
-    of_tokens: Naming = str
-    if hasattr(tokenizer, "convert_ids_to_tokens"):
-        of_tokens = lambda number: str(tokenizer.convert_ids_to_tokens(number)).replace("Ġ", "▁")  # noqa: E731
-    elif hasattr(tokenizer, "decode"):
-        of_tokens = lambda number: str(tokenizer.decode([number]))  # noqa: E731
-    if isinstance(names, Sequence):
-        return of_tokens, lambda number: str(names[number]) if number < len(names) else str(number)
+    if isinstance(names, Sequence) and not isinstance(names, str):
+        of_inputs = _naming_tokens(getattr(host.model, "tokenizer", None))
+        return of_inputs, lambda number: str(names[number]) if number < len(names) else str(number)
+    if names is not None and not (hasattr(names, "convert_ids_to_tokens") or hasattr(names, "decode")):
+        raise InputError(
+            f"Outputs are named by a tokenizer, or by a list of one name a class; got {type(names).__name__}."
+        )
+    of_tokens = _naming_tokens(getattr(host.model, "tokenizer", None) if names is None else names)
     return of_tokens, of_tokens
+
+
+def _naming_tokens(tokenizer: Any) -> Naming:
+    if hasattr(tokenizer, "convert_ids_to_tokens"):
+        # Byte-level vocabularies write a leading space as Ġ, others as ▁.
+        return lambda number: str(tokenizer.convert_ids_to_tokens(number)).replace("Ġ", "▁")
+    if hasattr(tokenizer, "decode"):
+        return lambda number: str(tokenizer.decode([number]))
+    return str

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from koopman_interp.analysis.encoding import require_sites
 from koopman_interp.analysis.in_place import OutputFidelity, Span, by_span_and_name, judged_in_place
 from koopman_interp.analysis.lenses import AffineLens, KoopmanLens, Lens, LogitLens
 from koopman_interp.analysis.stand_ins import MEAN, StandIn
@@ -95,10 +96,13 @@ def compare_lenses(
     Raises:
         UnsupportedHostError: the host returns no logits, so that it has no head to read with.
         HostMismatchError: the surrogate belongs to another host.
-        InputError: two lenses share a name, or there were no inputs.
+        InputError: two lenses share a name, the trajectories have other sites, or there were no samples.
     """
+    if isinstance(others, Lens):
+        raise InputError(f"Other lenses come in a list; got a single {type(others).__name__}. Give others=[lens].")
     host = host_for(model)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
+    require_sites(koopman, trajectories)
     lenses: list[Lens] = [KoopmanLens(koopman), LogitLens(koopman.config.widths), AffineLens.fit(trajectories), *others]
     names = [lens.name for lens in lenses]
     if len(set(names)) < len(names) or MEAN in names:

@@ -272,6 +272,19 @@ def test_there_is_no_identity_between_different_widths():
     json.dumps(found.as_dict(), allow_nan=False)
 
 
+def test_there_is_no_identity_past_another_width():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 6)).eval()
+    x = torch.randn(80, 4, generator=torch.Generator().manual_seed(1))
+    data = ki.attach(model, ["0", "2", "4"]).observe(x, progress=False)
+    config = ki.FitConfig(observables=7, normalization=ki.NormalizationConfig(dimension=5))
+    found = ki.fidelity(model, ki.fit(data, config, method="least_squares"), data, x)
+    assert data.widths == (6, 5, 6)
+    assert found.depths[2].unexplained["identity"] is None
+    assert "identity" not in by_name(found)
+
+
 # --- inputs -------------------------------------------------------------------------------------------------
 
 
@@ -320,6 +333,37 @@ def test_the_wrong_number_of_labels_is_refused(model, surrogate, trajectories, h
 def test_spans_of_no_known_kind_are_refused(unchecked, model, surrogate, trajectories, held_out):
     with pytest.raises(InputError, match="'to_target'"):
         ki.fidelity(model, surrogate, trajectories, held_out[0], spans="some")
+
+
+def test_trajectories_of_other_sites_are_refused(model, surrogate, held_out):
+    other = ki.attach(model, ["embed", "blocks.0", "blocks.1", "blocks.2", "blocks.3"])
+    with pytest.raises(InputError, match=r"have the sites embed, .*; the surrogate has blocks\.0:input"):
+        ki.fidelity(model, surrogate, other.observe(held_out[0], progress=False), held_out[0])
+
+
+def test_what_cannot_be_judged_is_refused(model, surrogate, trajectories, held_out):
+    x, _ = held_out
+    with pytest.raises(InputError, match="2 held-out samples or more; got 1"):
+        ki.fidelity(model, surrogate, trajectories, x[:1])
+    with pytest.raises(InputError, match="no variance to explain"):
+        ki.fidelity(model, surrogate, trajectories, x[:1].repeat(5, 1))
+
+
+def test_rows_labelled_as_ignored_are_left_out_of_all_figures(model, surrogate, trajectories, held_out):
+    x, y = held_out
+    kept = torch.arange(len(y)) % 3 != 0
+    alone = ki.fidelity(model, surrogate, trajectories, x[kept], y[kept])
+    found = ki.fidelity(model, surrogate, trajectories, x, y.where(kept, -100))
+    assert found.rows == alone.rows
+    for ours, expected in zip(found.outputs, alone.outputs, strict=True):
+        assert (ours.name, ours.accuracy, ours.agreement) == (expected.name, expected.accuracy, expected.agreement)
+        assert ours.kl == pytest.approx(expected.kl, rel=1e-4, abs=1e-9)
+
+
+def test_labels_are_found_by_the_name_of_their_column(found, model, surrogate, trajectories, held_out):
+    x, y = held_out
+    named = ki.fidelity(model, surrogate, trajectories, [{"x": x, "kind": y}], "kind")
+    assert [row.accuracy for row in named.outputs] == [row.accuracy for row in found.outputs]
 
 
 def test_labels_and_next_tokens_exclude_each_other(model, surrogate, trajectories, held_out):

@@ -10,6 +10,8 @@ from torch import nn
 
 import koopman_interp as ki
 from koopman_interp.errors import FileFormatError, HostMismatchError, InputError, UnsupportedHostError
+from koopman_interp.files import write_tensors
+from koopman_interp.hosts import host_for
 from koopman_interp.testing import LinearHost, yin_yang
 from tests.hosts.lens_models import gpt2_bridge
 
@@ -113,6 +115,36 @@ def test_tokens_are_named_and_numbered_over_batches(words):
     ]
 
 
+class Pieces:
+    """A tokenizer of byte-level pieces."""
+
+    def convert_ids_to_tokens(self, number):
+        return f"Ġ{number}"
+
+
+class Decoder:
+    """A tokenizer that only decodes."""
+
+    def decode(self, ids):
+        return "".join(f"<{number}>" for number in ids)
+
+
+def test_outputs_are_named_by_what_was_given(model, surrogate, held_out):
+    def names(given):
+        return ki.koopman_lens(model, surrogate, held_out[:4], names=given, top=9).names
+
+    assert names(Pieces()) == {0: "▁0", 1: "▁1", 2: "▁2"}
+    assert names(Decoder()) == {0: "<0>", 1: "<1>", 2: "<2>"}
+    assert names(None) == {0: "0", 1: "1", 2: "2"}
+    assert names(["yin", "yang"]) == {0: "yin", 1: "yang", 2: "2"}
+    model.tokenizer = Pieces()
+    assert names(None) == names(Pieces())
+    assert names(["yin", "yang", "dot"]) == {0: "yin", 1: "yang", 2: "dot"}
+    for given in ("gpt2", {0: "yin"}):
+        with pytest.raises(InputError, match=f"one name a class; got {type(given).__name__}"):
+            names(given)
+
+
 def test_it_is_printed_saved_and_loaded(reading, tmp_path):
     text = str(reading)
     assert text.startswith(repr(reading))
@@ -121,6 +153,9 @@ def test_it_is_printed_saved_and_loaded(reading, tmp_path):
     expected = [f"{reading.said(d, 7)} {float(reading.probability[d, 7, 0]):.2f}" for d in range(5)]
     assert line.split()[1:] == " ".join(expected).split()
     assert "… and 10 more" in text
+    agreeing = next(line for line in text.split("\n") if line.startswith("agreement %"))
+    same = (reading.top[:, :, 0] == reading.top[-1, :, 0]).sum(1)
+    assert agreeing.removeprefix("agreement %").split() == [f"{2 * int(count)}.0" for count in same]
     values = json.loads(json.dumps(reading.as_dict(), allow_nan=False))
     assert values["kl"][1] == reading.kl[1].tolist()
     reading.save(tmp_path / "lens.safetensors")
@@ -135,6 +170,9 @@ def test_another_kind_of_file_is_no_lens(trajectories, tmp_path):
     trajectories.save(tmp_path / "t.safetensors")
     with pytest.raises(FileFormatError):
         ki.LensReading.load(tmp_path / "t.safetensors")
+    write_tensors(tmp_path / "part.safetensors", {"top": torch.zeros(1, 1, 1)}, kind="lens", header={"lens": "half"})
+    with pytest.raises(FileFormatError, match="lacks parts of a lens"):
+        ki.LensReading.load(tmp_path / "part.safetensors")
 
 
 # --- side by side ---------------------------------------------------------------------------------------------
@@ -150,6 +188,7 @@ def test_the_comparison_is_the_mean_of_each_reading(model, surrogate, trajectori
         reading = ki.koopman_lens(model, surrogate, held_out, lens=lens)
         assert found.kl(name) == pytest.approx(reading.kl[:-1].mean(1).tolist(), rel=1e-4, abs=1e-7)
     text = str(found)
+    assert f"logit lens {np.mean(found.kl('logit lens')):.3f}" in repr(found)
     assert all(f"{count:,}" in text for count in found.parameters.values())
     json.dumps(found.as_dict(), allow_nan=False)
 
@@ -172,6 +211,31 @@ def test_a_language_models_lenses_are_judged_by_the_next_token_too(words):
         logp = model(ids).double().log_softmax(-1)[:, 1:-1].flatten(0, 1)
     expected = -logp[range(len(logp)), ids[:, 2:].flatten()].mean()
     assert host.cross_entropy == pytest.approx(float(expected), rel=1e-6)
+    assert host.accuracy == float((logp.argmax(1) == ids[:, 2:].flatten()).double().mean())
+    # The state that the mean stands in place of is the last one's, at each token kept.
+    mean = {row.name: row for row in found.outputs[0]}["mean"]
+    last = koopman.sites[-1]
+    put = data.states[-1].double().mean(0).float()
+    with torch.no_grad(), host_for(model).hooked({last: lambda state: _put(state, put)}):
+        ablated = model(ids).double().log_softmax(-1)[:, 1:]
+    with torch.no_grad():
+        said = model(ids).double().log_softmax(-1)[:, 1:]
+    assert mean.kl == pytest.approx(float((said.exp() * (said - ablated)).sum(-1).mean()), rel=1e-4)
+
+
+def _put(state, row):
+    """Put a row at every position but the first."""
+    return torch.cat([state[:, :1], row.expand(len(state), state.shape[1] - 1, -1)], 1)
+
+
+def test_batches_that_skipping_leaves_nothing_of_count_for_nothing(words):
+    model, koopman, data = words
+    ids = torch.randint(1, 20, (6, 9), generator=torch.Generator().manual_seed(4))
+    whole = ki.compare_lenses(model, koopman, data, [ids], next_token=True, skip=3)
+    more = ki.compare_lenses(model, koopman, data, [ids, ids[:, :3]], next_token=True, skip=3)
+    assert more == whole
+    with pytest.raises(InputError, match="no samples"):
+        ki.koopman_lens(model, koopman, [ids[:, :3]], skip=3)
 
 
 class Forbidding(LinearHost):
@@ -214,17 +278,24 @@ def test_a_host_without_a_head_is_told_so():
         ki.koopman_lens(model, koopman, x)
 
 
-def test_what_cannot_be_read_is_refused(model, surrogate, trajectories, held_out):
+def test_what_cannot_be_read_is_refused(unchecked, model, surrogate, trajectories, held_out):
     with pytest.raises(InputError, match="top=0"):
         ki.koopman_lens(model, surrogate, held_out, top=0)
     with pytest.raises(InputError, match=r"no logit lens at 'blocks\.0:input'"):
         ki.koopman_lens(model, surrogate, held_out, lens=ki.LogitLens((8, 10, 10, 10, 10)))
-    with pytest.raises(InputError, match="no inputs"):
+    with pytest.raises(InputError, match="no samples"):
         ki.koopman_lens(model, surrogate, [])
     with pytest.raises(InputError, match="no samples"):
         ki.compare_lenses(model, surrogate, trajectories, [])
     with pytest.raises(InputError, match="a name of its own"):
         ki.compare_lenses(model, surrogate, trajectories, held_out, others=[ki.KoopmanLens(surrogate)])
+    with pytest.raises(InputError, match=r"others=\[lens\]"):
+        ki.compare_lenses(model, surrogate, trajectories, held_out, others=ki.KoopmanLens(surrogate))
+    with pytest.raises(InputError, match="batch_size must be 1 or more; got 0"):
+        ki.koopman_lens(model, surrogate, held_out, batch_size=0)
+    few = ki.attach(model, ["blocks.0:input", "blocks.3"]).observe(held_out, progress=False)
+    with pytest.raises(InputError, match=r"have the sites blocks\.0:input, blocks\.3; the surrogate has"):
+        ki.compare_lenses(model, surrogate, few, held_out)
     with pytest.raises(InputError, match="0 to 49"):
         ki.koopman_lens(model, surrogate, held_out).of_input(50)
     with pytest.raises(InputError, match="There is no lens 'tuned'"):
