@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 from koopman_interp.autoencoder import ARCHITECTURES, Architecture
@@ -97,8 +98,9 @@ class FitConfig:
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
         for name in ("steps", "batch_size", "evaluate_every", "cycle"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more; got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or int(value) < 1:
+                raise InputError(f"{name} must be a whole number, 1 or more; got {value}.")
         if self.observables is not None and self.observables < 2:
             raise InputError(f"A fit needs 2 observables or more; got {self.observables}.")
         if not 0.0 < self.validation < 1.0:
@@ -123,8 +125,10 @@ class FitConfig:
         """Rebuild from plain values.
 
         Raises:
-            InputError: there is a name that is no setting.
+            InputError: there is a name that is no setting, or there are no names.
         """
+        if not isinstance(values, dict):
+            raise InputError(f"Settings are values by name; got a {type(values).__name__}.")
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise InputError(

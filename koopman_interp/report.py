@@ -17,8 +17,8 @@ from numpy import ndarray
 
 from koopman_interp import plotting
 from koopman_interp.analysis.fidelity import Fidelity
-from koopman_interp.analysis.spectrum import Spectrum
 from koopman_interp.analysis.shapes import Topology
+from koopman_interp.analysis.spectrum import Spectrum
 from koopman_interp.auditing.findings import Audit
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.operator_edit import OperatorEdit
