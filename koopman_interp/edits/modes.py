@@ -118,7 +118,7 @@ def steer(
         InputError: the mode does not exist or is not certified, or the spectrum is of another K.
     """
     index = _chosen(koopman, spectrum, [mode], uncertified)[0]
-    depth = depth_of(koopman.sites, len(koopman.sites) - 2 if site is None else site)
+    depth = depth_of(koopman.sites, -2 if site is None else site)
     v, w = _pair(spectrum, index)
     covariance = koopman.moments.covariance[depth].cpu().numpy()
     spread = math.sqrt(max(float((w.conj() @ covariance @ w).real), 0.0))
