@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from koopman_interp.auditing.divergence import kullback_leibler
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.batches import calls
 from koopman_interp.edits.edit_set import EditSet
@@ -234,14 +235,12 @@ def _judged(
     label: int,
 ) -> Tried:
     gone, guess = labels == label, logp.argmax(1)
-    # 0 · log 0 = 0, where a class has no probability at all.
-    terms = torch.where(logp.isneginf(), 0.0, logp.exp() * (logp - plain))
     return Tried(
         name=name,
         site=site,
         forgotten=float((guess[gone] == label).double().mean()),
         retained=float((guess[~gone] == labels[~gone]).double().mean()),
-        kl=float(terms[~gone].sum(1).mean()),
+        kl=float(kullback_leibler(logp[~gone], plain[~gone]).mean()),
     )
 
 
