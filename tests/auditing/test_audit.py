@@ -18,7 +18,6 @@ from koopman_interp.auditing.membership import Membership
 from koopman_interp.auditing.ways import has_leace
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_json, write_json
-from koopman_interp.hosts import weight_digest
 from koopman_interp.probes import probe_accuracy, prototype_recall
 
 LABEL = 1
@@ -154,20 +153,6 @@ def test_a_seed_fixes_the_audit(case, found):
     other = case.audited(retrained=case.retrained, seed=1)
     assert other.rows != found.rows
     assert [row.forgotten for row in other.rows] == [row.forgotten for row in found.rows]
-
-
-def traces(model):
-    hooks = [name for name in vars(model) if "hooks" in name]
-    return {
-        name: (
-            {key: dict(value) for key in hooks if isinstance(value := getattr(module, key), dict)},
-            vars(module).get("forward"),
-            sorted(vars(module)),
-            module.training,
-            [parameter.requires_grad for parameter in module.parameters()],
-        )
-        for name, module in model.named_modules()
-    }, weight_digest(model)
 
 
 # --- beside training rows and a yardstick -------------------------------------------------------------------
@@ -323,7 +308,7 @@ def test_without_probes_none_are_made(case):
 
 
 @pytest.mark.parametrize("mode", ["delta", "replace"])
-def test_an_audit_leaves_no_trace(case, mode):
+def test_an_audit_leaves_no_trace(case, mode, traces):
     before = traces(case.model), traces(case.retrained), case.koopman.digest()
     case.audited(mode=mode, retrained=case.retrained)
     with pytest.raises(RuntimeError):
