@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -93,15 +93,20 @@ def audit(
         One row each for the host, the logit mask, mean difference, LEACE, the retrained model (if given) and the edit.
 
     Raises:
-        InputError: too few rows, forgotten rows of several classes, or relearning without training rows.
+        InputError: no edit, an unknown probe, too few rows, forgotten rows of several classes, or relearning without
+            training rows.
         HostMismatchError: surrogate or edit belong to another host.
     """
     if retrained is not None and retrain is not None:
         raise InputError("Give a retrained model or a function that trains one, not both.")
     if depths not in ("last", "all"):
         raise InputError(f"depths={depths!r} is neither 'last' nor 'all'.")
+    if unknown := [kernel for kernel in probes if kernel not in get_args(Kernel)]:
+        raise InputError(f"There is no probe {unknown[0]!r}; probes are several of {', '.join(get_args(Kernel))}.")
     host = host_for(model)
-    edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit)
+    edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit or ())
+    if not edits:
+        raise InputError("There is no edit to audit. Make one, with erase_class(…) say.")
     held_out = Rows.of(host, forget, retain, "held-out")
     training = Rows.of(host, forget_training, retain_training, "training", held_out.label)
     if relearn is not None and not (training.gone and training.kept):

@@ -104,7 +104,11 @@ def columns_of(given: Any, sequence: Int[Tensor, " sample"], what: str) -> Float
     Raises:
         InputError: it does not fit the rows, is not finite, or does not vary.
     """
-    values = _of_rows(torch.as_tensor(given).cpu(), sequence, what)
+    try:
+        numbers = torch.as_tensor(given).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"The {what} is no array of numbers ({error}). Number its categories.") from error
+    values = _of_rows(numbers, sequence, what)
     if values.is_floating_point():
         columns = values.double().reshape(len(values), -1)
     else:

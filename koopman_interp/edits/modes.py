@@ -144,7 +144,7 @@ def _chosen(koopman: KoopmanAutoencoder, spectrum: Spectrum, modes: Sequence[int
         raise InputError(
             "The modes of this spectrum are not those of the surrogate's K: take spectrum(koopman, …) anew."
         )
-    if not len(modes) or not all(0 <= mode < count for mode in modes):
+    if not len(modes) or not all(mode in range(count) for mode in modes):
         raise InputError(f"Expected one mode or more between 0 and {count - 1}; got {list(modes)}.")
     found: list[int] = []
     for mode in modes:

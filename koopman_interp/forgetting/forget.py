@@ -176,7 +176,8 @@ def forget(
             name = getattr(make, "__name__", "") or repr(make)
             rows.append(Tried(name, "", rows[0].forgotten, rows[0].retained, 0.0, str(error)))
             continue
-        assert isinstance(edit, OperatorEdit | EditSet)
+        if not isinstance(edit, OperatorEdit | EditSet):
+            raise InputError(f"A candidate is an edit, or a function that makes one; got {type(edit).__name__}.")
         logp, _ = _outputs(host, batches, skip, patched(host, koopman, edit, mode=mode, positions=positions))
         site = edit.site if isinstance(edit, OperatorEdit) else f"{len(edit)} sites"
         rows.append(judge(edit.description, site, logp))

@@ -336,6 +336,19 @@ def test_an_unknown_depth_is_refused(case, unchecked):
         case.audited(depths="first")
 
 
+@pytest.mark.parametrize("probes", [("svm",), "linear"])
+def test_an_unknown_probe_is_refused(case, probes, unchecked):
+    with pytest.raises(InputError, match="probes are several of linear, rbf, mlp"):
+        case.audited(probes=probes)
+
+
+def test_no_edit_is_refused_and_no_such_row(case, found):
+    with pytest.raises(InputError, match="no edit to audit"):
+        case.audited(edit=[])
+    with pytest.raises(InputError, match=r"no row 'edit'; there are host, logit mask"):
+        found["edit"]
+
+
 def test_no_rows_to_forget_are_refused(case):
     with pytest.raises(InputError, match="should be of one class"):
         case.audited(forget=[])

@@ -177,6 +177,7 @@ def test_one_value_an_input_is_spread_over_its_rows():
 @pytest.mark.parametrize(
     ("attribute", "sentence"),
     [
+        (["a", "b"] * 300, "no array of numbers"),
         (torch.zeros(7), "Expected one value of the attribute a row"),
         (torch.ones(600), "the same for all 600 rows"),
         (torch.full((600,), torch.nan), "NaN or infinite"),

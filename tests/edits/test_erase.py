@@ -344,6 +344,12 @@ def test_a_fit_without_labels_is_refused(trajectories):
         ki.erase_class(quickly_fitted(replace(trajectories, labels=None)), label=0)
 
 
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_that_is_not_finite_is_refused(surrogate, strength):
+    with pytest.raises(InputError, match="Give a finite strength"):
+        ki.erase_class(surrogate, label=0, strength=strength)
+
+
 def test_an_unknown_class_is_refused_and_the_known_are_named(surrogate):
     with pytest.raises(InputError, match="Class 7 does not occur among the fitted rows; there are 0, 1, 2"):
         ki.erase_class(surrogate, label=7)

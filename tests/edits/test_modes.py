@@ -160,6 +160,8 @@ def test_only_certified_modes_unless_told_otherwise(surrogate, spectrum):
 def test_what_is_no_mode_of_this_k_is_refused(surrogate, spectrum, trajectories):
     with pytest.raises(InputError, match="between 0 and 13"):
         ki.edit_modes(surrogate, spectrum, modes=[14])
+    with pytest.raises(InputError, match="between 0 and 13"):
+        ki.edit_modes(surrogate, spectrum, modes=[-1])
     with pytest.raises(InputError, match="one mode or more"):
         ki.edit_modes(surrogate, spectrum, modes=[])
     with pytest.raises(InputError, match="not those of the surrogate's K"):

@@ -130,6 +130,12 @@ def test_candidates_may_be_made_late_be_sets_and_be_impossible(setting):
         ki.forget(model, koopman, trajectories, label=LABEL, held_out=held_out, candidates=[impossible])
 
 
+def test_a_candidate_that_is_no_edit_is_refused(setting):
+    model, koopman, trajectories, held_out = setting
+    with pytest.raises(InputError, match="got NoneType"):
+        ki.forget(model, koopman, trajectories, label=LABEL, held_out=held_out, candidates=[lambda: None])
+
+
 def test_batches_serve_as_one_pair(setting):
     model, koopman, trajectories, (x, y) = setting
     candidates = [ki.erase_class(koopman, label=LABEL)]
