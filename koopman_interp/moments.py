@@ -6,6 +6,8 @@ of edits; costs one product of the observables with themselves a depth.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -74,10 +76,10 @@ class Moments(nn.Module):
         self.count.add_(added)
         self.mean.copy_(sums / self.count.clamp_min(1)[:, None])
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Moments:
         """Follow moves to another device, but stay in float64 when a surrogate is cast."""
         precise = dict(self.named_buffers())
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        nn.Module._apply(self, fn, recurse)
         for name, buffer in precise.items():
             setattr(self, name, buffer.to(getattr(self, name).device))
         return self

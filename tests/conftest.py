@@ -7,7 +7,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub or datasets
 os.environ["MPLBACKEND"] = "Agg"
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import cache
 
@@ -15,8 +15,10 @@ import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import config as jaxtyping_config
+from torch import nn
 
 import koopman_interp as ki
+from koopman_interp.hosts import weight_digest
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 
 # The same examples on every machine, and no folder of past failures in the repository.
@@ -50,6 +52,26 @@ def unchecked() -> Iterator[None]:
     jaxtyping_config.update("jaxtyping_disable", True)
     yield
     jaxtyping_config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def traces() -> Callable[[nn.Module], object]:
+    """What hooks, replaced forwards and switches could leave behind on a model, to be compared before and after."""
+
+    def left(model: nn.Module) -> object:
+        hooks = [name for name in vars(model) if "hooks" in name]
+        return {
+            name: (
+                {key: dict(value) for key in hooks if isinstance(value := getattr(module, key), dict)},
+                vars(module).get("forward"),
+                sorted(vars(module)),
+                module.training,
+                [parameter.requires_grad for parameter in module.parameters()],
+            )
+            for name, module in model.named_modules()
+        }, weight_digest(model)
+
+    return left
 
 
 @pytest.fixture

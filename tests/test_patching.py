@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 import koopman_interp as ki
 from koopman_interp.errors import HostMismatchError, InputError
-from koopman_interp.hosts import weight_digest
 from koopman_interp.testing import ResidualMLP
 
 MODES = ["delta", "replace"]
@@ -31,27 +30,13 @@ def outputs(model, x, *arguments, **keywords):
         return model(x)
 
 
-def traces(model):
-    """Everything that hooks and replaced forwards could leave behind."""
-    hooks = [name for name in vars(model) if "hooks" in name]
-    return {
-        name: (
-            {key: dict(value) for key in hooks if isinstance(value := getattr(module, key), dict)},
-            vars(module).get("forward"),
-            sorted(vars(module)),
-            module.training,
-        )
-        for name, module in model.named_modules()
-    }, weight_digest(model)
-
-
 # --- no trace -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("with_edit", [True, False])
-def test_no_exit_leaves_a_trace(model, surrogate, edits, x, mode, error, with_edit):
+def test_no_exit_leaves_a_trace(model, surrogate, edits, x, mode, error, with_edit, traces):
     seen = []
     own = model.blocks[1].register_forward_hook(lambda *_: seen.append(1))
     before, parameters = traces(model), copy.deepcopy(surrogate.state_dict())
@@ -80,7 +65,7 @@ def test_no_exit_leaves_a_trace(model, surrogate, edits, x, mode, error, with_ed
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_exception_inside_the_host_leaves_no_trace(model, surrogate, edits, mode):
+def test_an_exception_inside_the_host_leaves_no_trace(model, surrogate, edits, mode, traces):
     before = traces(model)
     with pytest.raises(RuntimeError), ki.patched(model, surrogate, edits[0], mode=mode):
         model(torch.zeros(3, 99))
@@ -106,7 +91,7 @@ def test_a_pass_cut_short_does_not_spoil_the_next(model, surrogate, edits, x):
 
 
 @pytest.mark.parametrize("wrong", [{"mode": "other"}, {"source": "nowhere"}, {"source": 2, "target": 1}, {"source": 2}])
-def test_a_refusal_leaves_no_trace(model, surrogate, edits, wrong, unchecked):
+def test_a_refusal_leaves_no_trace(model, surrogate, edits, wrong, unchecked, traces):
     before = traces(model)
     with pytest.raises(InputError), ki.patched(model, surrogate, edits[0], **wrong):
         pytest.fail("the context was entered")
@@ -134,7 +119,7 @@ def test_nested_deltas_add_up(model, surrogate, edits, x):
     assert torch.equal(outputs(model, x, surrogate), plain)
 
 
-def test_a_delta_around_a_replacement(model, surrogate, edits, x):
+def test_a_delta_around_a_replacement(model, surrogate, edits, x, traces):
     plain, replaced = outputs(model, x, surrogate), outputs(model, x, surrogate, mode="replace")
     alone = outputs(model, x, surrogate, edits[0])
     before = traces(model)
@@ -146,7 +131,7 @@ def test_a_delta_around_a_replacement(model, surrogate, edits, x):
     assert traces(model) == before
 
 
-def test_a_replacement_in_a_replacement(model, surrogate, edits, x):
+def test_a_replacement_in_a_replacement(model, surrogate, edits, x, traces):
     before = traces(model)
     outer = outputs(model, x, surrogate, mode="replace", target=2)
     with torch.no_grad(), ki.patched(model, surrogate, mode="replace", target=2):
@@ -240,7 +225,7 @@ def test_a_mode_that_is_none_is_refused(model, surrogate, unchecked):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_one_changed_weight_makes_another_host(model, surrogate, edits, x, mode):
+def test_one_changed_weight_makes_another_host(model, surrogate, edits, x, mode, traces):
     outputs(model, x, surrogate, edits[0], mode=mode)
     with torch.no_grad():
         model.blocks[2].fc1.weight[3, 4] += 1e-3
@@ -346,7 +331,7 @@ def test_the_surrogate_and_the_edit_stay_as_they_were(model, surrogate, edits, x
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_handle_patches_until_it_is_removed(model, surrogate, edits, x, mode):
+def test_a_handle_patches_until_it_is_removed(model, surrogate, edits, x, mode, traces):
     expected, before = outputs(model, x, surrogate, edits[1], mode=mode), traces(model)
     handle = ki.patched(model, surrogate, edits[1], mode=mode)
     assert traces(model) == before
@@ -364,7 +349,9 @@ def test_a_handle_patches_until_it_is_removed(model, surrogate, edits, x, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_baked_copy_is_the_patched_model_and_saves_as_a_state_dict(model, surrogate, edits, x, mode, tmp_path):
+def test_a_baked_copy_is_the_patched_model_and_saves_as_a_state_dict(
+    model, surrogate, edits, x, mode, tmp_path, traces
+):
     expected, before = outputs(model, x, surrogate, edits[1], mode=mode), traces(model)
     baked = ki.bake(model, surrogate, edits[1], mode=mode)
     assert traces(model) == before
@@ -502,7 +489,7 @@ def test_places_are_counted_from_the_first_real_token(tokens):
     ],
     ids=str,
 )
-def test_positions_from_the_end_are_refused(tokens, positions, sentence):
+def test_positions_from_the_end_are_refused(tokens, positions, sentence, traces):
     host, ids, koopman, edit = tokens
     before = traces(host)
     with (

@@ -129,6 +129,17 @@ def test_more_shots_recall_more():
     assert few < many - 0.05
 
 
+def test_examples_are_not_judged_themselves():
+    # With many coordinates every row is nearest to itself, and else to a row of any class.
+    labels = torch.arange(20) % 5
+    recalls = [
+        prototype_recall(noise(20, width=300, seed=seed), labels, label, shots=1)
+        for label in range(5)
+        for seed in range(4)
+    ]
+    assert sum(recalls) / len(recalls) == pytest.approx(1 / 5, abs=0.06)
+
+
 def test_a_seed_fixes_the_prototypes():
     states, labels = clusters(apart=1.0)
     found = [prototype_recall(states, labels, 0, seed=seed) for seed in (0, 0, 1)]

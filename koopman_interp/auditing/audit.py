@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -24,13 +24,13 @@ from koopman_interp.auditing.judging import Judge, Labelled, Rows
 from koopman_interp.auditing.language import LanguageChecks, next_tokens, read_language
 from koopman_interp.auditing.reading import Depths, Reader
 from koopman_interp.auditing.relearning import Relearning, RelearningCurve, relearn_host, relearn_operator
-from koopman_interp.auditing.ways import Way, why_no_leace
+from koopman_interp.auditing.ways import Way, named, why_no_leace
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
 from koopman_interp.hosts import Host, host_for
 from koopman_interp.motion import Mode
-from koopman_interp.patching import patched
+from koopman_interp.patching import At, patched
 from koopman_interp.probes import Kernel
 
 
@@ -47,6 +47,7 @@ def audit(
     mode: Mode = "delta",
     source: str | int | None = None,
     target: str | int | None = None,
+    at: At = "target",
     retrained: nn.Module | None = None,
     retrain: Callable[[], nn.Module] | None = None,
     probes: Sequence[Kernel] = ("linear", "rbf"),
@@ -76,6 +77,8 @@ def audit(
         mode: how the edit is patched.
         source: where the patched span starts; see `patched`.
         target: where it ends; None is the last site.
+        at: where edits are written; see `patched`. With `each site` K carries no edit on, so relearning moves the
+            host's parameters only.
         retrained: a model of the same architecture trained without the class, as the yardstick.
         retrain: in its place, a function that trains and returns one.
         probes: kernels of the probes: `linear`, `rbf`, `mlp`.
@@ -90,20 +93,25 @@ def audit(
         One row each for the host, the logit mask, mean difference, LEACE, the retrained model (if given) and the edit.
 
     Raises:
-        InputError: too few rows, forgotten rows of several classes, or relearning without training rows.
+        InputError: no edit, an unknown probe, too few rows, forgotten rows of several classes, or relearning without
+            training rows.
         HostMismatchError: surrogate or edit belong to another host.
     """
     if retrained is not None and retrain is not None:
         raise InputError("Give a retrained model or a function that trains one, not both.")
     if depths not in ("last", "all"):
         raise InputError(f"depths={depths!r} is neither 'last' nor 'all'.")
+    if unknown := [kernel for kernel in probes if kernel not in get_args(Kernel)]:
+        raise InputError(f"There is no probe {unknown[0]!r}; probes are several of {', '.join(get_args(Kernel))}.")
     host = host_for(model)
-    edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit)
+    edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit or ())
+    if not edits:
+        raise InputError("There is no edit to audit. Make one, with erase_class(…) say.")
     held_out = Rows.of(host, forget, retain, "held-out")
     training = Rows.of(host, forget_training, retain_training, "training", held_out.label)
     if relearn is not None and not (training.gone and training.kept):
         raise InputError("Relearning needs rows to learn from: give forget_training= and retain_training=.")
-    span: dict[str, Any] = {"mode": mode, "source": source, "target": target}
+    span: dict[str, Any] = {"mode": mode, "source": source, "target": target, "at": at}
     span["positions"] = slice(skip, None) if skip else None
     patched(host, koopman, edits, **span)  # refuses the host of another surrogate before anything is computed
     if retrain is not None:
@@ -112,7 +120,7 @@ def audit(
     sites = koopman.sites if depths == "all" else koopman.sites[-1:]
     judge = Judge(host, held_out, training, sites, Reader(held_out.label, probes, seed), skip, retrained)
     # A copy that relearns has other weights than those fitted on.
-    ours = Way(f"edit ({mode})", host, lambda host: patched(host, koopman, edits, check_weights=False, **span))
+    ours = Way(named(mode, at), host, lambda host: patched(host, koopman, edits, check_weights=False, **span))
     ways = [*judge.baselines(), ours]
     rows = [judge.row(way) for way in ways]
     if relearn is not None:
@@ -120,7 +128,7 @@ def audit(
         curves: list[tuple[RelearningCurve, ...]] = [
             (relearn_host(way, lesson, relearn),) if way.learns else () for way in ways
         ]
-        if any(bool(one.directions.any()) for one in edits):
+        if at == "target" and any(bool(one.directions.any()) for one in edits):
             curves[-1] += (relearn_operator(ours, koopman, edits, lesson, relearn),)
         rows = [replace(row, relearning=own) for row, own in zip(rows, curves, strict=True)]
     if language is not None:

@@ -13,7 +13,7 @@ from koopman_interp.auditing.relearning import Relearning
 from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.auditing.summary import printed
 from koopman_interp.auditing.verdict import verdict
-from koopman_interp.errors import FileFormatError
+from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import jsonable, read_json, write_json
 
 KIND = "audit"
@@ -46,8 +46,15 @@ class Audit:
     notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> AuditRow:
-        """Return the row of a name."""
-        return next(row for row in self.rows if row.name == name)
+        """Return the row of a name.
+
+        Raises:
+            InputError: there is no such row.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise InputError(f"There is no row {name!r}; there are {', '.join(row.name for row in self.rows)}.")
 
     def __repr__(self) -> str:
         ours = self.rows[-1]

@@ -20,6 +20,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from koopman_interp.auditing.intervals import wilson
+from koopman_interp.auditing.ways import named
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.batches import calls
 from koopman_interp.edits.operator_edit import OperatorEdit
@@ -28,7 +29,7 @@ from koopman_interp.files import jsonable, write_json
 from koopman_interp.hosts import Host, host_for
 from koopman_interp.motion import Mode
 from koopman_interp.outputs import Output
-from koopman_interp.patching import patched
+from koopman_interp.patching import At, patched
 from koopman_interp.tables import table
 
 _BATCH = 16
@@ -138,6 +139,7 @@ def audit_language(
     mode: Mode = "delta",
     source: str | int | None = None,
     target: str | int | None = None,
+    at: At = "target",
     skip: int = 0,
 ) -> LanguageAudit:
     """Ask a language model the same before and under an edit; needs no labels.
@@ -150,6 +152,7 @@ def audit_language(
         mode: how the edit is patched.
         source: where the patched span starts; see `patched`.
         target: where it ends.
+        at: where edits are written; see `patched`.
         skip: leading positions of each sequence that are not patched and whose tokens are not judged.
 
     Returns:
@@ -162,11 +165,11 @@ def audit_language(
     host = host_for(model)
     edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit)
     positions = slice(skip, None) if skip else None
-    patch = patched(host, koopman, edits, mode=mode, source=source, target=target, positions=positions)
+    patch = patched(host, koopman, edits, mode=mode, source=source, target=target, at=at, positions=positions)
     answers = next_tokens(host, checks.unrelated, checks)
     before = read_language(host, checks, answers, skip)
     after = read_language(host, checks, answers, skip, patch)
-    return LanguageAudit(", then ".join(one.description for one in edits), {"host": before, f"edit ({mode})": after})
+    return LanguageAudit(", then ".join(one.description for one in edits), {"host": before, named(mode, at): after})
 
 
 def read_language(

@@ -119,13 +119,17 @@ def _membership(ours: AuditRow, retrained: AuditRow | None) -> str:
         f"{100 * found.loss:.1f} ± {100 * found.loss_error:.1f} by loss, {100 * found.confidence:.1f} ± "
         f"{100 * found.confidence_error:.1f} by confidence (area under the curve in %, ± one standard error)"
     )
-    # A model that saw none of these rows shows how far apart the two samples lie by themselves.
     if retrained is not None and (theirs := retrained.membership) is not None:
-        areas += f"; the retrained model, which saw none of them, gives {100 * theirs.loss:.1f} and "
-        areas += f"{100 * theirs.confidence:.1f}"
+        control = (
+            f"The control is the retrained model, which saw none of them and gives {100 * theirs.loss:.1f} ± "
+            f"{100 * theirs.loss_error:.1f} and {100 * theirs.confidence:.1f} ± {100 * theirs.confidence_error:.1f}: "
+            "so far apart the two samples lie by themselves."
+        )
+    else:
+        control = "Without a retrained model as the control, the two samples may lie so far apart by themselves."
     if found.tells:
-        return f"Training rows of the class are told from held-out ones: {areas}."
-    return f"The two membership attacks tell nothing that chance would not: {areas}."
+        return f"Training rows of the class are told from held-out ones: {areas}. {control}"
+    return f"The two membership attacks tell nothing that chance would not: {areas}. {control}"
 
 
 def _percent(share: float) -> str:

@@ -23,6 +23,8 @@ from koopman_interp.auditing.passes import Batches, Seen
 from koopman_interp.errors import InputError
 from koopman_interp.hosts import Host
 from koopman_interp.layouts import from_rows, to_rows
+from koopman_interp.motion import Mode
+from koopman_interp.patching import At
 
 WIDEST = 4096
 """Width of states up to which LEACE is fitted: its cost grows with the cube of it."""
@@ -60,6 +62,11 @@ class Way:
     def answered(self, seen: Seen) -> Seen:
         """Put the answers that are given in the place of those that came out."""
         return seen if self.answers is None else replace(seen, logp=self.answers(seen.logp))
+
+
+def named(mode: Mode, at: At) -> str:
+    """Name the edit's own row by how it is patched."""
+    return f"edit ({mode if at == 'target' else at})"
 
 
 def logit_mask(host: Host, label: int) -> Way:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.operator_edit import Certificate, OperatorEdit
+from koopman_interp.errors import InputError
 from koopman_interp.hosts import depth_of
 from koopman_interp.moments import Moments
 from koopman_interp.trajectories import Trajectories
@@ -31,7 +32,13 @@ def edit_at(
     readers: Float[Tensor, "observable rank"],
     offset: Float[Tensor, " rank"],
 ) -> OperatorEdit:
-    """Make an edit of a surrogate's operator, not yet certified."""
+    """Make an edit of a surrogate's operator, not yet certified.
+
+    Raises:
+        InputError: it would move rows by NaN or by an infinite amount.
+    """
+    if not torch.isfinite(directions).all():
+        raise InputError(f"To {description} would move rows by NaN or infinite amounts. Give a finite strength.")
     return OperatorEdit(
         description=description,
         site=koopman.sites[depth],

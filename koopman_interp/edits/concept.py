@@ -72,21 +72,21 @@ def erase_concept(
         raise InputError("There is no attribute to erase: give attribute=…, or trajectories with labels.")
     given = trajectories.labels if attribute is None else attribute
     values = columns_of(given, trajectories.sequence, "attribute")
-    depth = depth_of(koopman.sites, len(koopman.sites) - 2 if site is None else site)
+    depth = depth_of(koopman.sites, -2 if site is None else site)
     z = encoded(koopman, trajectories, depth)
     centre = z.mean(0)
     A = _cross_covariance(z - centre, values)
     kept = None if preserve is None else columns_of(preserve, trajectories.sequence, "attribute to preserve")
     B = A[:, :0] if kept is None else _cross_covariance(z - centre, kept)
     covariance = torch.cov(z.T, correction=0) if cost == "rows" else koopman.moments.covariance[depth].to(z)
-    solved = oblique(A, B, covariance, shrinkage=shrinkage)
+    solved = oblique(A, B, covariance, centre, shrinkage=shrinkage)
     if solved is None:
         raise InputError(
             f"What {name!r} moves at {koopman.sites[depth]!r} lies in what is to be preserved, so the one cannot be "
             "erased without the other. Preserve less, or erase at another site."
         )
     description = f"erase {name}{at_strength(strength)}"
-    edit = edit_at(koopman, depth, description, strength * A, solved.readers, centre @ solved.readers)
+    edit = edit_at(koopman, depth, description, strength * A, solved.readers, solved.offset)
     return certified(edit, koopman, feasibility=solved.feasibility, strength=strength)
 
 
@@ -104,7 +104,11 @@ def columns_of(given: Any, sequence: Int[Tensor, " sample"], what: str) -> Float
     Raises:
         InputError: it does not fit the rows, is not finite, or does not vary.
     """
-    values = _of_rows(torch.as_tensor(given).cpu(), sequence, what)
+    try:
+        numbers = torch.as_tensor(given).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"The {what} is no array of numbers ({error}). Number its categories.") from error
+    values = _of_rows(numbers, sequence, what)
     if values.is_floating_point():
         columns = values.double().reshape(len(values), -1)
     else:

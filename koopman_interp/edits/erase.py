@@ -13,7 +13,7 @@ Costs one factorisation of Σ a site; needs no data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -21,31 +21,12 @@ from torch import Tensor
 
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.certifying import at_strength, certified, edit_at, encoded
-from koopman_interp.edits.oblique import SHRINKAGE, oblique
+from koopman_interp.edits.oblique import SHRINKAGE, Projection, oblique
 from koopman_interp.edits.operator_edit import OperatorEdit, in_a_row
 from koopman_interp.errors import InputError
 from koopman_interp.hosts import depth_of
 from koopman_interp.moments import Moments
 from koopman_interp.trajectories import Trajectories
-
-
-@dataclass(frozen=True)
-class Eraser:
-    """The factors of P: `z → z − (z readers − offset) directionsᵀ`, all float64.
-
-    Attributes:
-        directions: `[observable, class]`, from the retained mean to each forgotten one.
-        readers: `[observable, class]`.
-        offset: `[class]`, what the readers give at the retained mean.
-        centre: the retained mean, `[observable]`.
-        feasibility: least share of a direction, in the metric of Σ, that lies outside of the retained offsets' span.
-    """
-
-    directions: Float[Tensor, "observable class"]
-    readers: Float[Tensor, "observable class"]
-    offset: Float[Tensor, " class"]
-    centre: Float[Tensor, " observable"]
-    feasibility: float
 
 
 def oblique_eraser(
@@ -56,7 +37,7 @@ def oblique_eraser(
     *,
     ignored: Sequence[int] = (),
     shrinkage: float = SHRINKAGE,
-) -> Eraser:
+) -> Projection:
     """Solve for the eraser of some classes.
 
     Args:
@@ -68,7 +49,7 @@ def oblique_eraser(
         shrinkage: added to Σ's diagonal, relative to its mean.
 
     Returns:
-        The factors of P.
+        P, whose directions run from the retained mean to each forgotten one, and which leaves the retained mean.
 
     Raises:
         InputError: a class mean lies in the span of the others, so nothing tells it apart.
@@ -77,13 +58,13 @@ def oblique_eraser(
     kept[[*forgotten, *ignored]] = False
     centre = counts[kept] @ means[kept] / counts[kept].sum()
     A = (means[list(forgotten)] - centre).T
-    solved = oblique(A, (means[kept] - centre).T, covariance, shrinkage=shrinkage)
+    solved = oblique(A, (means[kept] - centre).T, covariance, centre, shrinkage=shrinkage)
     if solved is None:
         raise InputError(
             "The mean of the class to forget lies in the span of the retained class means at this depth, so no "
             "direction is its own. Fit more observables, or erase at another site."
         )
-    return Eraser(A, solved.readers, centre @ solved.readers, centre, solved.feasibility)
+    return solved
 
 
 def erase_class(
@@ -194,9 +175,9 @@ def _quietest(
     depths: Sequence[int],
     strength: float,
     shrinkage: float,
-) -> tuple[int, Eraser]:
+) -> tuple[int, Projection]:
     """Solve at each depth, and keep the eraser that reads with the least noise on held-out rows."""
-    found = list[tuple[float, int, Eraser]]()
+    found = list[tuple[float, int, Projection]]()
     for depth in depths:
         try:
             eraser = _one_after_another(koopman.moments, depth, steps, strength, shrinkage)
@@ -211,13 +192,13 @@ def _quietest(
 
 def _one_after_another(
     moments: Moments, depth: int, steps: Sequence[Sequence[int]], strength: float, shrinkage: float
-) -> Eraser:
+) -> Projection:
     """Erase groups of classes in order, each from the moments that those before have left, as one projection.
 
     A class that is erased already is neither erased again nor retained: there is nothing left of it to keep.
     """
     means, covariance = moments.mean[depth], moments.covariance[depth]
-    whole: Eraser | None = None
+    whole: Projection | None = None
     done: list[int] = []
     for group in steps:
         one = oblique_eraser(means, moments.count, covariance, group, ignored=done, shrinkage=shrinkage)
@@ -229,7 +210,7 @@ def _one_after_another(
             factors = in_a_row(
                 (whole.directions, whole.readers, whole.offset), (one.directions, one.readers, one.offset)
             )
-            one = Eraser(*factors, one.centre, min(whole.feasibility, one.feasibility))
+            one = Projection(*factors, min(whole.feasibility, one.feasibility))
         whole = one
     assert whole is not None
     return whole

@@ -118,7 +118,7 @@ def steer(
         InputError: the mode does not exist or is not certified, or the spectrum is of another K.
     """
     index = _chosen(koopman, spectrum, [mode], uncertified)[0]
-    depth = depth_of(koopman.sites, len(koopman.sites) - 2 if site is None else site)
+    depth = depth_of(koopman.sites, -2 if site is None else site)
     v, w = _pair(spectrum, index)
     covariance = koopman.moments.covariance[depth].cpu().numpy()
     spread = math.sqrt(max(float((w.conj() @ covariance @ w).real), 0.0))
@@ -144,7 +144,7 @@ def _chosen(koopman: KoopmanAutoencoder, spectrum: Spectrum, modes: Sequence[int
         raise InputError(
             "The modes of this spectrum are not those of the surrogate's K: take spectrum(koopman, …) anew."
         )
-    if not len(modes) or not all(0 <= mode < count for mode in modes):
+    if not len(modes) or not all(mode in range(count) for mode in modes):
         raise InputError(f"Expected one mode or more between 0 and {count - 1}; got {list(modes)}.")
     found: list[int] = []
     for mode in modes:

@@ -31,16 +31,18 @@ _NOTHING = 1e-10
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """`z → z − (z W) Aᵀ` up to its offset.
+    """`z → z − (z W − o) Aᵀ`.
 
     Attributes:
         directions: A, `[observable, rank]`.
         readers: W, `[observable, rank]`.
+        offset: o, `[rank]`, what the readers give where nothing is to be moved.
         feasibility: least share of a direction, in the metric of Σ, that lies outside of the span of B.
     """
 
     directions: Float[Tensor, "observable rank"]
     readers: Float[Tensor, "observable rank"]
+    offset: Float[Tensor, " rank"]
     feasibility: float
 
 
@@ -48,6 +50,7 @@ def oblique(
     directions: Float[Tensor, "observable direction"],
     kept: Float[Tensor, "observable offset"],
     covariance: Float[Tensor, "observable observable"],
+    centre: Float[Tensor, " observable"],
     *,
     shrinkage: float = SHRINKAGE,
 ) -> Projection | None:
@@ -57,6 +60,7 @@ def oblique(
         directions: A, independent columns.
         kept: B; its columns may depend on each other.
         covariance: Σ.
+        centre: the point that stays where it is.
         shrinkage: added to Σ's diagonal, relative to its mean.
 
     Returns:
@@ -85,4 +89,4 @@ def oblique(
     readers = torch.linalg.solve_triangular(factor.T, rest, upper=True)
     # AᵀW = ÃᵀR (RᵀR)⁻¹ = I, since what was taken off Ã is orthogonal to R.
     readers = torch.linalg.solve(rest.T @ rest, readers.T).T
-    return Projection(directions, readers, feasibility)
+    return Projection(directions, readers, centre @ readers, feasibility)

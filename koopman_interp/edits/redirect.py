@@ -69,9 +69,11 @@ def redirect(
         The edit, with its certificate; feasibility is the share of `mean ‖t − z_f‖²` that it meets on the rows given.
 
     Raises:
-        InputError: there is nothing to redirect or to retain, or a name of targets without a label.
+        InputError: there is nothing to redirect or to retain, a name of targets without a label, or a
+            weight or rank that is none.
     """
     depth = _depth(koopman, site, after)
+    _require_rank(rank)
     problem = _Problem.of(koopman, trajectories, depth, label, targets, after)
     if not 0 < weight < float("inf"):
         raise InputError(f"weight is the cost of moving what is retained, positive and finite; got {weight}.")
@@ -118,6 +120,7 @@ def null_space(
         InputError: the retained rows reach every direction, so that nothing is left to edit in; or as for `redirect`.
     """
     depth = _depth(koopman, site, None)
+    _require_rank(rank)
     problem = _Problem.of(koopman, trajectories, depth, label, targets, None)
     values, vectors = torch.linalg.eigh(problem.retained)
     free = vectors[:, values <= tolerance * values[-1]]
@@ -215,7 +218,12 @@ def _depth(koopman: KoopmanAutoencoder, site: str | int | None, after: OperatorE
         if depth != after.depth:
             raise InputError(f"The edit that acts before is at {after.site!r}; redirect there too.")
         return depth
-    return depth_of(koopman.sites, len(koopman.sites) - 2 if site is None else site)
+    return depth_of(koopman.sites, -2 if site is None else site)
+
+
+def _require_rank(rank: int | None) -> None:
+    if rank is not None and rank < 1:
+        raise InputError(f"rank is the most that the change may have, one or more; got {rank}.")
 
 
 def _finished(

@@ -86,7 +86,7 @@ def class_means(choices: Any, labels: Any) -> Callable[[Tensor, int], Tensor]:
     if absent:
         raise InputError(f"No row is of class {absent[0]}, which was chosen for some. There are {kinds.tolist()}.")
 
-    def chosen_means(z: Tensor, depth: int) -> Tensor:  # noqa: ARG001 (the same rule at each depth)
+    def chosen_means(z: Tensor, _depth: int) -> Tensor:
         if len(own) != len(z):
             raise InputError(f"Expected a choice and a label for each of {len(z)} rows; got {len(own)}.")
         sums = z.new_zeros(len(kinds), z.shape[1]).index_add(0, index, z)
@@ -116,7 +116,7 @@ def counterfactual(attribute: Any, groups: Any) -> Callable[[Tensor, int], Tenso
     if len(values) != len(kinds):
         raise InputError(f"Expected an attribute and a group a row; got {len(values)} and {len(kinds)}.")
 
-    def targets(z: Tensor, depth: int) -> Tensor:  # noqa: ARG001 (the same rule at each depth)
+    def targets(z: Tensor, _depth: int) -> Tensor:
         if len(values) != len(z):
             raise InputError(f"Expected an attribute and a group for each of {len(z)} rows; got {len(values)}.")
         pairs, cell = torch.unique(torch.stack([kinds, values], 1), dim=0, return_inverse=True)

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from koopman_interp.auditing.divergence import kullback_leibler
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.batches import calls
 from koopman_interp.edits.edit_set import EditSet
@@ -175,7 +176,8 @@ def forget(
             name = getattr(make, "__name__", "") or repr(make)
             rows.append(Tried(name, "", rows[0].forgotten, rows[0].retained, 0.0, str(error)))
             continue
-        assert isinstance(edit, OperatorEdit | EditSet)
+        if not isinstance(edit, OperatorEdit | EditSet):
+            raise InputError(f"A candidate is an edit, or a function that makes one; got {type(edit).__name__}.")
         logp, _ = _outputs(host, batches, skip, patched(host, koopman, edit, mode=mode, positions=positions))
         site = edit.site if isinstance(edit, OperatorEdit) else f"{len(edit)} sites"
         rows.append(judge(edit.description, site, logp))
@@ -234,14 +236,12 @@ def _judged(
     label: int,
 ) -> Tried:
     gone, guess = labels == label, logp.argmax(1)
-    # 0 · log 0 = 0, where a class has no probability at all.
-    terms = torch.where(logp.isneginf(), 0.0, logp.exp() * (logp - plain))
     return Tried(
         name=name,
         site=site,
         forgotten=float((guess[gone] == label).double().mean()),
         retained=float((guess[~gone] == labels[~gone]).double().mean()),
-        kl=float(terms[~gone].sum(1).mean()),
+        kl=float(kullback_leibler(logp[~gone], plain[~gone]).mean()),
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.special import log_softmax, softmax
+from scipy.stats import binomtest, norm, sem
 
 import koopman_interp as ki
 from koopman_interp.auditing.findings import Audit
@@ -17,7 +18,6 @@ from koopman_interp.auditing.membership import Membership
 from koopman_interp.auditing.ways import has_leace
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_json, write_json
-from koopman_interp.hosts import weight_digest
 from koopman_interp.probes import probe_accuracy, prototype_recall
 
 LABEL = 1
@@ -155,20 +155,6 @@ def test_a_seed_fixes_the_audit(case, found):
     assert [row.forgotten for row in other.rows] == [row.forgotten for row in found.rows]
 
 
-def traces(model):
-    hooks = [name for name in vars(model) if "hooks" in name]
-    return {
-        name: (
-            {key: dict(value) for key in hooks if isinstance(value := getattr(module, key), dict)},
-            vars(module).get("forward"),
-            sorted(vars(module)),
-            module.training,
-            [parameter.requires_grad for parameter in module.parameters()],
-        )
-        for name, module in model.named_modules()
-    }, weight_digest(model)
-
-
 # --- beside training rows and a yardstick -------------------------------------------------------------------
 
 
@@ -225,6 +211,59 @@ def test_a_projection_at_the_last_site_drifts_as_far_as_it_moves_retained_rows(c
     assert found["retrained"].drift is None
 
 
+def pairs_above(high, low):
+    return ((high[:, None] > low[None]) + 0.5 * (high[:, None] == low[None])).double().mean()
+
+
+def test_membership_compares_the_classs_training_rows_with_its_held_out_ones(case, whole):
+    for name, model in (("host", case.model), ("retrained", case.retrained)):
+        with torch.no_grad():
+            seen, unseen = (model(x).double().log_softmax(1) for x, _ in (case.forget_training, case.forget))
+        found = whole[name].membership
+        assert found.loss == pytest.approx(float(pairs_above(seen[:, LABEL], unseen[:, LABEL])), abs=1e-3)
+        assert found.confidence == pytest.approx(float(pairs_above(seen.amax(1), unseen.amax(1))), abs=1e-3)
+        assert found.loss != pytest.approx(0.5, abs=1e-3)
+    assert "The control is the retrained model" in whole.verdict
+
+
+def test_intervals_are_of_as_many_rows_as_the_share(case, whole):
+    row = whole["host"]
+    counted = {
+        "forgotten": (row.forgotten, 100),
+        "retained": (row.retained, 200),
+        "forgotten_training": (row.forgotten_training, 200),
+        "retained_training": (row.retained_training, 400),
+        "linear_probe": (row.linear_probe, 100),
+    }
+    for name, (share, rows) in counted.items():
+        expected = binomtest(round(share * rows), rows).proportion_ci(0.95, method="wilson")
+        assert row.intervals[name] == pytest.approx((expected.low, expected.high), abs=1e-9), name
+    _, host = case.states_and_logits(case.model)
+    _, theirs = case.states_and_logits(case.retrained)
+    p, q = (softmax(logits[100:], axis=1) for logits in (theirs, host))
+    kl = (p * np.log(p / q)).sum(1)
+    assert whole["retrained"].intervals["kl"] == pytest.approx(norm.interval(0.95, kl.mean(), sem(kl)), rel=1e-3)
+
+
+# --- written in place ---------------------------------------------------------------------------------------
+
+
+def test_edits_written_at_each_site_are_audited_as_they_are_patched(case):
+    edits = ki.each_site(case.koopman, lambda site: ki.erase_class(case.koopman, label=LABEL, site=site), [1, 3])
+    more = {"forget_training": case.forget_training, "retain_training": case.retain_training}
+    found = case.audited(edit=edits, at="each site", probes=(), relearn=ki.Relearning(at=(0,)), **more)
+    _, logits = case.states_and_logits(case.model)
+    with ki.patched(case.model, case.koopman, edits, at="each site"):
+        _, changed = case.states_and_logits(case.model)
+    row = found["edit (each site)"]
+    agrees(row, figures(case, changed, logits))
+    assert row.kl != pytest.approx(case.audited(edit=edits, probes=()).rows[-1].kl, rel=1e-2)
+    # No K stands between an edit and where it is written.
+    assert [curve.moved for curve in row.relearning] == ["all parameters"]
+    with pytest.raises(InputError, match="written in place"):
+        case.audited(edit=edits, at="each site", source=0)
+
+
 # --- depth --------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +308,7 @@ def test_without_probes_none_are_made(case):
 
 
 @pytest.mark.parametrize("mode", ["delta", "replace"])
-def test_an_audit_leaves_no_trace(case, mode):
+def test_an_audit_leaves_no_trace(case, mode, traces):
     before = traces(case.model), traces(case.retrained), case.koopman.digest()
     case.audited(mode=mode, retrained=case.retrained)
     with pytest.raises(RuntimeError):
@@ -295,6 +334,19 @@ def test_training_rows_of_another_class_are_refused(case):
 def test_an_unknown_depth_is_refused(case, unchecked):
     with pytest.raises(InputError, match="neither 'last' nor 'all'"):
         case.audited(depths="first")
+
+
+@pytest.mark.parametrize("probes", [("svm",), "linear"])
+def test_an_unknown_probe_is_refused(case, probes, unchecked):
+    with pytest.raises(InputError, match="probes are several of linear, rbf, mlp"):
+        case.audited(probes=probes)
+
+
+def test_no_edit_is_refused_and_no_such_row(case, found):
+    with pytest.raises(InputError, match="no edit to audit"):
+        case.audited(edit=[])
+    with pytest.raises(InputError, match=r"no row 'edit'; there are host, logit mask"):
+        found["edit"]
 
 
 def test_no_rows_to_forget_are_refused(case):
@@ -402,6 +454,28 @@ def test_the_printed_tables_hold_the_figures(found):
         assert states[row.name][:5] == [f"{100 * share:.1f}" for share in read]
     assert "reversible suppression" in str(found)
     assert f"{found.rows[-1].forgotten:.1%} of class 1" in repr(found)
+
+
+def test_the_tables_of_training_depths_and_steps_hold_the_figures(whole):
+    training = cells(str(whole), "on training rows, %")
+    depths = cells(str(whole), "by depth: best probe / 10-shot prototype, %")
+    steps = cells(str(whole), "relearned after steps: forgotten / retained, %")
+    for row in whole.rows:
+        found = row.membership
+        assert training[row.name] == [
+            f"{100 * row.forgotten_training:.2f}",
+            f"{100 * row.retained_training:.2f}",
+            f"{100 * found.loss:.1f} ± {100 * found.loss_error:.1f}",
+            f"{100 * found.confidence:.1f} ± {100 * found.confidence_error:.1f}",
+        ]
+        assert depths[row.name] == [
+            f"{100 * max(reading.probes.values()):.1f} / {100 * reading.prototypes[10]:.1f}" for reading in row.depths
+        ]
+        for curve in row.relearning:
+            assert steps[f"{row.name}, {curve.moved}"] == [
+                f"{100 * forgotten:.0f} / {100 * retained:.0f}"
+                for forgotten, retained in zip(curve.forgotten, curve.retained, strict=True)
+            ]
 
 
 def test_what_was_not_measured_has_no_column(found, whole):

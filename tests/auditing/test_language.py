@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
 import koopman_interp as ki
 from koopman_interp.errors import InputError
@@ -92,8 +93,9 @@ def test_host_and_edited_host_are_asked_directly(language):
     for row, direct in zip(found.rows.values(), (plain, edited), strict=True):
         for name, value in direct.items():
             assert getattr(row, name) == pytest.approx(value, rel=1e-4), name
-        low, high = row.intervals["locality"]
-        assert low <= row.locality <= high
+        for name, rows in (("reliability", 10), ("generality", 10), ("locality", 12)):
+            ends = binomtest(round(getattr(row, name) * rows), rows).proportion_ci(0.95, method="wilson")
+            assert row.intervals[name] == pytest.approx((ends.low, ends.high), abs=1e-9)
     assert list(found.rows) == ["host", "edit (delta)"]
 
 
@@ -153,6 +155,31 @@ def test_an_audit_of_labelled_tokens_asks_every_way_but_the_mask(language, tmp_p
     found.save(tmp_path / "audit.json")
     assert ki.Audit.load(tmp_path / "audit.json") == found
     assert f"host: {spoken['host'].samples[0]}" in str(found)
+
+
+@torch.no_grad()
+def test_written_at_each_site_the_host_carries_on(language):
+    model, koopman, edit, checks = language
+    found = ki.audit_language(model, koopman, edit, checks, at="each site")
+    with ki.patched(model, koopman, edit, at="each site"):
+        expected = perplexity(model, checks.text)
+    assert found.rows["edit (each site)"].perplexity == pytest.approx(expected, rel=1e-4)
+    assert expected != pytest.approx(ki.audit_language(model, koopman, edit, checks).rows["edit (delta)"].perplexity)
+
+
+@torch.no_grad()
+def test_positions_an_audit_skips_are_neither_patched_nor_judged(language):
+    model, koopman, edit, _ = language
+    x = {label: torch.tensor([[2 + (label * i + j) % 20 for j in range(5)] for i in range(16)]) for label in (1, 2)}
+    batches = {label: [(rows, torch.full_like(rows, label))] for label, rows in x.items()}
+    found = ki.audit(model, koopman, edit, forget=batches[1], retain=batches[2], skip=2, probes=())
+    logp = []
+    for positions in (slice(0, 0), slice(2, None)):
+        with ki.patched(model, koopman, edit, positions=positions):
+            logp.append(model(x[2]).logits[:, 2:].double().log_softmax(2))
+    own, ours = logp
+    assert found.rows[-1].kl == pytest.approx(float((ours.exp() * (ours - own)).sum(2).mean()), rel=1e-3)
+    assert (found.forget_rows, found.retain_rows) == (48, 48)
 
 
 def test_values_are_json(language, tmp_path):

@@ -77,6 +77,8 @@ def test_membership_is_told_with_its_error():
     )
     saw_none = replace(RETRAINED, membership=Membership(0.54, 0.04, 0.39, 0.04))
     beside = verdict(4, (HOST, MASK, saw_none, replace(EDIT, membership=Membership(0.61, 0.04, 0.5, 0.04))))
-    assert "the retrained model, which saw none of them, gives 54.0 and 39.0." in beside
+    assert "The control is the retrained model, which saw none of them and gives 54.0 ± 4.0 and 39.0 ± 4.0" in beside
+    assert "Without a retrained model as the control" in told
+    assert "Without" not in beside
     not_told = verdict(4, (HOST, MASK, replace(EDIT, membership=Membership(0.53, 0.04, 0.5, 0.04))))
     assert "tell nothing that chance would not: 53.0 ± 4.0" in not_told

@@ -79,8 +79,8 @@ def _erased(rows, columns):
 
     centred = rows - rows.mean(0)
     A = _cross_covariance(centred, columns)
-    found = oblique(A, A[:, :0], torch.cov(rows.T, correction=0), shrinkage=0.0)
-    return rows - centred @ found.readers @ A.T
+    found = oblique(A, A[:, :0], torch.cov(rows.T, correction=0), rows.mean(0), shrinkage=0.0)
+    return rows - (rows @ found.readers - found.offset) @ A.T
 
 
 def test_the_cost_of_the_fit_is_cheaper_on_the_rows_fitted(surrogate, trajectories, rows):
@@ -90,6 +90,39 @@ def test_the_cost_of_the_fit_is_cheaper_on_the_rows_fitted(surrogate, trajectori
         edit = ki.erase_concept(surrogate, few, attribute=few.labels == 1, site=DEPTH, cost=cost)
         drift[cost] = float((edit(rows) - rows).square().sum())
     assert drift["fit"] < drift["rows"]
+
+
+@pytest.mark.parametrize("shrinkage", [1e-3, 1.0])
+@pytest.mark.parametrize("cost", ["fit", "rows"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_move_by_the_cheapest_readers_about_their_mean(surrogate, trajectories, rows, kind, cost, shrinkage):
+    attribute = attributes(kind, rows, trajectories)
+    edit = ki.erase_concept(surrogate, trajectories, attribute=attribute, site=DEPTH, cost=cost, shrinkage=shrinkage)
+    z, mean = rows.numpy(), rows.numpy().mean(0)
+    A = (z - mean).T @ columns_of(attribute, trajectories.sequence, "attribute").numpy() / len(z)
+    sigma = surrogate.moments.covariance[DEPTH].numpy() if cost == "fit" else np.cov(z.T, bias=True)
+    inverse = np.linalg.inv(sigma + shrinkage * np.trace(sigma) / len(sigma) * np.eye(len(sigma)))
+    # Columns of categories sum to nothing, whence the pseudo-inverse.
+    P = inverse @ A @ np.linalg.pinv(A.T @ inverse @ A, rcond=1e-9) @ A.T
+    np.testing.assert_allclose(edit(rows).numpy(), z - (z - mean) @ P, atol=1e-7)
+    np.testing.assert_allclose(edit(rows).numpy().mean(0), mean, atol=1e-9)
+
+
+def test_without_a_site_it_is_the_last_but_one(surrogate, trajectories):
+    assert ki.erase_concept(surrogate, trajectories).depth == len(surrogate.sites) - 2
+
+
+def test_feasibility_is_the_sine_between_what_is_erased_and_what_is_preserved(surrogate, trajectories, rows):
+    given = quantity(rows, 3), quantity(rows, 4)
+    edit = ki.erase_concept(
+        surrogate, trajectories, attribute=given[0], preserve=given[1], site=DEPTH, cost="rows", shrinkage=0.1
+    )
+    a, b = ((rows - rows.mean(0)).T.numpy() @ (one - one.mean()).numpy() for one in given)
+    sigma = np.cov(rows.numpy().T, bias=True)
+    inverse = np.linalg.inv(sigma + 0.1 * np.trace(sigma) / len(sigma) * np.eye(len(sigma)))
+    sine = np.sqrt(1 - (a @ inverse @ b) ** 2 / (a @ inverse @ a) / (b @ inverse @ b))
+    assert edit.certificate.feasibility == pytest.approx(sine, rel=1e-6)
+    assert sine < 0.999
 
 
 @pytest.mark.parametrize("preserved", ["continuous", "categorical"])
@@ -144,6 +177,7 @@ def test_one_value_an_input_is_spread_over_its_rows():
 @pytest.mark.parametrize(
     ("attribute", "sentence"),
     [
+        (["a", "b"] * 300, "no array of numbers"),
         (torch.zeros(7), "Expected one value of the attribute a row"),
         (torch.ones(600), "the same for all 600 rows"),
         (torch.full((600,), torch.nan), "NaN or infinite"),

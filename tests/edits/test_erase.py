@@ -49,8 +49,8 @@ class Problem:
 
 
 def erase(eraser, z):
-    a, w, centre = (part.numpy() for part in (eraser.directions[:, 0], eraser.readers[:, 0], eraser.centre))
-    return z - np.outer((z - centre) @ w, a)
+    a, w, offset = (part.numpy() for part in (eraser.directions[:, 0], eraser.readers[:, 0], eraser.offset))
+    return z - np.outer(z @ w - offset, a)
 
 
 @pytest.mark.parametrize("shrinkage", SHRINKAGES)
@@ -119,7 +119,8 @@ def test_two_classes_are_fishers_direction():
 
 def test_the_retained_mean_is_weighed_by_class_sizes():
     problem = Problem()
-    np.testing.assert_allclose(problem.solved(3).centre.numpy(), problem.z[problem.labels != 3].mean(0))
+    centre = problem.means[3] - problem.solved(3).directions[:, 0].numpy()
+    np.testing.assert_allclose(centre, problem.z[problem.labels != 3].mean(0))
     assert np.abs(np.delete(problem.means, 3, 0).mean(0) - problem.z[problem.labels != 3].mean(0)).max() > 0.1
 
 
@@ -270,6 +271,49 @@ def test_the_bound_holds_on_the_rows_held_out(surrogate, parts, label, depth, st
     assert bound.class_mean_drift == measured.class_mean_drift
 
 
+@pytest.mark.parametrize("depth", [0, 3])
+@pytest.mark.parametrize("label", [0, 2])
+def test_the_bound_leaves_out_what_the_class_moves_at_least(surrogate, parts, label, depth):
+    """By rows: all readings squared, but the class's as if each were their mean."""
+    held_out = parts[1]
+    edit = ki.erase_class(surrogate, label=label, site=depth)
+    z = surrogate.encode(held_out.states[depth], depth).double().numpy()
+    readings = z @ edit.readers[:, 0].numpy() - float(edit.offset)
+    gone = (held_out.labels == label).numpy()
+    squared = (np.square(readings).sum() - gone.sum() * readings[gone].mean() ** 2) / (~gone).sum()
+    spread = np.sqrt(((z - z.mean(0)) ** 2).sum(1).mean())
+    expected = np.sqrt(squared) * np.linalg.norm(edit.directions.numpy()) / spread
+    assert edit.certificate.retained_drift == pytest.approx(expected, rel=1e-4)
+
+
+def copied(surrogate):
+    """A copy, whose moments may be written into."""
+    copy = ki.KoopmanAutoencoder(surrogate.config)
+    copy.load_state_dict(surrogate.state_dict())
+    return copy
+
+
+def test_directions_that_no_fitted_row_reaches_are_counted(surrogate):
+    flat = copied(surrogate)
+    flat.moments.covariance[2, :, :3] = flat.moments.covariance[2, :3, :] = 0
+    values = np.linalg.eigvalsh(surrogate.moments.covariance[2].numpy()[3:, 3:])
+    hardly = int((values <= 1e-10 * values[-1]).sum())
+    assert ki.erase_class(flat, label=0, site=2).certificate.null_dimension == 3 + hardly
+
+
+@pytest.mark.parametrize("hidden", [[0], [3], [0, 1, 2, 3]])
+def test_depths_at_which_the_class_is_not_apart_are_passed_over(surrogate, hidden):
+    mixed = copied(surrogate)
+    mixed.moments.mean[hidden, 1] = (mixed.moments.mean[hidden, 0] + mixed.moments.mean[hidden, 2]) / 2
+    with pytest.raises(InputError, match="no direction is its own"):
+        ki.erase_class(mixed, label=1, site=hidden[0])
+    if len(hidden) == 4:
+        with pytest.raises(InputError, match="no direction is its own"):
+            ki.erase_class(mixed, label=1)
+    else:
+        assert ki.erase_class(mixed, label=1).depth not in hidden
+
+
 def test_trajectories_without_labels_give_the_bound(surrogate, parts):
     unlabelled = replace(parts[1], labels=None)
     assert ki.erase_class(surrogate, unlabelled, label=0).certificate == ki.erase_class(surrogate, label=0).certificate
@@ -298,6 +342,12 @@ def quickly_fitted(trajectories, **settings):
 def test_a_fit_without_labels_is_refused(trajectories):
     with pytest.raises(InputError, match="fitted without labels"):
         ki.erase_class(quickly_fitted(replace(trajectories, labels=None)), label=0)
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_that_is_not_finite_is_refused(surrogate, strength):
+    with pytest.raises(InputError, match="Give a finite strength"):
+        ki.erase_class(surrogate, label=0, strength=strength)
 
 
 def test_an_unknown_class_is_refused_and_the_known_are_named(surrogate):
@@ -358,8 +408,7 @@ def test_held_out_rows_of_the_class_alone_bound_no_drift_by_a_number_that_is_non
 
 def test_a_covariance_that_cannot_be_inverted_is_refused_with_a_sentence(surrogate):
     # Without shrinkage nothing holds the observables that never vary.
-    flat = ki.KoopmanAutoencoder(surrogate.config)
-    flat.load_state_dict(surrogate.state_dict())
+    flat = copied(surrogate)
     flat.moments.covariance[:, 0, :] = 0
     flat.moments.covariance[:, :, 0] = 0
     assert ki.erase_class(flat, label=0).certificate.undo_error < 1e-12

@@ -65,10 +65,11 @@ def test_one_class_is_erase_class(fitted):
         assert several.certificate == one.certificate
 
 
-def test_one_after_another_is_the_composition_from_the_moments_left(fitted):
+@pytest.mark.parametrize("order", [(2, 0), (0, 2), (4, 1), (1, 4)])
+def test_one_after_another_is_the_composition_from_the_moments_left(fitted, order):
     """By hand: erase the first, take the moments of the rows that it leaves, erase the second from those, compose."""
     koopman, _ = fitted
-    depth, (first, second) = 1, (2, 0)
+    depth, (first, second) = 1, order
     mean, cov = koopman.moments.mean[depth], koopman.moments.covariance[depth]
     one = ki.erase_class(koopman, label=first, site=depth)
     P = np.eye(len(cov)) - (one.directions @ one.readers.T).numpy()
@@ -77,10 +78,26 @@ def test_one_after_another_is_the_composition_from_the_moments_left(fitted):
     )
     z = torch.randn(30, len(cov), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     both = one(z)
-    both = both - (both - left.centre) @ left.readers @ left.directions.T
+    both = both - (both @ left.readers - left.offset) @ left.directions.T
     edit = ki.erase_classes(koopman, labels=[first, second], jointly=False, site=depth)
     torch.testing.assert_close(edit(z), both, rtol=1e-9, atol=1e-9)
     assert "one after another" in edit.description
+    assert edit.certificate.feasibility == min(one.certificate.feasibility, left.feasibility)
+
+
+def test_without_a_site_the_noise_of_all_readings_together_is_least(fitted):
+    koopman, _ = fitted
+    moments, noise = koopman.heldout_moments, []
+    share = (moments.count / moments.count.sum()).numpy()
+    for depth in range(3):
+        edit = ki.erase_classes(koopman, labels=[0, 3], site=depth)
+        total = 0.0
+        for reader in edit.readers.T.numpy():
+            means = moments.mean[depth].numpy() @ reader
+            between = share @ (means - share @ means) ** 2
+            total += reader @ moments.covariance[depth].numpy() @ reader - between
+        noise.append(total)
+    assert ki.erase_classes(koopman, labels=[0, 3]).depth == int(np.argmin(noise))
 
 
 def test_the_order_matters_one_after_another_and_not_jointly(fitted):

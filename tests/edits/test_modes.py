@@ -97,11 +97,26 @@ def test_a_rotation_turns_the_pair_by_its_angle(surrogate, spectrum, basis):
         ki.edit_modes(surrogate, spectrum, modes=singles[:1], rotate=0.2, scale=1.0, uncertified=True)
 
 
-def test_a_partner_is_the_same_pair(surrogate, spectrum):
+@pytest.mark.parametrize("turn", [1e-3, -1e-3])
+@pytest.mark.parametrize("basis", ["eigenpairs", "schur"])
+def test_a_pair_turns_more_by_a_positive_angle_and_less_by_a_negative_one(surrogate, spectrum, basis, turn):
+    pairs, _ = pairs_and_singles(spectrum)
+    for pair in pairs:
+        own = spectrum.eigenvalues[pair]
+        edit = ki.edit_modes(surrogate, spectrum, modes=[pair], scale=1.0, rotate=turn, basis=basis, uncertified=True)
+        values = np.linalg.eigvals(edit.apply(surrogate.K).numpy())
+        values = [value for value in values if np.abs(spectrum.eigenvalues - value).min() > 1e-6 and value.imag > 0]
+        assert len(values) == 1
+        assert np.sign(np.angle(values[0]) - np.angle(own)) == np.sign(turn)
+
+
+@pytest.mark.parametrize("rotate", [0.0, 0.3])
+@pytest.mark.parametrize("basis", ["eigenpairs", "schur"])
+def test_a_partner_is_the_same_pair(surrogate, spectrum, basis, rotate):
     pairs, _ = pairs_and_singles(spectrum)
     partner = int(np.abs(spectrum.eigenvalues - spectrum.eigenvalues[pairs[0]].conj()).argmin())
     ours, theirs = (
-        ki.edit_modes(surrogate, spectrum, modes=modes, scale=0.4, uncertified=True)
+        ki.edit_modes(surrogate, spectrum, modes=modes, scale=0.4, rotate=rotate, basis=basis, uncertified=True)
         for modes in ([pairs[0]], [partner, pairs[0]])
     )
     torch.testing.assert_close(ours.apply(surrogate.K), theirs.apply(surrogate.K), rtol=0, atol=1e-9)
@@ -124,6 +139,7 @@ def test_steering_moves_one_eigenfunction_and_no_other(surrogate, spectrum, traj
     spread = np.sqrt((reader.conj() @ covariance @ reader).real)
     expected = 1.5 * spread * (np.exp(1j * phase) if kind == "pair" else 1)
     assert moved[mode] == pytest.approx(expected, rel=1e-6)
+    assert ki.steer(surrogate, spectrum, mode=mode, amount=1.0, uncertified=True).depth == len(surrogate.sites) - 2
     # K itself stays.
     torch.testing.assert_close(edit.apply(surrogate.K), surrogate.K.double(), rtol=0, atol=0)
 
@@ -144,6 +160,8 @@ def test_only_certified_modes_unless_told_otherwise(surrogate, spectrum):
 def test_what_is_no_mode_of_this_k_is_refused(surrogate, spectrum, trajectories):
     with pytest.raises(InputError, match="between 0 and 13"):
         ki.edit_modes(surrogate, spectrum, modes=[14])
+    with pytest.raises(InputError, match="between 0 and 13"):
+        ki.edit_modes(surrogate, spectrum, modes=[-1])
     with pytest.raises(InputError, match="one mode or more"):
         ki.edit_modes(surrogate, spectrum, modes=[])
     with pytest.raises(InputError, match="not those of the surrogate's K"):

@@ -14,8 +14,11 @@ def drawn(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
+CENTRE = drawn(SIZE, seed=7)
+
+
 def solved(A, B, sigma, shrinkage=0.0):
-    return oblique(*(torch.from_numpy(part) for part in (A, B, sigma)), shrinkage=shrinkage)
+    return oblique(*(torch.from_numpy(part) for part in (A, B, sigma, CENTRE)), shrinkage=shrinkage)
 
 
 def covariance(seed=9):
@@ -31,6 +34,7 @@ def test_the_readers_keep_the_constraints_and_are_the_cheapest(rank, offsets):
     W = found.readers.numpy()
     np.testing.assert_allclose(A.T @ W, np.eye(rank), atol=1e-10)
     np.testing.assert_allclose(B.T @ W, 0, atol=1e-10)
+    np.testing.assert_allclose(CENTRE @ W - found.offset.numpy(), 0, atol=1e-10)
     # By the conditions of optimality, solved as they stand, one column at a time.
     columns = np.c_[A, B]
     k = columns.shape[1]

@@ -175,6 +175,31 @@ def test_without_a_label_all_rows_go_and_the_fit_is_retained(surrogate, trajecto
     assert edit.description == "redirect value to targets, λ = 0.5"
 
 
+def test_without_a_label_an_edit_before_moves_what_is_retained_too(surrogate, trajectories, rows):
+    first = ki.erase_class(surrogate, label=LABEL, site=DEPTH)
+    targets = ki.counterfactual(trajectories.labels % 2, torch.arange(600) % 5)
+    both = ki.redirect(surrogate, trajectories, targets=targets, weight=0.5, after=first)
+    left = first(rows)
+    P = np.eye(14) - (first.directions @ first.readers.T).numpy()
+    C = P @ surrogate.moments.covariance[DEPTH].numpy() @ P.T
+    z = (left - first(surrogate.moments.total_mean(DEPTH))).numpy()
+    ridge = 1e-4 * C.trace() / len(C) * np.eye(len(C))
+    wanted = (targets(left, DEPTH) - left).numpy()
+    change = np.linalg.solve(z.T @ z / 600 + 0.5 * (C + ridge), z.T @ wanted / 600)
+    assert np.linalg.norm((both(rows) - left).numpy() - z @ change) < 0.03 * np.linalg.norm(z @ change)
+
+
+def test_the_certificate_counts_the_means_of_the_others_only(surrogate, trajectories):
+    edit = ki.redirect(surrogate, trajectories, label=LABEL)
+    assert edit.depth == len(surrogate.sites) - 2
+    held_out = surrogate.heldout_moments
+    means = held_out.mean[edit.depth]
+    farthest = (edit(means) - means).norm(dim=1)
+    assert farthest.argmax() == LABEL
+    spread = held_out.covariance[edit.depth].trace().sqrt()
+    assert edit.certificate.class_mean_drift == pytest.approx(float(farthest[[0, 2]].max() / spread))
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -183,6 +208,7 @@ def test_without_a_label_all_rows_go_and_the_fit_is_retained(surrogate, trajecto
         ({"targets": "nearest"}, "There are no targets 'nearest'"),
         ({"targets": lambda z, depth: z[:5]}, "Expected targets of the shape"),
         ({"weight": 0.0}, "positive and finite"),
+        ({"rank": 0}, "one or more; got 0"),
     ],
 )
 def test_what_cannot_be_redirected_is_said(surrogate, trajectories, changes, sentence, unchecked):

@@ -104,6 +104,14 @@ def test_a_weight_trades_one_for_the_other(setting):
     assert choose(1e4).chosen.retained == max(row.retained for row in choose(1e4).tried[2:])
 
 
+def test_among_equals_the_nearest_to_the_host_is_chosen(setting):
+    model, koopman, trajectories, held_out = setting
+    candidates = [ki.erase_class(koopman, label=LABEL, strength=s) for s in (1e-3, 0.0, 2e-3)]
+    found = ki.forget(model, koopman, trajectories, label=LABEL, held_out=held_out, most=1.0, candidates=candidates)
+    assert len({row.retained for row in found.tried[2:]}) == 1
+    assert found.edit is candidates[1]
+
+
 def test_candidates_may_be_made_late_be_sets_and_be_impossible(setting):
     model, koopman, trajectories, held_out = setting
 
@@ -120,6 +128,12 @@ def test_candidates_may_be_made_late_be_sets_and_be_impossible(setting):
     assert both.site == "2 sites"
     with pytest.raises(InputError, match=r"No candidate makes an edit: The null space is empty"):
         ki.forget(model, koopman, trajectories, label=LABEL, held_out=held_out, candidates=[impossible])
+
+
+def test_a_candidate_that_is_no_edit_is_refused(setting):
+    model, koopman, trajectories, held_out = setting
+    with pytest.raises(InputError, match="got NoneType"):
+        ki.forget(model, koopman, trajectories, label=LABEL, held_out=held_out, candidates=[lambda: None])
 
 
 def test_batches_serve_as_one_pair(setting):

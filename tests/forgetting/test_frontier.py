@@ -19,7 +19,10 @@ def test_curves_and_best_points(frontier):
     assert frontier.ways == ("ours", "theirs")
     assert [point.strength for point in frontier.curve("ours")] == [1, 2, 3]
     assert frontier.cheapest("ours", 1.0).strength == 2
+    assert frontier.cheapest("ours", 2.0).strength == 1
+    assert frontier.cheapest("ours", 0.4).strength == 2
     assert frontier.least("ours", 0.2).left == 2.0
+    assert frontier.least("ours", 0.6).strength == 2
     assert frontier.cheapest("theirs", 1.0) is None
     assert frontier.least("theirs", 1.0) is None
     with pytest.raises(InputError, match="there are ours, theirs"):

@@ -84,6 +84,29 @@ def test_the_gradient_is_that_of_finite_differences(model, surrogate, x):
     assert (found[0] - found[1]) / 2e-5 == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_random_start_reads_in_standard_deviations_about_the_mean(model, surrogate, x):
+    def made(seed):
+        return ki.gradient_edit(
+            model, surrogate, away_from(x, 1), site=2, rank=3, steps=1, rate=1e-9, seed=seed, progress=False
+        )
+
+    edit, moments = made(0), surrogate.moments
+    assert torch.equal(edit.readers, made(0).readers)
+    assert not torch.allclose(edit.readers, made(1).readers)
+    variance = (edit.readers.T @ moments.covariance[2] @ edit.readers).diagonal()
+    torch.testing.assert_close(variance, torch.ones(3).double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(moments.total_mean(2) @ edit.readers, edit.offset, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_is_as_large_as_the_factor(model, surrogate, x):
+    """Adam's first step moves every entry that has a slope by its learning rate."""
+    start = ki.erase_class(surrogate, label=1, site=2, strength=50.0)
+    edit = ki.gradient_edit(model, surrogate, away_from(x, 1), start=start, steps=1, rate=0.01, progress=False)
+    size = float(start.directions.square().mean().sqrt())
+    assert size > 1
+    assert float((edit.directions - start.directions).abs().max()) == pytest.approx(0.01 * size, rel=1e-2)
+
+
 def test_nothing_but_the_edit_changes(model, surrogate, x):
     for parameter in model.parameters():
         parameter.requires_grad_(True)
