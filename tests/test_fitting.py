@@ -456,6 +456,7 @@ def test_an_unknown_method_is_refused(trajectories):
         {"isometry": "random"},
         {"schedule": "linear"},
         {"steps": 0},
+        {"steps": 20.5},
         {"batch_size": 0},
         {"evaluate_every": 0},
         {"cycle": 0},
@@ -473,6 +474,12 @@ def test_an_unknown_method_is_refused(trajectories):
 def test_settings_that_make_no_sense_are_refused_by_name(settings):
     with pytest.raises(InputError, match=f"{next(iter(settings))}"):
         ki.FitConfig(**settings)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_settings_without_names_are_refused():
+    with pytest.raises(InputError, match="values by name; got a list"):
+        ki.FitConfig.from_dict([20])
 
 
 def test_settings_go_through_json_unchanged(quick_config):
