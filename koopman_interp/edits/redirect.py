@@ -66,8 +66,8 @@ def redirect(
         name: of what is redirected, for the description.
 
     Returns:
-        The edit, with its certificate; feasibility is the share of `mean ‖t − z_f‖²` that it meets on the rows given, at
-        strength 1.
+        The edit, with its certificate; feasibility is the share of `mean ‖t − z_f‖²` that strength 1 meets on the rows
+        given.
 
     Raises:
         InputError: there is nothing to redirect or to retain, a name of targets without a label, or a
