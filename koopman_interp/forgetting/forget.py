@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from koopman_interp.auditing.divergence import kullback_leibler
 from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.batches import calls
-from koopman_interp.edits.edit_set import EditSet
+from koopman_interp.edits.edit_set import EditSet, each_site
 from koopman_interp.edits.erase import erase_class
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.edits.redirect import EQUALITY, redirect
@@ -30,7 +30,7 @@ from koopman_interp.files import write_json
 from koopman_interp.hosts import Host, host_for
 from koopman_interp.motion import Mode
 from koopman_interp.outputs import Output
-from koopman_interp.patching import patched
+from koopman_interp.patching import At, patched
 from koopman_interp.tables import table
 from koopman_interp.trajectories import IGNORED, Trajectories
 
@@ -38,6 +38,8 @@ Edit = OperatorEdit | EditSet
 Candidates = Iterable[Edit | Callable[[], Edit]]
 
 STRENGTHS = (1.0, 1.25, 1.5)
+STRENGTHS_EACH = (0.75, 1.0, 1.25)
+"""At each of several sites: what one leaves, the next takes."""
 WEIGHTS = (0.1, 1.0, 10.0)
 
 
@@ -48,6 +50,7 @@ class Tried:
     Attributes:
         name: what it does.
         site: where, empty for the host and the mask.
+        at: how it is patched; see `patched`.
         forgotten: share of the class's rows that are still predicted as it.
         retained: accuracy on the other rows.
         kl: mean `KL(this ‖ host)` on the other rows, in nats.
@@ -56,6 +59,7 @@ class Tried:
 
     name: str
     site: str
+    at: At
     forgotten: float
     retained: float
     kl: float
@@ -85,6 +89,11 @@ class Forgetting:
     met: bool
     forget_rows: int
     retain_rows: int
+
+    @property
+    def at(self) -> At:
+        """How the edit is to be patched: `patched(model, koopman, found.edit, at=found.at)`."""
+        return self.chosen.at
 
     def __repr__(self) -> str:
         missed = "" if self.met else "; what was asked was NOT reached"
@@ -145,9 +154,9 @@ def forget(
             retains most is chosen, and among equals the one nearest to the host.
         weight: instead of `most`, what a share of retained accuracy is worth in shares forgotten: the least
             `forgotten + weight · (host's retained − retained)` is chosen.
-        candidates: edits, or functions that make them; None tries erasers of three strengths at two sites, redirections
-            of three weights, the equality form, other targets, and their combination.
-        mode: how edits are patched.
+        candidates: edits, or functions that make them; None tries erasers of three strengths at two sites and at each
+            site past the first, redirections of three weights, the equality form, other targets, and the combination.
+        mode: how edits are patched. In `delta` a set of edits is tried carried by K and in place at each site.
         skip: leading positions of each sequence to leave out, as in `attach`; they are not patched either.
         batch_size: for inputs that come uncut.
 
@@ -166,7 +175,7 @@ def forget(
     judge = partial(_judged, plain=plain, labels=labels, label=label)
     mask = plain.clone()
     mask[:, label] = -torch.inf
-    rows = [judge("host", "", plain), judge("logit mask", "", mask.log_softmax(1))]
+    rows = [judge("host", "", "target", plain), judge("logit mask", "", "target", mask.log_softmax(1))]
     found: list[tuple[Edit, Tried]] = []
     positions = slice(skip, None) if skip else None
     for make in _default(koopman, trajectories, label) if candidates is None else candidates:
@@ -174,14 +183,14 @@ def forget(
             edit = make() if callable(make) and not isinstance(make, OperatorEdit | EditSet) else make
         except InputError as error:
             name = getattr(make, "__name__", "") or repr(make)
-            rows.append(Tried(name, "", rows[0].forgotten, rows[0].retained, 0.0, str(error)))
+            rows.append(Tried(name, "", "target", rows[0].forgotten, rows[0].retained, 0.0, str(error)))
             continue
         if not isinstance(edit, OperatorEdit | EditSet):
             raise InputError(f"A candidate is an edit, or a function that makes one; got {type(edit).__name__}.")
-        logp, _ = _outputs(host, batches, skip, patched(host, koopman, edit, mode=mode, positions=positions))
-        site = edit.site if isinstance(edit, OperatorEdit) else f"{len(edit)} sites"
-        rows.append(judge(edit.description, site, logp))
-        found.append((edit, rows[-1]))
+        for at, site in _ways(edit, mode):
+            logp, _ = _outputs(host, batches, skip, patched(host, koopman, edit, mode=mode, at=at, positions=positions))
+            rows.append(judge(edit.description, site, at, logp))
+            found.append((edit, rows[-1]))
     if not found:
         reasons = "; ".join(row.refused for row in rows if row.refused) or "there were none"
         raise InputError(f"No candidate makes an edit: {reasons}.")
@@ -197,6 +206,9 @@ def _default(koopman: KoopmanAutoencoder, trajectories: Trajectories, label: int
     for depth in (quietest.depth, last):
         for strength in STRENGTHS:
             yield partial(erase_class, koopman, label=label, site=depth, strength=strength)
+    for strength in STRENGTHS_EACH:
+        erase = partial(_erased, koopman, label, strength)
+        yield partial(each_site, koopman, erase, range(1, len(koopman.sites)))
     solve = partial(redirect, koopman, trajectories, label=label)
     for depth in (quietest.depth, last):
         for weight in WEIGHTS:
@@ -208,8 +220,20 @@ def _default(koopman: KoopmanAutoencoder, trajectories: Trajectories, label: int
         yield partial(_combined, koopman, solve, label, depth)
 
 
+def _erased(koopman: KoopmanAutoencoder, label: int, strength: float, depth: int) -> OperatorEdit:
+    return erase_class(koopman, label=label, site=depth, strength=strength)
+
+
 def _combined(koopman: KoopmanAutoencoder, solve: Callable[..., OperatorEdit], label: int, depth: int) -> OperatorEdit:
     return solve(after=erase_class(koopman, label=label, site=depth))
+
+
+def _ways(edit: Edit, mode: Mode) -> list[tuple[At, str]]:
+    """Say how an edit is tried, and what to call its sites then."""
+    if isinstance(edit, OperatorEdit):
+        return [("target", edit.site)]
+    carried: list[tuple[At, str]] = [("target", f"{len(edit)} sites")]
+    return carried if mode == "replace" else [*carried, ("each site", f"{len(edit)} sites, in place")]
 
 
 def _outputs(
@@ -229,6 +253,7 @@ def _outputs(
 def _judged(
     name: str,
     site: str,
+    at: At,
     logp: Float[Tensor, "sample class"],
     *,
     plain: Float[Tensor, "sample class"],
@@ -239,6 +264,7 @@ def _judged(
     return Tried(
         name=name,
         site=site,
+        at=at,
         forgotten=float((guess[gone] == label).double().mean()),
         retained=float((guess[~gone] == labels[~gone]).double().mean()),
         kl=float(kullback_leibler(logp[~gone], plain[~gone]).mean()),

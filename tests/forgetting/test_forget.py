@@ -32,12 +32,12 @@ def found(setting):
     return ki.forget(model, koopman, trajectories, label=LABEL, held_out=held_out, most=0.05)
 
 
-def figures(model, koopman, edit, held_out):
+def figures(model, koopman, edit, held_out, at="target"):
     """By hand: predictions, no batches."""
     x, y = held_out
     with torch.no_grad():
         own = model(x).double().log_softmax(1)
-        with ki.patched(model, koopman, edit):
+        with ki.patched(model, koopman, edit, at=at):
             logp = model(x).double().log_softmax(1)
     guess, gone = logp.argmax(1), y == LABEL
     kl = (logp.exp() * (logp - own)).sum(1)[~gone].mean()
@@ -46,14 +46,14 @@ def figures(model, koopman, edit, held_out):
 
 def test_the_row_chosen_is_what_the_edit_does(setting, found):
     model, koopman, _, held_out = setting
-    ours = figures(model, koopman, found.edit, held_out)
+    ours = figures(model, koopman, found.edit, held_out, found.at)
     assert ours == pytest.approx((found.chosen.forgotten, found.chosen.retained, found.chosen.kl), abs=1e-6)
     assert found.forget_rows == int((held_out[1] == LABEL).sum())
 
 
 def test_no_row_of_the_table_is_nearer(found):
     edits = found.tried[2:]
-    assert len(edits) == 17
+    assert len(edits) == 23
     assert found.chosen in edits
     keeping = [row for row in edits if row.forgotten <= 0.05 and not row.refused]
     if keeping:
@@ -121,11 +121,20 @@ def test_candidates_may_be_made_late_be_sets_and_be_impossible(setting):
     several = ki.each_site(koopman, lambda site: ki.erase_class(koopman, label=LABEL, site=site), [1, 2])
     candidates = [impossible, lambda: ki.erase_class(koopman, label=LABEL), several]
     found = ki.forget(model, koopman, trajectories, label=LABEL, held_out=held_out, candidates=candidates)
-    refused, one, both = found.tried[2:]
+    refused, one, carried, in_place = found.tried[2:]
     assert "The null space is empty" in refused.refused
     assert refused.name == "impossible"
     assert not one.refused
-    assert both.site == "2 sites"
+    assert (carried.site, carried.at) == ("2 sites", "target")
+    assert (in_place.site, in_place.at) == ("2 sites, in place", "each site")
+    for row in (carried, in_place):
+        ours = figures(model, koopman, several, held_out, row.at)
+        assert ours == pytest.approx((row.forgotten, row.retained, row.kl), abs=1e-6)
+    assert carried.kl != in_place.kl
+    replaced = ki.forget(
+        model, koopman, trajectories, label=LABEL, held_out=held_out, candidates=[several], mode="replace"
+    )
+    assert [row.at for row in replaced.tried[2:]] == ["target"]
     with pytest.raises(InputError, match=r"No candidate makes an edit: The null space is empty"):
         ki.forget(model, koopman, trajectories, label=LABEL, held_out=held_out, candidates=[impossible])
 
