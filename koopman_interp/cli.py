@@ -134,37 +134,119 @@ def topology_(trajectories: Path, koopman: Path | None, points: int, as_json: bo
 @click.argument("data")
 @click.argument("koopman", type=FOLDER)
 @click.argument("trajectories", type=FILE)
+@click.option("--spans", type=click.Choice(["given", "to_target", "all"]), default="given", show_default=True)
+@click.option("--next-token", is_flag=True, help="Judge by the tokens that follow; DATA gives what observe takes.")
+@click.option("--skip", type=int, default=0, show_default=True, help="Leading positions to leave out.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def fidelity_(model: str, data: str, koopman: Path, trajectories: Path, as_json: bool) -> None:
+def fidelity_(
+    model: str, data: str, koopman: Path, trajectories: Path, spans: Any, next_token: bool, skip: int, as_json: bool
+) -> None:
     """Judge KOOPMAN in MODEL on held-out DATA; TRAJECTORIES are those that it was fitted on."""
     from koopman_interp.analysis.fidelity import fidelity
     from koopman_interp.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
-    x, y = _labelled(data)
+    x, y = (_called(data), None) if next_token else _labelled(data)
     surrogate = KoopmanAutoencoder.from_pretrained(koopman)
-    found = fidelity(_called(model), surrogate, Trajectories.load(trajectories), x, y)
+    fitted = Trajectories.load(trajectories)
+    found = fidelity(_called(model), surrogate, fitted, x, y, spans=spans, next_token=next_token, skip=skip)
+    click.echo(json.dumps(found.as_dict()) if as_json else str(found))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("koopman", type=FOLDER)
+@click.argument("texts", nargs=-1, required=True)
+@click.option("--skip", type=int, default=0, show_default=True, help="Leading positions to leave out.")
+@click.option("--out", type=FILE, help="Reading to write (.safetensors).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def lens(model: str, koopman: Path, texts: tuple[str, ...], skip: int, out: Path | None, as_json: bool) -> None:
+    """Show what MODEL would say to TEXTS if its motion were KOOPMAN's from each depth on."""
+    from koopman_interp.analysis.lens import koopman_lens
+    from koopman_interp.autoencoder import KoopmanAutoencoder
+
+    found = koopman_lens(_called(model), KoopmanAutoencoder.from_pretrained(koopman), list(texts), skip=skip)
+    if out is not None:
+        found.save(out)
     click.echo(json.dumps(found.as_dict()) if as_json else str(found))
 
 
 @cli.command()
 @click.argument("koopman", type=FOLDER)
-@click.option("--label", type=int, required=True, help="Class to forget.")
+@click.option("--label", "labels", type=int, multiple=True, required=True, help="Class to forget; several are allowed.")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="1 erases; more pushes beyond.")
-@click.option("--site", help="Site to erase at; by default where the class is read best.")
+@click.option("--site", help="Site to erase at; by default where the classes are read best.")
+@click.option("--each-site", is_flag=True, help="Erase at each site past the first, to be written in place.")
 @click.option("--trajectories", type=FILE, help="Held-out rows to measure the drift on.")
 @click.option("--out", type=FILE, required=True, help="Edit to write (.safetensors).")
-def edit(koopman: Path, label: int, strength: float, site: str | None, trajectories: Path | None, out: Path) -> None:
-    """Erase a class from KOOPMAN; needs no data."""
+def edit(
+    koopman: Path,
+    labels: tuple[int, ...],
+    strength: float,
+    site: str | None,
+    each_site: bool,
+    trajectories: Path | None,
+    out: Path,
+) -> None:
+    """Erase classes from KOOPMAN; needs no data."""
     from koopman_interp.autoencoder import KoopmanAutoencoder
-    from koopman_interp.edits.erase import erase_class
+    from koopman_interp.edits.edit_set import each_site as at_each
+    from koopman_interp.edits.erase import erase_class, erase_classes
     from koopman_interp.trajectories import Trajectories
 
+    if each_site and site is not None:
+        raise click.UsageError("Give --site or --each-site, not both.")
     rows = None if trajectories is None else Trajectories.load(trajectories)
     surrogate = KoopmanAutoencoder.from_pretrained(koopman)
-    made = erase_class(surrogate, rows, label=label, strength=strength, site=site)
+    erase: Any = partial(erase_class, label=labels[0]) if len(labels) == 1 else partial(erase_classes, labels=labels)
+    erase = partial(erase, surrogate, rows, strength=strength)
+    past_the_first = range(1, len(surrogate.sites))
+    made = at_each(surrogate, lambda depth: erase(site=depth), past_the_first) if each_site else erase(site=site)
     made.save(out)
     click.echo(repr(made))
+
+
+@cli.command("forget")
+@click.argument("model")
+@click.argument("data")
+@click.argument("koopman", type=FOLDER)
+@click.argument("trajectories", type=FILE)
+@click.option("--label", type=int, required=True, help="Class to forget.")
+@click.option("--most", type=float, default=0.01, show_default=True, help="Share of it that may still be recognised.")
+@click.option("--mode", type=click.Choice(["delta", "replace"]), default="delta", show_default=True)
+@click.option("--out", type=FILE, required=True, help="Edit to write (.safetensors).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def forget_(
+    model: str,
+    data: str,
+    koopman: Path,
+    trajectories: Path,
+    label: int,
+    most: float,
+    mode: Any,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Try edits of KOOPMAN in MODEL on DATA, and write the one that forgets a class best.
+
+    DATA are rows to choose on, other than those of TRAJECTORIES, which KOOPMAN was fitted on, and than those to be
+    reported.
+    """
+    from koopman_interp.autoencoder import KoopmanAutoencoder
+    from koopman_interp.forgetting.forget import forget
+    from koopman_interp.trajectories import Trajectories
+
+    found = forget(
+        _called(model),
+        KoopmanAutoencoder.from_pretrained(koopman),
+        Trajectories.load(trajectories),
+        label=label,
+        held_out=_labelled(data),
+        most=most,
+        mode=mode,
+    )
+    found.edit.save(out)
+    click.echo(json.dumps(found.as_dict()) if as_json else str(found))
 
 
 @cli.command("audit")
@@ -174,6 +256,7 @@ def edit(koopman: Path, label: int, strength: float, site: str | None, trajector
 @click.argument("edit", type=FILE)
 @click.option("--label", type=int, required=True, help="The class that the edit forgets.")
 @click.option("--mode", type=click.Choice(["delta", "replace"]), default="delta", show_default=True)
+@click.option("--each-site", is_flag=True, help="Write the edits in place at each of their sites.")
 @click.option("--training", help="Rows that MODEL was trained on, as module:callable: accuracy and membership.")
 @click.option("--retrained", help="The same model trained without the class, as module:callable: the yardstick.")
 @click.option("--depths", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Sites to probe.")
@@ -188,6 +271,7 @@ def audit_(
     edit: Path,
     label: int,
     mode: Any,
+    each_site: bool,
     training: str | None,
     retrained: str | None,
     depths: Any,
@@ -200,7 +284,7 @@ def audit_(
     from koopman_interp.auditing.audit import audit
     from koopman_interp.auditing.relearning import Relearning
     from koopman_interp.autoencoder import KoopmanAutoencoder
-    from koopman_interp.edits.operator_edit import OperatorEdit
+    from koopman_interp.edits.edit_set import EditSet
     from koopman_interp.files import jsonable
 
     forget, retain = _parted(data, label)
@@ -208,12 +292,13 @@ def audit_(
     found = audit(
         _called(model),
         KoopmanAutoencoder.from_pretrained(koopman),
-        OperatorEdit.load(edit),
+        EditSet.load(edit),
         forget=forget,
         retain=retain,
         forget_training=trained[0],
         retain_training=trained[1],
         mode=mode,
+        at="each site" if each_site else "target",
         retrain=None if retrained is None else partial(_called, retrained),
         probes=("linear", "rbf", "mlp") if mlp else ("linear", "rbf"),
         depths=depths,

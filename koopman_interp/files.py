@@ -75,12 +75,14 @@ def write_tensors(
         save_file(plain, temporary, metadata={HEADER_KEY: described})
 
 
-def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(
+    path: str | os.PathLike[str], *, kind: str | tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_tensors` wrote.
 
     Args:
         path: the file to read.
-        kind: the kind that the caller expects.
+        kind: the kind that the caller expects, or several.
 
     Returns:
         The tensors by name (on the CPU) and the header.
@@ -107,8 +109,10 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
         header = None
     if not isinstance(header, dict):
         raise FileFormatError(f"{source} is a safetensors file, but was not written by koopman-interp.")
-    if header.get("kind") != kind:
-        raise FileFormatError(f"{source} holds {header.get('kind')!r}, not the {kind!r} that was asked for.")
+    kinds = (kind,) if isinstance(kind, str) else kind
+    if header.get("kind") not in kinds:
+        asked = " or ".join(map(repr, kinds))
+        raise FileFormatError(f"{source} holds {header.get('kind')!r}, not the {asked} that was asked for.")
     if header.get("version") != FORMAT_VERSION:
         raise FileFormatError(
             f"{source} has format version {header.get('version')}; this release reads {FORMAT_VERSION}. "

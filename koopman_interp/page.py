@@ -21,6 +21,7 @@ import numpy as np
 from koopman_interp.errors import FileFormatError
 from koopman_interp.files import read_json, write_text
 from koopman_interp.page_audit import audit_section
+from koopman_interp.page_lens import lens_sections
 from koopman_interp.page_parts import figure, number, percent, section, strong, table
 from koopman_interp.page_text import FILES, PAGE, STYLE
 
@@ -63,8 +64,9 @@ def build_page(folder: str | os.PathLike[str]) -> Path:
 def _page(values: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     sections = [
         *(audit_section(audit, index, figures) for index, audit in enumerate(values["audits"])),
-        _edit(values["edit"]),
+        _edit(values["edits"]),
         _fidelity(values["fidelity"], figures),
+        *lens_sections(values["lens"], figures),
         _spectrum(values["spectrum"], figures),
         *(_topology(name, each, i, figures) for i, (name, each) in enumerate(values["topologies"].items())),
         _fit(values["surrogate"], figures),
@@ -105,27 +107,26 @@ def _probes(row: Mapping[str, Any]) -> str:
     return ", ".join(shown) or "no accuracy that was measured"
 
 
-def _edit(edit: Mapping[str, Any]) -> str:
-    known = edit["certificate"]
-    if known is None:
+def _edit(edits: Sequence[Mapping[str, Any]]) -> str:
+    """Tabulate what is known of an edit, or of several, one column a site."""
+    first = edits[0]
+    heading = f"Edit: {first['description']}, at {first['site'] if len(edits) == 1 else f'{len(edits)} sites'}"
+    known = {edit["site"]: edit["certificate"] for edit in edits if edit["certificate"] is not None}
+    if not known:
         body = "<p>This edit has no certificate: it was composed or scaled after it was made.</p>"
-    else:
-        source = f"measured on {known['drift_rows']:,} rows" if known["drift_rows"] else "a bound from held-out moments"
-        rows = [
-            ["rank of the change of K", str(known["rank"])],
-            ["noise of the reading (the class reads 1, the retained mean 0)", number(known["noise"], 2)],
-            [
-                f"drift of retained rows, % of the spread of all rows ({source})",
-                percent(known["retained_drift"]),
-            ],
-            [
-                "farthest drift of a retained class mean, % of the same spread",
-                percent(known["class_mean_drift"]),
-            ],
-            ["undo error, ‖undo(K′) − K‖ / ‖K‖", number(known["undo_error"], 1, "e")],
-        ]
-        body = table("What can be said of the edit without running the host.", ["figure", "value"], rows)
-    return section("edit", f"Edit: {edit['description']}, at {edit['site']}", body)
+        return section("edit", heading, body)
+    measured = [one["drift_rows"] for one in known.values()]
+    source = f"measured on {measured[0]:,} rows" if all(measured) else "a bound from held-out moments"
+    lines = {
+        "rank of the change of K": lambda one: str(one["rank"]),
+        "noise of the reading (the class reads 1, the retained mean 0)": lambda one: number(one["noise"], 2),
+        f"drift of retained rows, % of the spread of all rows ({source})": lambda one: percent(one["retained_drift"]),
+        "farthest drift of a retained class mean, % of the same spread": lambda one: percent(one["class_mean_drift"]),
+        "undo error, ‖undo(K′) − K‖ / ‖K‖": lambda one: number(one["undo_error"], 1, "e"),
+    }
+    rows = [[name, *map(shown, known.values())] for name, shown in lines.items()]
+    header = ["figure", *(["value"] if len(edits) == 1 else known)]
+    return section("edit", heading, table("What can be said of the edit without running the host.", header, rows))
 
 
 def _fidelity(fidelity: Mapping[str, Any], figures: Mapping[str, str]) -> str:
@@ -166,7 +167,30 @@ def _fidelity(fidelity: Mapping[str, Any], figures: Mapping[str, str]) -> str:
             "fidelity",
             "Unexplained variance over depth, one line a predictor, as in the table above.",
         ),
+        *_by_span(fidelity, figures),
     )
+
+
+def _by_span(fidelity: Mapping[str, Any], figures: Mapping[str, str]) -> list[str]:
+    spans = fidelity["spans"]
+    if not spans:
+        return []
+    names = [row["name"] for row in fidelity["outputs"][1:]]
+    rows = []
+    for one in spans:
+        found = {row["name"]: f"{number(row['kl'], 4)} / {percent(row['agreement'])}" for row in one["outputs"]}
+        rows.append([f"{one['source']} → {one['target']}", *(found.get(name, "–") for name in names)])
+    return [
+        table(
+            "At the host's output, with each predictor in place of a shorter span: KL to host, nats / agreement %.",
+            ["span", *names],
+            rows,
+            marked_column=1 + names.index("surrogate"),
+        ),
+        figure(figures, "spans", "KL to the host by where the span starts, one line a predictor.")
+        if "spans" in figures
+        else "",
+    ]
 
 
 def _spectrum(spectrum: Mapping[str, Any], figures: Mapping[str, str]) -> str:

@@ -27,13 +27,14 @@ FILES = """<section aria-labelledby="files">
 <dt><code>koopman/</code></dt><dd>the surrogate: weights, configuration, model card</dd>
 <dt><code>edit.safetensors</code></dt><dd>the edit, with its certificate</dd>
 <dt><code>trajectories.safetensors</code></dt><dd>the states, labels and their origin</dd>
+<dt><code>lens.safetensors</code></dt><dd>what a lens reads, where one was looked through</dd>
 <dt><code>metrics.json</code></dt><dd>every number on this page</dd>
 <dt><code>figures/</code></dt><dd>every figure, as PNG and SVG</dd>
 </dl>
 <pre tabindex="0"><code>import koopman_interp as ki
 
 koopman = ki.KoopmanAutoencoder.from_pretrained("koopman")
-edit = ki.OperatorEdit.load("edit.safetensors")
+edit = ki.EditSet.load("edit.safetensors")
 with ki.patched(model, koopman, edit): logits = model(x)</code></pre>
 </section>"""
 

@@ -17,10 +17,12 @@ from numpy import ndarray
 
 from koopman_interp import plotting
 from koopman_interp.analysis.fidelity import Fidelity
+from koopman_interp.analysis.lens import LensReading
 from koopman_interp.analysis.shapes import Topology
 from koopman_interp.analysis.spectrum import Spectrum
 from koopman_interp.auditing.findings import Audit
 from koopman_interp.autoencoder import KoopmanAutoencoder
+from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.files import jsonable, write_json
 from koopman_interp.page import FIGURES, KIND, METRICS_FILE, build_page
@@ -37,10 +39,11 @@ def write_run(
     spectrum: Spectrum,
     topologies: Mapping[str, Topology],
     fidelity: Fidelity,
-    edit: OperatorEdit,
+    edit: OperatorEdit | EditSet,
     audits: Sequence[Audit],
     host: Mapping[str, Any],
     seconds: Mapping[str, float],
+    lens: LensReading | None = None,
 ) -> Path:
     """Write all that a run made to a folder, and its page.
 
@@ -52,11 +55,12 @@ def write_run(
         trajectories: the states to keep and to draw.
         spectrum: of the surrogate.
         topologies: by what they are of, such as "host" and "surrogate".
-        fidelity: of the surrogate.
-        edit: the edit.
+        fidelity: of the surrogate, with a table and a figure of its spans where it has several.
+        edit: the edit, or a set of them.
         audits: of the edit; the first is the one in the summary.
         host: facts on the host, by name.
         seconds: time of each stage, by name.
+        lens: what a lens reads on some inputs, if that is to be shown.
 
     Returns:
         Path of the page.
@@ -66,9 +70,11 @@ def write_run(
     edit.save(to / "edit.safetensors")
     trajectories.save(to / "trajectories.safetensors")
     drawn = _figures(koopman, trajectories, spectrum, topologies, fidelity, audits)
+    if lens is not None:
+        lens.save(to / "lens.safetensors")
+        drawn["lens"] = plotting.plot_lens(lens)
     for name, axes in drawn.items():
         plotting.save_figure(axes, to / FIGURES, name)
-    known = edit.certificate
     values = {
         "kind": KIND,
         "title": title,
@@ -77,20 +83,26 @@ def write_run(
         "seconds": seconds,
         "surrogate": {"description": repr(koopman), "history": koopman.config.history},
         "trajectories": {"description": repr(trajectories)},
-        "edit": {
-            "description": edit.description,
-            "site": edit.site,
-            "rank": edit.rank,
-            "certificate": None if known is None else asdict(known),
-        },
+        "edits": [_facts(one) for one in ((edit,) if isinstance(edit, OperatorEdit) else edit)],
         "audits": [audit.as_dict() for audit in audits],
         "fidelity": fidelity.as_dict(),
+        "lens": None if lens is None else lens.as_dict(),
         "spectrum": spectrum.as_dict(),
         "topologies": {name: topology.as_dict() for name, topology in topologies.items()},
         "figures": list(drawn),
     }
     write_json(to / METRICS_FILE, jsonable(values))
     return build_page(to)
+
+
+def _facts(edit: OperatorEdit) -> dict[str, Any]:
+    known = edit.certificate
+    return {
+        "description": edit.description,
+        "site": edit.site,
+        "rank": edit.rank,
+        "certificate": None if known is None else asdict(known),
+    }
 
 
 def _figures(
@@ -108,6 +120,8 @@ def _figures(
         "output": plotting.plot_output_fidelity(fidelity),
         "trajectories": plotting.plot_trajectories(trajectories),
     }
+    if any(one.target == fidelity.depths[-1].site for one in fidelity.spans):
+        drawn["spans"] = plotting.plot_span_fidelity(fidelity)
     for index, audit in enumerate(audits):
         drawn[f"audit-{index}"] = plotting.plot_audit(audit)
         if any(row.depths for row in audit.rows):

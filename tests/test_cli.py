@@ -32,6 +32,24 @@ def broken():
 """
 
 
+LANGUAGE = """
+import torch
+import transformers
+from tests.hosts.lens_models import SENTENCE, tokenizer
+
+def model():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=30, n_positions=8, n_embd=8, n_layer=2, n_head=2)
+    host = transformers.GPT2LMHeadModel(config).eval()
+    host.tokenizer = tokenizer()
+    return host
+
+def texts():
+    words = SENTENCE.split()
+    return [" ".join(words[start : start + 5]) for start in range(18)]
+"""
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     (tmp_path / "own_host.py").write_text(HOST)
@@ -94,6 +112,63 @@ def test_options_of_an_edit_reach_it(run, tmp_path):
     names = [row["name"] for row in json.loads(run(*audit)[1])["rows"]]
     assert "edit (replace)" in names
     assert "edit (delta)" not in names
+
+
+def test_edits_of_several_classes_and_sites(run, tmp_path):
+    host = ("own_host:model", "own_host:data")
+    run("observe", *host, "--out", "t.safetensors")
+    run("fit", "t.safetensors", "--out", "k", "--method", "least_squares")
+    koopman = ki.KoopmanAutoencoder.from_pretrained(tmp_path / "k")
+    assert run("edit", "k", "--label", "1", "--label", "2", "--site", "blocks.1", "--out", "two.safetensors")[0] == 0
+    two = ki.OperatorEdit.load(tmp_path / "two.safetensors")
+    assert torch.equal(two.directions, ki.erase_classes(koopman, labels=[1, 2], site="blocks.1").directions)
+    assert run("edit", "k", "--label", "1", "--each-site", "--strength", "0.5", "--out", "e.safetensors")[0] == 0
+    each = ki.EditSet.load(tmp_path / "e.safetensors")
+    assert [edit.depth for edit in each] == [1, 2, 3]
+    expected = ki.erase_class(koopman, label=1, site=2, strength=0.5)
+    assert torch.equal(each[1].directions, expected.directions)
+    code, printed, _ = run("audit", *host, "k", "e.safetensors", "--label", "1", "--each-site", "--json")
+    assert code == 0
+    assert json.loads(printed)["rows"][-1]["name"] == "edit (each site)"
+    both = run("edit", "k", "--label", "1", "--each-site", "--site", "blocks.1", "--out", "e.safetensors")
+    assert both[0] == 2
+    assert "not both" in both[2]
+
+
+def test_forget_writes_the_edit_that_its_table_marks(run, tmp_path):
+    host = ("own_host:model", "own_host:data")
+    run("observe", *host, "--out", "t.safetensors")
+    run("fit", "t.safetensors", "--out", "k", "--method", "least_squares")
+    arguments = ("forget", *host, "k", "t.safetensors", "--label", "1", "--most", "0.5", "--out", "e.safetensors")
+    code, printed, _ = run(*arguments, "--json")
+    assert code == 0
+    told = json.loads(printed)
+    assert told["forget_rows"] == int((yin_yang(300)[1] == 1).sum())
+    kept = ki.EditSet.load(tmp_path / "e.safetensors")
+    assert kept.description == told["chosen"]["name"]
+    assert "at most 50.00%" in told["asked"]
+    assert run(*arguments, "--mode", "replace")[1].count("chosen") == 1
+
+
+def test_spans_and_a_lens_of_a_language_model(run, tmp_path):
+    pytest.importorskip("transformers", reason="transformers is missing")
+    (tmp_path / "language.py").write_text(LANGUAGE)
+    host = ("language:model", "language:texts")
+    assert run("observe", *host, "--out", "t.safetensors")[0] == 0
+    assert run("fit", "t.safetensors", "--out", "k", "--method", "least_squares")[0] == 0
+    options = ("--spans", "to_target", "--next-token", "--skip", "1", "--json")
+    code, printed, err = run("fidelity", *host, "k", "t.safetensors", *options)
+    assert code == 0, err
+    told = json.loads(printed)
+    assert len(told["spans"]) == 2
+    assert told["rows"] == 18 * 4
+    code, printed, err = run(
+        "lens", "language:model", "k", "once upon a", "she liked it", "--skip", "1", "--out", "l.safetensors"
+    )
+    assert code == 0, err
+    reading = ki.LensReading.load(tmp_path / "l.safetensors")
+    assert printed == f"{reading}\n"
+    assert reading.inputs == ("upon", "a", "liked", "it")
 
 
 def test_an_interrupted_fit_says_how_to_go_on(run, monkeypatch):

@@ -23,6 +23,7 @@ from koopman_interp.errors import FileFormatError
 from koopman_interp.files import read_json, write_json
 from koopman_interp.page import build_page
 from koopman_interp.report import write_run
+from koopman_interp.testing import yin_yang
 
 EVIL = '<script>alert("x")</script> & $style'
 FREE = {"identity": 1.5321, "mean": 1.0001, "endpoint linear": 0.3456}
@@ -138,7 +139,7 @@ def test_the_numbers_are_those_of_the_values_and_are_finite(run):
     found = json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
     assert found["audits"][0]["rows"][0] == json.loads(json.dumps(asdict(values["audits"][0].rows[0])))
     assert found["audits"][0]["rows"][-1]["kl"] is None
-    assert found["edit"]["certificate"] == asdict(values["edit"].certificate)
+    assert [one["certificate"] for one in found["edits"]] == [asdict(values["edit"].certificate)]
     assert found["spectrum"]["condition"] is None
     assert found["spectrum"]["residuals"] == pytest.approx(values["spectrum"].residuals.tolist(), rel=1e-12)
     assert found["topologies"][EVIL] == values["topologies"][EVIL].as_dict()
@@ -250,6 +251,59 @@ def test_the_slowest_modes_are_listed_with_their_residuals(run, page):
     assert np.allclose([residual for _, _, residual in shown], spectrum.residuals[upper], atol=1e-3)
 
 
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory, run, trained):
+    """A run with spans, a lens and an edit at several sites, on a host that is there."""
+    _, values = run
+    model, koopman, fitted = trained
+    x, y = yin_yang(40, seed=5)
+    faith = ki.fidelity(model, koopman, fitted, x, y, spans="to_target")
+    lens = ki.koopman_lens(model, koopman, x, names=["yin", EVIL, "dot"])
+    edits = ki.each_site(koopman, lambda depth: ki.erase_class(koopman, label=2, site=depth), [1, 2])
+    own = {**values, "koopman": koopman, "fidelity": faith, "edit": edits, "lens": lens}
+    folder = tmp_path_factory.mktemp("longer")
+    write_run(folder, title="", command="", host={}, seconds={}, **own)
+    return folder, own
+
+
+def cells(page, caption):
+    """The cells of the table whose caption starts so, one list a row."""
+    body = next(part for part in page.split("<caption>") if part.startswith(caption)).split("</table>")[0]
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in body.split("<tr")[1:]]
+
+
+def test_the_page_shows_spans_a_lens_and_an_edit_at_several_sites(longer):
+    folder, values = longer
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    faith, lens, edits = values["fidelity"], values["lens"], values["edit"]
+    _, *rows = cells(page, "At the host&#x27;s output, with each predictor in place of a shorter span")
+    assert len(rows) == len(faith.spans)
+    for row, one in zip(rows, faith.spans, strict=True):
+        assert row[0] == f"{one.source} → {one.target}"
+        assert row[1:] == [f"{way.kl:,.4f} / {100 * way.agreement:.1f}" for way in one.outputs[1:]]
+    header, kl, agreement = cells(page, "Mean over all samples")
+    assert header == ["from", *lens.sites]
+    assert kl[1:] == [f"{value:.3f}" for value in lens.kl.double().mean(1).tolist()]
+    agreeing = (lens.top[:, :, 0] == lens.top[-1, :, 0]).double().mean(1)
+    assert agreement[1:] == [f"{100 * value:.1f}" for value in agreeing.tolist()]
+    _, *samples = cells(page, "The likeliest output and its probability, first 24")
+    assert len(samples) == 24
+    for number, row in enumerate(samples):
+        said = [f"{lens.said(d, number)} {lens.probability[d, number, 0]:.2f}" for d in range(len(lens.sites))]
+        assert row == [lens.inputs[number], *map(escape, said)]
+    header, *facts = cells(page, "What can be said of the edit")
+    assert header[1:] == [edit.site for edit in edits]
+    drifts = [f"{100 * edit.certificate.retained_drift:.1f}" for edit in edits]
+    assert facts[2][1:] == drifts
+    assert "at 2 sites</h2>" in page
+    assert {path.stem for path in (folder / "figures").glob("*.svg")} >= {"spans", "lens"}
+    assert re.findall(r'<h2 id="(.*?)">', page).index("lens") == 5
+    kept = ki.EditSet.load(folder / "edit.safetensors")
+    assert all(torch.equal(one.directions, was.directions) for one, was in zip(kept, edits, strict=True))
+    assert torch.equal(ki.LensReading.load(folder / "lens.safetensors").top, lens.top)
+    assert "<script" not in page.lower()
+
+
 @pytest.fixture
 def copy(run, tmp_path):
     """A folder with the numbers alone, to be spoilt; it names no figures."""
@@ -275,7 +329,7 @@ def test_a_missing_figure_is_named(copy):
         build_page(copy)
 
 
-@pytest.mark.parametrize("key", ["title", "audits", "fidelity", "spectrum", "edit", "seconds", "figures", "host"])
+@pytest.mark.parametrize("key", ["title", "audits", "fidelity", "spectrum", "edits", "seconds", "figures", "host"])
 def test_numbers_without_a_part_are_refused_with_its_name(run, key):
     folder, _ = run
     whole = (folder / "metrics.json").read_bytes()

@@ -120,13 +120,16 @@ class EditSet(Sequence[OperatorEdit]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EditSet:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or the file of one edit, as a set of one.
 
         Raises:
             FileNotFoundError: there is no such file.
             FileFormatError: the file is truncated or holds something else.
         """
-        tensors, header = read_tensors(path, kind="edits")
+        tensors, header = read_tensors(path, kind=("edits", "edit"))
+        if header["kind"] == "edit":
+            one = OperatorEdit.load(path)
+            return cls((one,), one.description)
         try:
             edits = []
             for place, facts in enumerate(header["edits"]):

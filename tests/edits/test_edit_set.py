@@ -43,9 +43,19 @@ def test_a_file_gives_the_set_back(every, tmp_path):
     for ours, theirs in zip(every, again, strict=True):
         assert torch.equal(ours(rows()), theirs(rows()))
         assert (ours.host, ours.operator, ours.certificate) == (theirs.host, theirs.operator, theirs.certificate)
-    every[0].save(tmp_path / "one.safetensors")
-    with pytest.raises(FileFormatError, match="holds 'edit', not the 'edits'"):
-        ki.EditSet.load(tmp_path / "one.safetensors")
+
+
+def test_the_file_of_one_edit_gives_a_set_of_one(every, surrogate, trajectories, tmp_path):
+    every[2].save(tmp_path / "one.safetensors")
+    (again,) = ki.EditSet.load(tmp_path / "one.safetensors")
+    assert torch.equal(again(rows()), every[2](rows()))
+    assert str(again) == str(every[2])
+    trajectories.save(tmp_path / "other.safetensors")
+    with pytest.raises(FileFormatError, match="holds 'trajectories', not the 'edits' or 'edit'"):
+        ki.EditSet.load(tmp_path / "other.safetensors")
+    every.save(tmp_path / "set.safetensors")
+    with pytest.raises(FileFormatError, match="holds 'edits', not the 'edit'"):
+        ki.OperatorEdit.load(tmp_path / "set.safetensors")
 
 
 def test_sets_compose_depth_by_depth_and_the_order_matters(surrogate, every):
