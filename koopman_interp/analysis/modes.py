@@ -83,10 +83,12 @@ def host_modes(
         Directions in the host's own units, `[width, mode]`, in complex128; v has norm 1, these have not.
 
     Raises:
-        InputError: the site is not among the surrogate's.
+        InputError: the site is not among the surrogate's, or no point is given and no rows were fitted.
     """
     _require_own(koopman, spectrum)
     depth = depth_of(koopman.sites, site)
+    if at is None and not koopman.moments.count.sum():
+        raise InputError("This surrogate was not fitted, so it has no mean to take the Jacobian at. Give states: at=….")
     mean = koopman.normalization.maps(depth)[0]
     with torch.no_grad():
         points = koopman.moments.total_mean(depth).to(mean)[None] if at is None else koopman.encode(at.to(mean), depth)

@@ -261,9 +261,11 @@ def spectrum(
         The spectrum, slowest decay first.
 
     Raises:
-        InputError: the trajectories have other sites than the surrogate, or no samples.
+        InputError: the trajectories have other sites than the surrogate, or no samples; or tolerance or level is none.
         NonFiniteError: a state is NaN or infinite.
     """
+    if not tolerance >= 0:
+        raise InputError(f"The tolerance is the largest residual of a trusted mode, 0 or more; got {tolerance}.")
     if not 0 < level < 1:
         raise InputError(f"The level of an interval is a share between 0 and 1; got {level}.")
     found = eigen(koopman, modes)

@@ -7,6 +7,7 @@ surrogates are built, not fitted: an identity, and an edit of it, so that what a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 from unittest import SkipTest
 
@@ -58,6 +59,7 @@ class HostContract:
     span: ClassVar[tuple[int, int]] = (1, -1)
     tolerance: ClassVar[float] = 1e-5
     halves: ClassVar[bool] = True
+    _made: ClassVar[dict[type, nn.Module]] = {}
 
     # --- what a subclass gives ------------------------------------------------------------------------------
 
@@ -73,13 +75,13 @@ class HostContract:
         """Place a hook by the framework's own means, after those already there, and return how to remove it."""
         raise NotImplementedError
 
-    def generate(self, model: nn.Module, tokens: Tensor, steps: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def generate(self, model: nn.Module, tokens: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Generate greedily with a key-value cache; without one, leave this out.
 
         It takes the model, tokens `[batch, position]` without padding, and how many to add. It gives all tokens
         `[batch, position + step]`, and the logits `[batch, step, token]` by which each new one was chosen.
         """
-        raise SkipTest("this host does not generate")
+        raise SkipTest(f"{type(model).__name__} generates no {steps} tokens after {tuple(tokens.shape)}")
 
     # --- laws -----------------------------------------------------------------------------------------------
 
@@ -268,9 +270,9 @@ class HostContract:
 
     def _host(self) -> Host:
         kind = type(self)
-        if "_made" not in vars(kind):
-            kind._made = self.make()  # type: ignore[attr-defined]
-        return host_for(kind._made)  # type: ignore[attr-defined]
+        if kind not in self._made:
+            self._made[kind] = self.make()
+        return host_for(self._made[kind])
 
     def _outputs(self, host: Host) -> Tensor:
         batch = self.inputs(4)
@@ -281,10 +283,7 @@ class HostContract:
     def _seen(self, host: Host, sites: tuple[str, ...]) -> tuple[dict[str, list[Tensor]], Tensor | None]:
         """Record sites by the framework's own hooks in one pass, and which of its rows are real tokens."""
         found: dict[str, list[Tensor]] = {site: [] for site in sites}
-        removals = [
-            self.watch(host.model, site, lambda state, site=site: found[site].append(state.clone()))  # type: ignore[misc]
-            for site in sites
-        ]
+        removals = [self.watch(host.model, site, partial(_keep, rows)) for site, rows in found.items()]
         passes: list[Tokens | None] = []
         with host.passes(passes.append):
             self._outputs(host)
@@ -367,6 +366,10 @@ class HostContract:
             worst = float((recomputed - logits[:, step]).abs().max())
             assert worst <= 2e-5, f"{what}, step {step}: logits differ by {worst:.1e}"
             assert torch.equal(logits[:, step].argmax(-1), tokens[:, length])
+
+
+def _keep(rows: list[Tensor], state: Tensor) -> None:
+    rows.append(state.clone())
 
 
 def _part(batch: Any, start: int, stop: int) -> Any:

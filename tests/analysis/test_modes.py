@@ -201,6 +201,9 @@ def test_bad_input_gets_a_sentence(surrogate, trajectories, found, model):
     other = ki.spectrum(plain_surrogate(known_operator(), TIMES), linear_data(known_operator(), TIMES))
     with pytest.raises(InputError, match="modes of 6 observables; the surrogate has 14"):
         ki.host_modes(surrogate, other)
+    unfitted = ki.KoopmanAutoencoder(surrogate.config)
+    with pytest.raises(InputError, match="not fitted"):
+        ki.host_modes(unfitted, found)
     torch.nn.init.ones_(model.head.weight)
     with pytest.raises(HostMismatchError, match="belongs to another host"):
         ki.describe_modes(surrogate, found, trajectories, model=model, batches=[torch.zeros(2, 4)])

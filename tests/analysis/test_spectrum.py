@@ -383,6 +383,9 @@ def test_bad_input_gets_a_sentence(surrogate, trajectories):
         ki.spectrum(surrogate, trajectories, modes=15)
     with pytest.raises(InputError, match="between 0 and 1; got 95"):
         ki.spectrum(surrogate, trajectories, level=95.0)
+    for tolerance in (-0.1, float("nan")):
+        with pytest.raises(InputError, match="0 or more; got"):
+            ki.spectrum(surrogate, trajectories, tolerance=tolerance)
     spoilt = [state.clone() for state in trajectories.states]
     spoilt[1][3, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="row 3"):

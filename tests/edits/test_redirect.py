@@ -127,7 +127,9 @@ def test_next_best_is_the_nearest_retained_mean(trajectories, rows):
 
 def test_similar_is_what_a_discriminant_without_the_class_says(trajectories):
     generator = torch.Generator().manual_seed(0)
-    labels = trajectories.labels
+    every = trajectories.labels
+    # Of class 2 one row in six: with classes of one size the discriminant's priors would not show.
+    labels = every[(every != 2) | (torch.arange(len(every)) % 6 == 0)]
     z = torch.randn(len(labels), 5, generator=generator, dtype=torch.float64) + labels[:, None]
     gone = labels == LABEL
     oracle = LinearDiscriminantAnalysis(solver="lsqr").fit(z[~gone].numpy(), labels[~gone].numpy())
