@@ -192,6 +192,7 @@ def test_the_blocks_outside_a_replaced_span_run(model, surrogate, x):
     )
 
 
+@pytest.mark.filterwarnings("ignore:There are hooks inside")  # by which the test sees what runs
 def test_a_replaced_span_is_skipped(model, surrogate, x):
     ran = []
     for index, block in enumerate(model.blocks):

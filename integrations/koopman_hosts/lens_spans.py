@@ -7,7 +7,6 @@ are honoured at the span's ends and refused inside it, where they would silently
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from koopman_hosts.lens_calls import argument, each_call
-from koopman_hosts.skipping import overridden, refuse_cache
+from koopman_hosts.skipping import Unheard, overridden, refuse_cache
 from koopman_hosts.states import NO_STATE, holds_tensors, input_state, with_state
 from koopman_interp.errors import InputError, UnskippableError
 
@@ -57,7 +56,8 @@ class _Span:
         self._advanced: Tensor | None = None
         self._frame: Any = None
         within = [point for index in blocks for point in _hook_points(model.blocks[index], type(ends[0]))]
-        self._unheard = [point for point in within if point is not ends[0] and point is not ends[1]]
+        inside = [point for point in within if point is not ends[0] and point is not ends[1]]
+        self._unheard = Unheard((point._forward_hooks for point in inside), blocks)
 
     def begin(self, cache: Any) -> None:
         """Begin a pass."""
@@ -85,7 +85,7 @@ class _Span:
                 args, kwargs = self._first._maybe_inject_start_residual(args, kwargs)
             if self._frame is None:
                 self._frame = self._learnt(original, args, kwargs)
-            self._tell_of_unheard_hooks()
+            self._unheard.tell()
         state = input_state(args, kwargs)
         if index == self._skipped.start:
             state = self._enter(state)
@@ -109,15 +109,6 @@ class _Span:
                 "cannot be skipped. Patch with mode='delta'."
             )
         return frame
-
-    def _tell_of_unheard_hooks(self) -> None:
-        if any(point._forward_hooks for point in self._unheard):
-            self._unheard = []
-            warnings.warn(
-                f"There are hooks inside the replaced blocks {self._skipped.start} to {self._skipped.stop - 1}, which "
-                "are skipped: these hooks do not fire. Those at the span's two ends do.",
-                stacklevel=2,
-            )
 
 
 def _hook_points(block: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:

@@ -7,7 +7,8 @@ leaves no trace. Knows nothing of how a framework's blocks call each other.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterator
+import warnings
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,6 +75,26 @@ def overwritten(host: Host, source: str, target: str, advance: Callable[[Tensor]
 
     with host.hooked({source: read}), host.hooked({target: lambda _: advance(carried.pop())}, first=True):
         yield
+
+
+class Unheard:
+    """Hooks inside a span that is skipped; one warning tells of them."""
+
+    def __init__(self, hooks: Iterable[Mapping[int, Any]], blocks: range) -> None:
+        """Remember where modules keep the hooks that would go unheard, and the indices of the blocks."""
+        self._hooks = list(hooks)
+        self._blocks = blocks
+
+    def tell(self) -> None:
+        """Warn if there is a hook; to be called when the span is skipped."""
+        if any(self._hooks):
+            self._hooks = []
+            warnings.warn(
+                f"There are hooks inside the replaced blocks {self._blocks.start} to {self._blocks.stop - 1}, which "
+                "are skipped: these hooks do not fire, or see the state that is put at the span's end. Hooks at the "
+                "span's two ends see the states there.",
+                stacklevel=2,
+            )
 
 
 def refuse_cache(cache: Any, skipped: Container[int]) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from koopman_hosts.site_names import matches
-from koopman_hosts.skipping import overridden, overwritten, refuse_cache
+from koopman_hosts.skipping import Unheard, overridden, overwritten, refuse_cache
 from koopman_hosts.states import NO_STATE, holds_tensors, input_state, output_state, with_state
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
 from koopman_interp.hosts import Hook, SiteSelection, device_of, moved_to
@@ -137,8 +137,9 @@ class TorchHost:
         """Put `advance(state at source)` at target.
 
         Between two sites of one run of blocks the blocks' own compute is skipped: `forward` is set on the
-        instances and taken off again. Elsewhere the state at the target is overwritten by a hook, which
-        gives the same values and saves nothing.
+        instances and taken off again. Hooks within the blocks then do not fire, and those between them see
+        the advanced state, of which a warning tells once. Elsewhere the state at the target is overwritten by a
+        hook, which gives the same values and saves nothing.
 
         Yields:
             Whether the compute of the span is skipped.
@@ -149,12 +150,13 @@ class TorchHost:
                 stack.enter_context(overwritten(self, source, target, advance))
                 yield False
                 return
-            stand_ins = _SkippedSpan(len(skipped), advance)
+            blocks = [self._modules[name] for name in run[skipped.start : skipped.stop]]
+            stand_ins = _SkippedSpan(len(skipped), advance, Unheard(_hooks_inside(blocks), skipped))
             refusal = partial(_refuse_cache, skipped)
             stack.callback(self.model.register_forward_pre_hook(refusal, with_kwargs=True).remove)
             stack.enter_context(self.hooked({source: stand_ins.read}))
-            for index, name in enumerate(run[skipped.start : skipped.stop]):
-                stack.enter_context(overridden(self._modules[name], "forward", stand_ins.forward_of(index)))
+            for index, block in enumerate(blocks):
+                stack.enter_context(overridden(block, "forward", stand_ins.forward_of(index)))
             yield True
 
     def fwd_hooks(self, hooks: Mapping[str, Hook]) -> list[tuple[str, Callable[..., Tensor | None]]]:
@@ -241,6 +243,16 @@ class TorchHost:
         return (), range(0)
 
 
+def _hooks_inside(blocks: Sequence[nn.Module]) -> Iterator[Mapping[int, Any]]:
+    """Find where hooks are kept within blocks in a row and between them, which is all but their two ends."""
+    for block in blocks:
+        for module in block.modules():
+            if module is not block or block is not blocks[-1]:
+                yield module._forward_hooks
+            if module is not block or block is not blocks[0]:
+                yield module._forward_pre_hooks
+
+
 def _parsed(site: str) -> tuple[str, bool, int | None]:
     """Part a site into the module's name, whether its input is meant, and which of its calls in a pass."""
     suffix = _SUFFIX.search(site)
@@ -305,9 +317,10 @@ class _SkippedSpan:
     then only the blocks themselves can supply what follows, and every pass is like the first.
     """
 
-    def __init__(self, blocks: int, advance: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, blocks: int, advance: Callable[[Tensor], Tensor], unheard: Unheard) -> None:
         self._blocks = blocks
         self._advance = advance
+        self._unheard = unheard
         self._frames: list[Any] = []
         self._chained = False
         self._flowing: Tensor | None = None
@@ -326,6 +339,7 @@ class _SkippedSpan:
         assert self._advanced is not None
         learnt = len(self._frames) == self._blocks
         if learnt and self._chained and not any(map(holds_tensors, self._frames)):
+            self._unheard.tell()
             return with_state(self._frames[index], self._advanced)
         if index == 0:
             self._frames, self._chained = [], True

@@ -1,6 +1,7 @@
 """The torch adapter finds the residual stream, reads and writes at sites, and leaves no trace."""
 
 import copy
+import warnings
 from collections import namedtuple
 
 import pytest
@@ -489,6 +490,7 @@ def continuation(model, first, last):
 
 @pytest.mark.parametrize(("source", "target", "first", "last"), SPANS)
 @pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+@pytest.mark.filterwarnings("ignore:There are hooks inside")  # by which the test sees what runs
 def test_the_true_continuation_reproduces_the_logits_and_skips_the_compute(source, target, first, last, wrap, x):
     model = seeded(Stack, wrap=wrap)
     twin, advance = copy.deepcopy(model), continuation(model, first, last)
@@ -577,6 +579,43 @@ def test_a_user_hook_at_the_target_sees_the_replaced_state(x):
         model(x)
     handle.remove()
     assert [float(state.abs().max()) for state in seen] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("module", "before"),
+    [("blocks.1.fc", False), ("blocks.2.fc", True), ("blocks.1", False), ("blocks.2", True)],
+    ids=["within", "before what is within", "between", "before what is between"],
+)
+def test_one_warning_tells_of_hooks_inside_the_span(module, before, x):
+    model = seeded(Stack)
+    part = model.get_submodule(module)
+    hear = part.register_forward_pre_hook if before else part.register_forward_hook
+    hear(lambda *_: None)
+    with torch.no_grad(), TorchHost(model).replaced("blocks.0", "blocks.2", torch.zeros_like):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(x)  # the first pass computes the span
+        with pytest.warns(UserWarning, match="inside the replaced blocks 1 to 2"):
+            model(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(x)
+
+
+def test_hooks_at_the_ends_of_a_span_and_outside_cause_no_warning(x):
+    model = seeded(Stack)
+    for name in ("blocks.0", "blocks.0.fc", "blocks.2", "blocks.3.fc", "head"):
+        model.get_submodule(name).register_forward_hook(lambda *_: None)
+    for name in ("blocks.1", "blocks.3"):
+        model.get_submodule(name).register_forward_pre_hook(lambda *_: None)
+    with (
+        torch.no_grad(),
+        TorchHost(model).replaced("blocks.0", "blocks.2", torch.zeros_like),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("error")
+        for _ in range(3):
+            model(x)
 
 
 def test_stages_of_a_resnet_can_be_replaced():
