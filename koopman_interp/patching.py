@@ -146,6 +146,7 @@ class Patch:
         motion: the surrogate's motion over the span, on the host's device.
         source: site where the span starts.
         target: site where it ends.
+        without: sites inside a replaced span, where the patched host has no states.
     """
 
     def __init__(
@@ -184,6 +185,7 @@ class Patch:
         self.host = host
         self.mode = mode
         self.source, self.target = koopman.sites[groups[0][0]], koopman.sites[groups[-1][1]]
+        self.without = koopman.sites[groups[0][0] + 1 : groups[0][1]] if mode == "replace" else ()
         self.positions = positions
         self.motion: nn.Module = motions[0] if len(motions) == 1 else nn.ModuleList(motions)
         self._spans = [

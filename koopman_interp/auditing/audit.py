@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -83,7 +84,7 @@ def audit(
         retrain: in its place, a function that trains and returns one.
         probes: kernels of the probes: `linear`, `rbf`, `mlp`.
         depths: `last` reads the last site, `all` every site of the surrogate: those downstream of the patch see the
-            patched states, those upstream the host's own.
+            patched states, those upstream the host's own; inside a replaced span there are none to see.
         relearn: how to try to bring the class back; needs both kinds of training rows.
         language: what to ask a language model.
         skip: leading positions of each sequence to leave out, as in `attach`; they are not patched either.
@@ -113,14 +114,15 @@ def audit(
         raise InputError("Relearning needs rows to learn from: give forget_training= and retain_training=.")
     span: dict[str, Any] = {"mode": mode, "source": source, "target": target, "at": at}
     span["positions"] = slice(skip, None) if skip else None
-    patched(host, koopman, edits, **span)  # refuses the host of another surrogate before anything is computed
+    patch = patched(host, koopman, edits, **span)  # refuses the host of another surrogate before anything is computed
     if retrain is not None:
         with torch.enable_grad():
             retrained = retrain().eval()
     sites = koopman.sites if depths == "all" else koopman.sites[-1:]
     judge = Judge(host, held_out, training, sites, Reader(held_out.label, probes, seed), skip, retrained)
     # A copy that relearns has other weights than those fitted on.
-    ours = Way(named(mode, at), host, lambda host: patched(host, koopman, edits, check_weights=False, **span))
+    running = partial(patched, koopman=koopman, edit=edits, check_weights=False, **span)
+    ours = Way(named(mode, at), host, running, without=patch.without)
     ways = [*judge.baselines(), ours]
     rows = [judge.row(way) for way in ways]
     if relearn is not None:

@@ -33,7 +33,7 @@ class Seen:
     """What came out of a host for all rows.
 
     Attributes:
-        states: float64 rows of each site that was reached, on the CPU. A skipped block's site is not.
+        states: float64 rows of each site that was reached, on the CPU.
         logp: log-probabilities.
         labels: class of each row.
     """

@@ -43,6 +43,7 @@ class Way:
         patch: makes the context in which it runs, for this host or a copy of it; None leaves the host alone.
         answers: from the log-probabilities that come out to those that are given; None leaves them.
         learns: whether relearning it says anything: a mask stays one, and the host has forgotten nothing.
+        without: sites where it has no states to read.
     """
 
     name: str
@@ -50,13 +51,15 @@ class Way:
     patch: Callable[[Host], AbstractContextManager[Any]] | None = None
     answers: Callable[[Tensor], Tensor] | None = None
     learns: bool = True
+    without: Sequence[str] = ()
 
     def running(self, host: Host | None = None) -> AbstractContextManager[Any]:
         """Return the context in which its host, or a copy of it, runs."""
         return nullcontext() if self.patch is None else self.patch(host or self.host)
 
     def seen(self, batches: Batches, sites: Sequence[str], skip: int) -> Seen:
-        """Call its host on all batches."""
+        """Call its host on all batches, and read the sites where it has states."""
+        sites = [site for site in sites if site not in self.without]
         return self.answered(Seen.of(self.host, batches, sites, skip=skip, patch=self.running()))
 
     def answered(self, seen: Seen) -> Seen:

@@ -287,14 +287,20 @@ def test_upstream_of_the_patch_stands_the_host_and_downstream_what_was_patched(c
     assert there.depths[-1] != early["host"].depths[-1]
 
 
-def test_a_skipped_span_is_read_where_it_is_reached(case):
-    found = case.audited(
-        depths="all", mode="replace", edit=ki.erase_class(case.koopman, label=LABEL, site=0), probes=()
-    )
-    sites = [reading.site for reading in found.rows[-1].depths]
-    assert sites[0] == case.koopman.sites[0]
-    assert sites[-1] == case.koopman.sites[-1]
-    assert set(sites) <= set(case.koopman.sites)
+def test_a_skipped_span_is_read_at_its_ends(case):
+    sites = case.koopman.sites
+    for source, target in ((None, None), (1, -2), (1, 2)):
+        found = case.audited(
+            depths="all",
+            mode="replace",
+            edit=ki.erase_class(case.koopman, label=LABEL, site=source or 0),
+            probes=(),
+            source=source,
+            target=target,
+        )
+        first, last = source or 0, sites.index(sites[-1 if target is None else target])
+        assert tuple(reading.site for reading in found.rows[-1].depths) == sites[: first + 1] + sites[last:]
+        assert tuple(reading.site for reading in found["host"].depths) == sites
     assert found.rows[-1].depths[0] == found["host"].depths[0]
     assert "by depth" in str(found)
 
