@@ -1,6 +1,7 @@
 """Figures show each value they are given, draw where they are told, and change nothing global."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -24,6 +25,7 @@ from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.errors import InputError
 from koopman_interp.plotting import plot_trajectories
 from koopman_interp.plotting.fidelity import _PREDICTORS
+from koopman_interp.plotting.style import label_ends
 
 SPECTRUM = Spectrum(
     eigenvalues=np.array([1.1, 0.8 + 0.3j, 0.8 - 0.3j, 0.2], dtype=complex),
@@ -435,3 +437,17 @@ def test_saved_figures_are_the_same_bytes_each_time_and_carry_no_date(tmp_path):
 def test_no_two_predictors_share_a_colour():
     colours = [to_rgba(colour) for colour, _, _ in _PREDICTORS.values()]
     assert len(set(colours)) == len(colours)
+
+
+@pytest.mark.parametrize("values", [(1.0, 0.99, 0.98, 0.01), (1.0, 0.0101, 0.0102, 0.01)], ids=["top", "bottom"])
+def test_names_of_lines_keep_apart_in_the_order_of_the_lines_and_off_the_title(values):
+    ax = pyplot.figure().add_subplot()
+    for value in values:
+        ax.plot([0, 1], [value, value])
+    ax.set_yscale("log")
+    label_ends(ax, {f"{value:g}": (value, "black") for value in values})
+    places = {float(text.get_text()): text.get_position()[1] for text in ax.texts}
+    heights = [places[value] for value in sorted(values)]
+    assert all(b - a >= 0.07 - 1e-9 for a, b in pairwise(heights))
+    assert heights[-1] <= 1
+    pyplot.close(ax.figure)

@@ -77,7 +77,14 @@ def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], *, gap: float = 
     ax.margins(x=0.03)
     low, high = (math.log(limit) for limit in ax.get_ylim())
     ax.set_ylim(ax.get_ylim())
-    at = -math.inf
-    for name, (value, colour) in sorted(ends.items(), key=lambda end: end[1][0]):
-        at = max((math.log(value) - low) / (high - low), at + gap)
+    lines = sorted(ends.items(), key=lambda end: end[1][0])
+    places, floor, ceiling = [], -math.inf, 1.0
+    for _, (value, _) in lines:
+        places.append(max((math.log(value) - low) / (high - low), floor))
+        floor = places[-1] + gap
+    # Those that were pushed past the top, into the title, push the ones below them back.
+    for index in reversed(range(len(places))):
+        places[index] = min(places[index], ceiling)
+        ceiling = places[index] - gap
+    for at, (name, (_, colour)) in zip(places, lines, strict=True):
         ax.text(1.015, at, name, color=colour, va="center", fontweight="bold", transform=ax.transAxes)
