@@ -317,6 +317,8 @@ class KoopmanAutoencoder(
         where = os.fspath(pretrained_model_name_or_path)
         weights = Path(where) / WEIGHTS_FILE
         if not Path(where).is_dir():
+            if where.count("/") != 1:
+                raise FileNotFoundError(f"There is no folder {where!r}; a name on the Hub would be owner/name.")
             try:
                 weights = Path(hf_hub_download(where, WEIGHTS_FILE, **download))
             except (HFValidationError, EntryNotFoundError, RepositoryNotFoundError) as error:

@@ -59,7 +59,9 @@ def calls(
 
 
 def cut(batches: Any, batch_size: int) -> Iterator[Any]:
-    """Cut a tensor, a data set, or a series of texts or sequences of ids into batches; pass on what is cut already.
+    """Cut a tensor, a pair of inputs and labels, a data set, or a series of texts or sequences of ids into batches.
+
+    What is cut already is passed on.
 
     Raises:
         InputError: it is none of these, nor an iterable of batches, or the batches are to hold nothing.
@@ -68,6 +70,8 @@ def cut(batches: Any, batch_size: int) -> Iterator[Any]:
         raise InputError(f"batch_size must be 1 or more; got {batch_size}.")
     if isinstance(batches, Tensor):
         return iter(batches.split(batch_size))
+    if _is_pair(batches):
+        return zip(*(part.split(batch_size) for part in batches), strict=True)
     if hasattr(batches, "with_format") and hasattr(batches, "iter"):  # a split of a datasets data set
         return iter(batches.with_format("torch").iter(batch_size=batch_size))
     if isinstance(batches, Iterable) and not isinstance(batches, (str, bytes, Mapping)):
@@ -170,6 +174,14 @@ def _of_ids(sequences: Sequence[Any]) -> Any:
     if empty:
         raise InputError(f"Sequence {empty[0]} of a batch has no tokens. Take it out.")
     return batch["input_ids"] if bool(mask.all()) else batch
+
+
+def _is_pair(batches: Any) -> TypeGuard[tuple[Tensor, Tensor]]:
+    """Whether it is inputs and one label an input, which no two batches in a row could be."""
+    if not (isinstance(batches, tuple) and len(batches) == 2 and all(isinstance(part, Tensor) for part in batches)):
+        return False
+    x, y = batches
+    return x.ndim > 1 and y.ndim == 1 and _whole(y) and len(x) == len(y)
 
 
 def _grouped(entries: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -379,4 +379,6 @@ def _parted(name: str, label: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor,
     """Part a labelled data set into the rows of a class and the others."""
     x, y = _labelled(name)
     gone = y == label
+    if not gone.any():
+        raise click.BadParameter(f"{name!r} gives no rows of class {label}; it has {y.unique().tolist()}.")
     return (x[gone], y[gone]), (x[~gone], y[~gone])

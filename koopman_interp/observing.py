@@ -131,9 +131,10 @@ class Tap:
 
         Args:
             batches: a tensor of inputs, or of token ids `[batch, position]`; texts, or sequences of token ids of any
-                lengths; a split of a `datasets` data set (all cut into batches); or any iterable of batches, a
-                DataLoader for one. A batch is a tensor, a list of texts or of sequences of ids, a mapping that is
-                passed as keyword arguments (`input_ids`, `attention_mask`, …), or a pair (one of these, labels).
+                lengths; a pair of inputs and labels, as two tensors; a split of a `datasets` data set (all cut into
+                batches); or any iterable of batches, a DataLoader for one. A batch is a tensor, a list of texts or of
+                sequences of ids, a mapping that is passed as keyword arguments (`input_ids`, `attention_mask`, …), or
+                a pair (one of these, labels).
             labels: whole numbers: one an input, one a sample, one a token (skipped ones too), or one a position with
                 padding still in it; or the name of the column that holds them. Without it they are taken from pairs,
                 and from a column `label` or `labels` of mappings, which the model is then not called with. Samples

@@ -216,7 +216,13 @@ def test_adapters_are_listed(run):
         (("observe", "own_host:model", "own_host:data", "--site", "blokcs.*", "--out", "t"), 1, "Nearest: blocks"),
         (("observe", "own_host:broken", "own_host:data", "--out", "t"), 1, "RuntimeError: no such disk"),
         (("edit", "nowhere/at/all", "--label", "1", "--out", "e.safetensors"), 1, "There is no folder"),
+        (("spectrum", "nowhere", "t.safetensors"), 1, "There is no folder 'nowhere'; a name on the Hub"),
         (("fit", "missing.safetensors", "--out", "k"), 1, "There is no file"),
+        (
+            ("audit", "own_host:model", "own_host:data", "k", "e", "--label", "9"),
+            2,
+            "no rows of class 9; it has [0, 1, 2]",
+        ),
         (("report", "nowhere"), 1, "nowhere"),
         (("demo", "--label", "7"), 1, "0 (yin)"),
     ],

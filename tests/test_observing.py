@@ -106,6 +106,7 @@ def feeds(points, labels):
         "data set": (datasets.Dataset.from_dict(rows), {"batch_size": 40}),
         "data set by column": (datasets.Dataset.from_dict(rows), {"labels": "label", "inputs": "x"}),
         "labels beside": (points, {"labels": labels.tolist()}),
+        "one pair": ((points, labels), {"batch_size": 40}),
     }
 
 

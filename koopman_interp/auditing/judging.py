@@ -48,7 +48,8 @@ class Rows:
         labels = torch.cat([torch.empty(0, dtype=torch.long), *(whole_numbers(y) for _, y in forgotten)])
         classes = torch.unique(labels[labels != IGNORED]).tolist()
         if len(classes) != 1 and (classes or label is None):
-            raise InputError(f"The {what} rows to forget should be of one class; they are of {classes}.")
+            found = f"they are of {classes}" if classes else "there are none"
+            raise InputError(f"The {what} rows to forget should be of one class; {found}.")
         own = classes[0] if classes else label
         assert own is not None
         if label is not None and own != label:
