@@ -83,6 +83,8 @@ def test_unlearn_a_class(tmp_path):
     assert "Outside of the context the host predicts exactly as before" in printed
     classes = printed.split("== All ten classes")[1].split("\n\n")[0]
     assert re.findall(r"^(\d) +\d", classes, re.MULTILINE) == [str(label) for label in range(10)]
+    together = printed.split("== Classes 4, 7, 2 at once")[1].split("\n\n")[0]
+    assert [len(line.split()) for line in together.splitlines()[2:]] == [5] * 4
     ways = ("host", "logit mask", "mean difference", "retrained", r"edit \(delta\)", r"edit \(replace\)")
     for name in ways:
         assert re.search(rf"^{name} +\d", printed, re.MULTILINE), name
