@@ -20,10 +20,10 @@ Rows = Callable[[Int[Tensor, " row"]], Float[Tensor, "row width"]]
 
 _CANDIDATES = 4096
 """Rows among which farthest points are sought, drawn at random where there are more."""
-_SKETCHED_WIDTH = 8
+_SKETCHED_WIDTH = 4
 """Coordinates that each depth keeps in the sketch on which rows are assigned to landmarks."""
-_BLOCK = 2048
-_MOST_BLOCKS = 4
+_BLOCK = 1024
+_MOST_BLOCKS = 8
 """Blocks of rows whose nearest landmark is sought exactly, the ones farthest from their assigned landmark first."""
 
 
@@ -43,7 +43,7 @@ def sketch(states: Sequence[Float[Tensor, "sample _"]], *, rows: int, seed: int)
         width = state.shape[1]
         kept = min(width, _SKETCHED_WIDTH)
         onto = torch.eye(width) if kept == width else torch.randn(width, kept, generator=generator)
-        part = torch.cat([block.cpu().float() @ onto for block in state.split(4 * _BLOCK)])
+        part = torch.cat([block.cpu().float() @ onto for block in state.split(8 * _BLOCK)])
         part = part - part.mean(0)
         parts.append(part / part.square().sum(1).mean().sqrt().clamp_min(torch.finfo(part.dtype).tiny))
     return torch.cat(parts, 1)
@@ -79,7 +79,8 @@ def choose(sketched: Float[Tensor, "sample sketched"], count: int, sampling: Sam
 
 def assign(sketched: Float[Tensor, "sample sketched"], rows: Int[Tensor, " row"]) -> Int[Tensor, " sample"]:
     """Find each sample's nearest landmark in the sketch; `[sample]` places in `rows`."""
-    return torch.cat([_nearest(block, sketched[rows]) for block in sketched.split(_BLOCK)])
+    chosen = sketched[rows]
+    return torch.cat([_nearest(block, chosen) for block in sketched.split(_BLOCK)])
 
 
 def covering_radius(cloud: Rows, rows: Int[Tensor, " row"], assigned: Int[Tensor, " sample"]) -> float:
@@ -99,10 +100,10 @@ def covering_radius(cloud: Rows, rows: Int[Tensor, " row"], assigned: Int[Tensor
     """
     landmarks = cloud(rows)
     every = torch.arange(len(assigned))
-    reach = torch.cat([_apart(cloud(block), landmarks[assigned[block]]) for block in every.split(4 * _BLOCK)])
-    order = reach.argsort(descending=True)
+    reach = torch.cat([_apart(cloud(block), landmarks[assigned[block]]) for block in every.split(8 * _BLOCK)])
+    farthest = reach.topk(min(len(reach), _MOST_BLOCKS * _BLOCK + 1)).indices
     largest = 0.0
-    for number, block in enumerate(order.split(_BLOCK)):
+    for number, block in enumerate(farthest.split(_BLOCK)):
         if float(reach[block[0]]) <= largest or number == _MOST_BLOCKS:
             return max(largest, float(reach[block[0]]))
         points = cloud(block)
@@ -112,7 +113,8 @@ def covering_radius(cloud: Rows, rows: Int[Tensor, " row"], assigned: Int[Tensor
 
 
 def _nearest(points: Tensor, landmarks: Tensor) -> Tensor:
-    return torch.addmm(landmarks.square().sum(1), points, landmarks.T, alpha=-2).argmin(1)
+    # Of the two, min finds the place of a row's least entry in a third of argmin's time.
+    return torch.addmm(landmarks.square().sum(1), points, landmarks.T, alpha=-2).min(1).indices
 
 
 def _apart(points: Tensor, others: Tensor) -> Tensor:

@@ -68,11 +68,13 @@ def _draw_intervals(spectrum: Spectrum, ax: Axes) -> None:
         return
     for index in np.flatnonzero(spectrum.trusted[: len(found.decay)]):
         (low, high), (early, late) = found.decay[index], found.rotation[index]
+        if not np.isfinite([low, high, early, late]).all():
+            continue  # an unknown one
         radius, angle = np.abs(found.estimate[index]), (early + late) / 2
-        if np.isfinite(high - low) and high - low < _WIDEST:
+        if high - low < _WIDEST:
             ray = np.array([low, high]) * np.exp(1j * angle)
             ax.plot(ray.real, ray.imag, color="k", linewidth=1.3, zorder=4)
-        if np.isfinite(late - early) and _CERTAIN < radius * (late - early) < _WIDEST:
+        if _CERTAIN < radius * (late - early) < _WIDEST:
             arc = radius * np.exp(1j * np.linspace(early, late, 25))
             ax.plot(arc.real, arc.imag, color="k", linewidth=1.3, zorder=4)
 
