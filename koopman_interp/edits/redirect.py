@@ -71,7 +71,7 @@ def redirect(
 
     Raises:
         InputError: there is nothing to redirect or to retain, a name of targets without a label, or a
-            weight or rank that is none.
+            weight or rank that is none; or the weight is so small that the solve is singular.
     """
     depth = _depth(koopman, site, after)
     _require_rank(rank)
@@ -80,13 +80,17 @@ def redirect(
         raise InputError(f"weight is the cost of moving what is retained, positive and finite; got {weight}.")
     C = problem.retained
     ridge = _RIDGE * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
-    gram, cross = problem.normal_equations
-    change = torch.linalg.solve(gram + weight * (C + ridge), cross)
+    factor, failed = torch.linalg.cholesky_ex(problem.gram + weight * (C + ridge))
+    if failed:
+        raise InputError(
+            f"At weight {weight:g} the rows alone decide, and they do not reach all directions. Give a greater weight."
+        )
+    solved = torch.cholesky_solve(problem.rows.T / len(problem.rows), factor)
     what = name or ("rows" if label is None else f"class {label}")
     shown = targets if isinstance(targets, str) else getattr(targets, "__name__", "own targets")
     form = "equality" if weight <= EQUALITY else f"λ = {weight:g}"
     description = f"redirect {what} to {shown.removeprefix('_')}, {form}{at_strength(strength)}"
-    return _finished(koopman, depth, problem, change, description, strength, rank, after)
+    return _finished(koopman, depth, problem, solved, description, strength, rank, after)
 
 
 def null_space(
@@ -126,9 +130,8 @@ def null_space(
     values, vectors = torch.linalg.eigh(problem.retained)
     free = vectors[:, values <= tolerance * values[-1]]
     size, reached = len(values), len(values) - free.shape[1]
-    gram, cross = problem.normal_equations
-    inside = free.T @ gram @ free
-    met = float(inside.trace() / gram.trace()) if free.shape[1] else 0.0
+    inside = free.T @ problem.gram @ free
+    met = float(inside.trace() / problem.gram.trace()) if free.shape[1] else 0.0
     if met <= _SINGULAR:
         raise InputError(
             f"The null space is empty: the retained rows have numerical rank {reached} of {size} observables at "
@@ -136,10 +139,10 @@ def null_space(
             "Use redirect(…), which weighs the two, fit more observables, or raise tolerance and let some move."
         )
     ridge = EQUALITY * inside.diagonal().mean() * torch.eye(free.shape[1], dtype=inside.dtype)
-    change = free @ torch.linalg.solve(inside + ridge, free.T @ cross)
+    solved = free @ torch.linalg.solve(inside + ridge, free.T @ problem.rows.T / len(problem.rows))
     what = "rows" if label is None else f"class {label}"
     description = f"redirect {what} in the null space of {size - reached} dimensions{at_strength(strength)}"
-    return _finished(koopman, depth, problem, change, description, strength, rank, None)
+    return _finished(koopman, depth, problem, solved, description, strength, rank, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +182,7 @@ class _Problem:
                 P = torch.eye(len(covariance), dtype=z.dtype) - after.directions @ after.readers.T
                 covariance, centre = P @ covariance @ P.T, after(centre)
         else:
-            covariance, centre = torch.cov(z[~moved].T, correction=0), z[~moved].mean(0)
+            covariance, centre = _retained(z, moved)
         if not isinstance(targets, str):
             sent = targets(z, depth)
             if sent.shape != z.shape:
@@ -194,9 +197,20 @@ class _Problem:
         return cls(z[moved] - centre, goal - z[moved], covariance, centre, forgotten)
 
     @cached_property
-    def normal_equations(self) -> tuple[Tensor, Tensor]:
-        """`Z_fᵀZ_f / n` and `Z_fᵀ(T − Z_f) / n`."""
-        return self.rows.T @ self.rows / len(self.rows), self.rows.T @ self.wanted / len(self.rows)
+    def gram(self) -> Float[Tensor, "observable observable"]:
+        """`Z_fᵀZ_f / n`."""
+        return self.rows.T @ self.rows / len(self.rows)
+
+
+def _retained(
+    z: Float[Tensor, "sample observable"], moved: Bool[Tensor, " sample"]
+) -> tuple[Float[Tensor, "observable observable"], Float[Tensor, " observable"]]:
+    """Covariance and mean of the rows that are not moved, as all rows less the moved ones: fewer copies are made."""
+    kept = len(z) - int(moved.sum())
+    centre = (z.sum(0) - z[moved].sum(0)) / kept
+    centred = z - centre
+    rows = centred[moved]
+    return (centred.T @ centred - rows.T @ rows) / kept, centre
 
 
 def _moved(trajectories: Trajectories, label: int | None) -> Bool[Tensor, " sample"]:
@@ -231,14 +245,14 @@ def _finished(
     koopman: KoopmanAutoencoder,
     depth: int,
     problem: _Problem,
-    change: Float[Tensor, "observable observable"],
+    solved: Float[Tensor, "observable row"],
     description: str,
     strength: float,
     rank: int | None,
     after: OperatorEdit | None,
 ) -> OperatorEdit:
-    """Cut Δ to low rank, and make the edit of it."""
-    readers, directions = _truncated(change, problem, rank)
+    """Cut Δ, `solved` times the displacements wanted, to low rank, and make the edit of it."""
+    readers, directions = _truncated(solved, problem, rank)
     edit = edit_at(koopman, depth, description, -strength * directions, readers, problem.centre @ readers)
     left = problem.wanted - problem.rows @ readers @ directions.T
     met = 1 - float(left.square().sum() / problem.wanted.square().sum().clamp_min(torch.finfo(left.dtype).tiny))
@@ -247,20 +261,21 @@ def _finished(
     return certified(edit, koopman, forgotten=problem.forgotten, feasibility=met, strength=strength)
 
 
-def _truncated(
-    change: Float[Tensor, "observable observable"], problem: _Problem, rank: int | None
-) -> tuple[Tensor, Tensor]:
-    """Factor Δ ≈ readers directionsᵀ, the best of its rank for displacements of moved and retained rows together."""
-    gram, _ = problem.normal_equations
-    metric = gram + problem.retained
-    factor = torch.linalg.cholesky(
-        metric + _SINGULAR**0.5 * metric.diagonal().mean() * torch.eye(len(metric)).to(metric)
-    )
-    moved = factor.T @ change
+def _truncated(solved: Float[Tensor, "observable row"], problem: _Problem, rank: int | None) -> tuple[Tensor, Tensor]:
+    """Factor Δ ≈ readers directionsᵀ, the best of its rank for displacements of moved and retained rows together.
+
+    With S the second moments of those rows and `LLᵀ = S`, the singular vectors of `Lᵀ solved wanted` say what to keep;
+    its rank is at most the number of rows, to which an orthonormal basis brings it down.
+    """
+    metric = problem.gram + problem.retained
+    ridge = _SINGULAR**0.5 * metric.diagonal().mean() * torch.eye(len(metric)).to(metric)
+    factor = torch.linalg.cholesky(metric + ridge)
+    basis, within = torch.linalg.qr(factor.T @ solved)
+    moved = within @ problem.wanted
     # By the eigenvectors of its square, a quarter of a decomposition's time: what squares lose is cut off anyhow.
     values, left = torch.linalg.eigh(moved @ moved.T)
     values, left = values.flip(0).clamp_min(0), left.flip(1)
     lost = values.flip(0).cumsum(0).flip(0)
     enough = int((lost > _KEPT * lost[0].clamp_min(torch.finfo(lost.dtype).tiny)).sum())
     left = left[:, : max(1, min(enough, rank or enough))]
-    return torch.linalg.solve_triangular(factor.T, left, upper=True), moved.T @ left
+    return torch.linalg.solve_triangular(factor.T, basis @ left, upper=True), moved.T @ left

@@ -45,19 +45,20 @@ def named_targets(
     Raises:
         InputError: there is no such name.
     """
-    retained = z[~moved]
     if name == "retained_mean":
-        return retained.mean(0).expand(int(moved.sum()), -1)
-    kinds, index = torch.unique(labels[~moved], return_inverse=True)
-    member = torch.nn.functional.one_hot(index, len(kinds)).to(z)
-    means = member.T @ retained / member.sum(0)[:, None]
+        return z[~moved].mean(0).expand(int(moved.sum()), -1)
+    kinds = torch.unique(labels[~moved])
+    # A row that moves is of no class here; so no copy of the others is made.
+    member = ((labels[:, None] == kinds) & ~moved[:, None]).to(z)
+    means = member.T @ z / member.sum(0)[:, None]
     if name == "next_best":
         return means[torch.cdist(z[moved], means).argmin(1)]
     if name == "similar":
-        within = torch.cov((retained - means[index]).T, correction=0)
+        within = torch.cov((z - member @ means)[~moved].T, correction=0)
         within = within + _RIDGE * within.diagonal().mean() * torch.eye(len(within), dtype=z.dtype)
         readers = torch.linalg.solve(within, means.T)
-        scores = z[moved] @ readers - 0.5 * (means.T * readers).sum(0) + (member.sum(0) / len(retained)).log()
+        share = member.sum(0) / member.sum()
+        scores = z[moved] @ readers - 0.5 * (means.T * readers).sum(0) + share.log()
         return scores.softmax(1) @ means
     raise InputError(f"There are no targets {name!r}; there are next_best, similar, retained_mean, or a function.")
 

@@ -8,6 +8,7 @@ import torch
 from scipy.linalg import null_space
 
 import koopman_interp as ki
+from koopman_interp.edits.certifying import numerical_rank
 from koopman_interp.edits.erase import SHRINKAGE, oblique_eraser
 from koopman_interp.errors import InputError
 
@@ -414,3 +415,15 @@ def test_a_covariance_that_cannot_be_inverted_is_refused_with_a_sentence(surroga
     assert ki.erase_class(flat, label=0).certificate.undo_error < 1e-12
     with pytest.raises(InputError, match="shrinkage"):
         ki.erase_class(flat, label=0, shrinkage=0.0)
+
+
+@pytest.mark.parametrize("tolerance", [1e-10, 1e-3])
+@pytest.mark.parametrize("least", [0.0, 1e-14, 0.9, 1.1, 3.0, 20.0])
+def test_the_numerical_rank_counts_eigenvalues(least, tolerance):
+    """At spectra below, near and above the limit, where a Cholesky decomposition alone decides and where it cannot."""
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(30, 30, generator=generator, dtype=torch.float64)).Q
+    values = torch.linspace(0.1, 2, 30, dtype=torch.float64)
+    values[:4] = 2 * (least if least < 0.1 and least > 0 else least * tolerance)
+    found = numerical_rank(turn * values @ turn.T, tolerance)
+    assert found == (30 if least > 1 else 26)

@@ -51,6 +51,34 @@ def test_it_is_the_minimum_of_its_objective(surrogate, trajectories, rows, weigh
     torch.testing.assert_close(edit(torch.from_numpy(centre)), torch.from_numpy(centre), atol=1e-9, rtol=0)
 
 
+@pytest.fixture(scope="module")
+def few(trajectories):
+    """Fewer rows to redirect than there are observables, which leaves some directions unreached."""
+    gone = (trajectories.labels == LABEL).nonzero()[:5, 0]
+    return trajectories[torch.cat([gone, (trajectories.labels != LABEL).nonzero()[:, 0]])]
+
+
+def test_fewer_rows_than_observables_have_the_same_minimum(surrogate, few):
+    z = surrogate.encode(few.states[DEPTH], DEPTH).double()
+    gone = few.labels == LABEL
+    change, centre = by_hand(z, gone, named_targets("next_best", z, few.labels, gone), 1.0)
+    edit = ki.redirect(surrogate, few, label=LABEL, site=DEPTH)
+    assert edit.rank <= 5
+    expected = z.numpy() + (z.numpy() - centre) @ change
+
+    def size(moves):
+        """What a truncation is measured by: moved and retained rows, as means over each."""
+        squares = np.square(moves).sum(1)
+        return squares[gone.numpy()].mean() + squares[~gone.numpy()].mean()
+
+    assert size(edit(z).numpy() - expected) < 1.01e-4 * size(expected - z.numpy())
+
+
+def test_a_weight_that_leaves_the_solve_singular_is_refused(surrogate, few):
+    with pytest.raises(InputError, match="At weight 1e-30 the rows alone decide"):
+        ki.redirect(surrogate, few, label=LABEL, site=DEPTH, weight=1e-30)
+
+
 def test_the_weight_is_a_dial_between_all_and_nothing(surrogate, trajectories, rows):
     gone = trajectories.labels == LABEL
     met, drift = [], []
