@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,12 @@ def digits_setting(seed: int, *, epochs: int = EPOCHS) -> Setting:
         other=trained(kept, seed + 100),
         seed=seed,
     )
+
+
+def observed_and_fitted(setting: Setting) -> tuple[ki.Trajectories, ki.KoopmanAutoencoder]:
+    """Observe the host on its training rows, and fit a surrogate by the setting's seed."""
+    trajectories = ki.attach(setting.model).observe(setting.x, setting.y, progress=False)
+    return trajectories, ki.fit(trajectories, replace(CONFIG, seed=setting.seed), progress=False)
 
 
 def audited(setting: Setting, *, quick: bool = False) -> list[ki.Audit]:

@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import machine
-from digits import CONFIG, LABEL, MEASURES, Setting, digits_setting
+from digits import LABEL, MEASURES, Setting, digits_setting, observed_and_fitted
 from edits import everywhere_past_the_first, second_choices, way
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
@@ -63,11 +62,9 @@ def main() -> None:
 
 def figures_of(setting: Setting) -> Iterator[tuple[str, Any]]:
     """Audit each edit on one seed; what stands beside edits comes once."""
-    tap = ki.attach(setting.model)
-    trajectories = tap.observe(setting.x, setting.y, progress=False)
-    koopman = ki.fit(trajectories, replace(CONFIG, seed=setting.seed), progress=False)
+    trajectories, koopman = observed_and_fitted(setting)
     beside = True
-    for name, edit in edits_of(setting, tap, koopman, trajectories):
+    for name, edit in edits_of(setting, koopman, trajectories):
         audit = ki.audit(
             setting.model,
             koopman,
@@ -85,7 +82,7 @@ def figures_of(setting: Setting) -> Iterator[tuple[str, Any]]:
 
 
 def edits_of(
-    setting: Setting, tap: ki.Tap, koopman: ki.KoopmanAutoencoder, trajectories: ki.Trajectories
+    setting: Setting, koopman: ki.KoopmanAutoencoder, trajectories: ki.Trajectories
 ) -> Iterator[tuple[str, Edit]]:
     """Make the grid."""
     second = partial(ki.redirect, koopman, label=LABEL, targets=second_choices(setting))
@@ -100,7 +97,7 @@ def edits_of(
         each = everywhere_past_the_first(koopman, partial(ki.erase_class, koopman, label=LABEL, strength=strength))
         yield f"erase × {strength:g} at each site", each
         with ki.patched(setting.model, koopman, each, at="each site"):
-            left = tap.observe(setting.x, setting.y, progress=False)
+            left = ki.attach(setting.model).observe(setting.x, setting.y, progress=False)
         for weight in WEIGHTS[1:]:
             last = second(left, site=-1, weight=weight) @ each[-1]
             made = ki.EditSet((*each[:-1], last), each.description)

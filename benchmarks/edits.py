@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from common import Data, add_data_options, machine, mnist, mnist_host, predictions
-from digits import CONFIG, LABEL, MEASURES, Setting, digits_setting
+from digits import LABEL, MEASURES, Setting, digits_setting, observed_and_fitted
 from erasing import STRENGTHS, by_class, erased_in_turn, moved
 from torch import Tensor, nn
 
@@ -79,8 +78,7 @@ def forget_a_digit(given: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, list[list[float]]] = {}
     for seed in given.seeds:
         setting = digits_setting(seed)
-        trajectories = ki.attach(setting.model).observe(setting.x, setting.y, progress=False)
-        koopman = ki.fit(trajectories, replace(CONFIG, seed=seed), progress=False)
+        trajectories, koopman = observed_and_fitted(setting)
         for name, make in WAYS.items():
             edit = make(koopman, trajectories, setting)
             audit = ki.audit(

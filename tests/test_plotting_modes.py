@@ -71,6 +71,20 @@ def test_contours_are_drawn_where_pseudospectra_are_given(found):
         plotting.plot_spectrum(spectrum, pseudospectra=several)
 
 
+def test_unknown_intervals_are_left_out(found):
+    spectrum, _ = found
+    spectrum = replace(spectrum, tolerance=10.0)
+    decay, rotation = spectrum.intervals.decay.copy(), spectrum.intervals.rotation.copy()
+    decay[0] = rotation[0] = -np.inf, np.inf
+    unknown = replace(spectrum, intervals=replace(spectrum.intervals, decay=decay, rotation=rotation))
+
+    def rays(given):
+        lines = plotting.plot_spectrum(given).lines
+        return sum(len(line.get_xdata()) == 2 and line.get_color() == "k" for line in lines)
+
+    assert rays(unknown) == rays(spectrum) - 1
+
+
 def test_a_cross_marks_the_estimate_of_each_trusted_mode(found):
     spectrum, _ = found
     ax = plotting.plot_spectrum(replace(spectrum, tolerance=10.0))

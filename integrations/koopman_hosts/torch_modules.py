@@ -339,7 +339,8 @@ class _SkippedSpan:
         assert self._advanced is not None
         learnt = len(self._frames) == self._blocks
         if learnt and self._chained and not any(map(holds_tensors, self._frames)):
-            self._unheard.tell()
+            if index == 0:
+                self._unheard.tell()
             return with_state(self._frames[index], self._advanced)
         if index == 0:
             self._frames, self._chained = [], True

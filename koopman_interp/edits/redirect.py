@@ -182,7 +182,7 @@ class _Problem:
                 P = torch.eye(len(covariance), dtype=z.dtype) - after.directions @ after.readers.T
                 covariance, centre = P @ covariance @ P.T, after(centre)
         else:
-            covariance, centre = _retained(z, moved)
+            covariance, centre = torch.cov(z[~moved].T, correction=0), z[~moved].mean(0)
         if not isinstance(targets, str):
             sent = targets(z, depth)
             if sent.shape != z.shape:
@@ -200,17 +200,6 @@ class _Problem:
     def gram(self) -> Float[Tensor, "observable observable"]:
         """`Z_fᵀZ_f / n`."""
         return self.rows.T @ self.rows / len(self.rows)
-
-
-def _retained(
-    z: Float[Tensor, "sample observable"], moved: Bool[Tensor, " sample"]
-) -> tuple[Float[Tensor, "observable observable"], Float[Tensor, " observable"]]:
-    """Covariance and mean of the rows that are not moved, as all rows less the moved ones: fewer copies are made."""
-    kept = len(z) - int(moved.sum())
-    centre = (z.sum(0) - z[moved].sum(0)) / kept
-    centred = z - centre
-    rows = centred[moved]
-    return (centred.T @ centred - rows.T @ rows) / kept, centre
 
 
 def _moved(trajectories: Trajectories, label: int | None) -> Bool[Tensor, " sample"]:
