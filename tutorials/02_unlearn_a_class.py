@@ -263,36 +263,12 @@ for label, strength in strengths.items():
     own = y_test == label
     masked = logits.index_fill(1, torch.tensor([label]), -torch.inf).argmax(1)
     by_mask = percent(masked[~own] == y_test[~own]) - percent(host[~own] == y_test[~own])
-    rows.append(
-        [
-            str(label),
-            f"{strength:g}",
-            f"{percent(host[own] == label):.2f}",
-            f"{judged['delta'][0]:.2f}",
-            f"{judged['replace'][0]:.2f}",
-            f"{judged['delta'][1]:+.2f}",
-            f"{judged['replace'][1]:+.2f}",
-            f"{by_mask:+.2f}",
-            f"{bare[1]:+.2f}",
-        ]
-    )
+    recognised = (percent(host[own] == label), judged["delta"][0], judged["replace"][0])
+    kept = (judged["delta"][1], judged["replace"][1], by_mask, bare[1])
+    rows.append([f"{label}", f"{strength:g}", *(f"{one:.2f}" for one in recognised), *(f"{one:+.2f}" for one in kept)])
 print("\n== All ten classes: % still recognised, and retained minus host's retained in points ==")
-print(
-    table(
-        [
-            "class",
-            "strength",
-            "recognised: host",
-            "delta",
-            "replace",
-            "retained: delta",
-            "replace",
-            "logit mask",
-            "replace, no edit",
-        ],
-        rows,
-    )
-)
+header = ["class", "strength", "recognised: host", "delta", "replace"]
+print(table([*header, "retained: delta", "replace", "logit mask", "replace, no edit"], rows))
 
 # %% [markdown]
 # ## Three classes at once
