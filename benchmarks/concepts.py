@@ -34,8 +34,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import koopman_interp as ki
 from koopman_interp.files import write_json
+from koopman_interp.hosts.tokens import right_padded
 from koopman_interp.tables import table
-from koopman_interp.tokens import right_padded
 
 
 def words(line: str) -> list[str]:

@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import koopman_interp as ki
-from koopman_interp.auditing.divergence import jensen_shannon
+from koopman_interp.divergence import jensen_shannon
 from koopman_interp.files import jsonable, write_json
 from koopman_interp.tables import table
 from koopman_interp.testing import ResidualMLP, train_classifier

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 import koopman_interp as ki
-from koopman_interp.layouts import shaped_like, to_rows
+from koopman_interp.hosts.layouts import shaped_like, to_rows
 
 EPSILONS = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)
 """Tried for the paper's edit; its ε is not published, so the best on training rows stands for it."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import koopman_interp as ki
 from koopman_interp.files import write_json
-from koopman_interp.motion import Mode
+from koopman_interp.patching.motion import Mode
 from koopman_interp.tables import table
 
 STRENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)

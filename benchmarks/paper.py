@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import koopman_interp as ki
 from koopman_interp.errors import NonFiniteError
 from koopman_interp.files import write_json
-from koopman_interp.motion import Mode
+from koopman_interp.patching.motion import Mode
 from koopman_interp.tables import table
 
 JUDGED_ROWS = 10_000

@@ -26,7 +26,7 @@ from common import machine, peak_memory_gb
 from torch import nn
 
 import koopman_interp as ki
-import koopman_interp.analysis.spectrum as module
+import koopman_interp.analysis.spectra.spectrum as module
 from koopman_interp.analysis.encoding import encoded
 from koopman_interp.files import write_json
 from koopman_interp.tables import table

@@ -19,8 +19,8 @@ from common import Data, predictions, share
 from torch import nn
 
 import koopman_interp as ki
-import koopman_interp.fitting as fitting
-from koopman_interp.gradient_descent import Trainer
+import koopman_interp.fitting.fit as fitting
+from koopman_interp.fitting.descent import Trainer
 
 CALIBRATION_ROWS = 4096
 CALIBRATION_STEPS = 8

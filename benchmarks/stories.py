@@ -23,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import koopman_interp as ki
 from koopman_interp import plotting
-from koopman_interp.analysis.stand_ins import ENDPOINT, SURROGATE
+from koopman_interp.analysis.substitutes.stand_ins import ENDPOINT, SURROGATE
 from koopman_interp.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2] / "shared"

@@ -23,7 +23,7 @@ from common import Data, default_mnist, machine, mnist, predictions, share
 
 import koopman_interp as ki
 from koopman_interp import plotting
-from koopman_interp.analysis.topology_bands import exchanged
+from koopman_interp.analysis.shapes.topology_bands import exchanged
 from koopman_interp.files import write_json
 from koopman_interp.tables import table
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang

@@ -55,7 +55,7 @@ def demo(out: Path, label: int, strength: float, seed: int) -> None:
 @cli.command()
 def hosts() -> None:
     """List the host adapters that are installed."""
-    from koopman_interp.hosts import adapters
+    from koopman_interp.hosts.finding import adapters
 
     for adapter in adapters():
         click.echo(f"{adapter.adapter}  {adapter.__module__}:{adapter.__qualname__}")
@@ -68,7 +68,7 @@ def hosts() -> None:
 @click.option("--out", type=FILE, required=True, help="Trajectories to write (.safetensors).")
 def observe(model: str, data: str, sites: tuple[str, ...], out: Path) -> None:
     """Record MODEL on DATA, both as module:callable; DATA gives batches, of pairs (inputs, labels) for labels."""
-    from koopman_interp.observing import attach
+    from koopman_interp.observing.tap import attach
 
     trajectories = attach(_called(model), sites or None).observe(_called(data))
     trajectories.save(out)
@@ -87,8 +87,8 @@ def fit_(
 ) -> None:
     """Fit a surrogate to TRAJECTORIES."""
     from koopman_interp.files import read_json
-    from koopman_interp.fit_config import FitConfig
-    from koopman_interp.fitting import fit
+    from koopman_interp.fitting.config import FitConfig
+    from koopman_interp.fitting.fit import fit
     from koopman_interp.trajectories import Trajectories
 
     settings = FitConfig.from_dict(read_json(config)) if config else FitConfig()
@@ -105,8 +105,8 @@ def fit_(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def spectrum_(koopman: Path, trajectories: Path, modes: int, as_json: bool) -> None:
     """Eigenvalues of KOOPMAN with residuals on TRAJECTORIES."""
-    from koopman_interp.analysis.spectrum import spectrum
-    from koopman_interp.autoencoder import KoopmanAutoencoder
+    from koopman_interp.analysis.spectra.spectrum import spectrum
+    from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
     found = spectrum(KoopmanAutoencoder.from_pretrained(koopman), Trajectories.load(trajectories))
@@ -120,8 +120,8 @@ def spectrum_(koopman: Path, trajectories: Path, modes: int, as_json: bool) -> N
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def topology_(trajectories: Path, koopman: Path | None, points: int, as_json: bool) -> None:
     """Betti numbers of TRAJECTORIES by depth."""
-    from koopman_interp.analysis.topology import topology
-    from koopman_interp.autoencoder import KoopmanAutoencoder
+    from koopman_interp.analysis.shapes.topology import topology
+    from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
     surrogate = None if koopman is None else KoopmanAutoencoder.from_pretrained(koopman)
@@ -142,8 +142,8 @@ def fidelity_(
     model: str, data: str, koopman: Path, trajectories: Path, spans: Any, next_token: bool, skip: int, as_json: bool
 ) -> None:
     """Judge KOOPMAN in MODEL on held-out DATA; TRAJECTORIES are those that it was fitted on."""
-    from koopman_interp.analysis.fidelity import fidelity
-    from koopman_interp.autoencoder import KoopmanAutoencoder
+    from koopman_interp.analysis.substitutes.fidelity import fidelity
+    from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
     x, y = (_called(data), None) if next_token else _labelled(data)
@@ -162,8 +162,8 @@ def fidelity_(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def lens(model: str, koopman: Path, texts: tuple[str, ...], skip: int, out: Path | None, as_json: bool) -> None:
     """Show what MODEL would say to TEXTS if its motion were KOOPMAN's from each depth on."""
-    from koopman_interp.analysis.lens import koopman_lens
-    from koopman_interp.autoencoder import KoopmanAutoencoder
+    from koopman_interp.analysis.substitutes.lens import koopman_lens
+    from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
     found = koopman_lens(_called(model), KoopmanAutoencoder.from_pretrained(koopman), list(texts), skip=skip)
     if out is not None:
@@ -189,9 +189,9 @@ def edit(
     out: Path,
 ) -> None:
     """Erase classes from KOOPMAN; needs no data."""
-    from koopman_interp.autoencoder import KoopmanAutoencoder
     from koopman_interp.edits.edit_set import each_site as at_each
     from koopman_interp.edits.erase import erase_class, erase_classes
+    from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
     if each_site and site is not None:
@@ -232,8 +232,8 @@ def forget_(
     DATA are rows to choose on, other than those of TRAJECTORIES, which KOOPMAN was fitted on, and than those to be
     reported.
     """
-    from koopman_interp.autoencoder import KoopmanAutoencoder
     from koopman_interp.forgetting.forget import forget
+    from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
     found = forget(
@@ -283,9 +283,9 @@ def audit_(
     """Judge EDIT of KOOPMAN in MODEL on held-out DATA, beside the baselines."""
     from koopman_interp.auditing.audit import audit
     from koopman_interp.auditing.relearning import Relearning
-    from koopman_interp.autoencoder import KoopmanAutoencoder
     from koopman_interp.edits.edit_set import EditSet
     from koopman_interp.files import jsonable
+    from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
     forget, retain = _parted(data, label)
     trained = (None, None) if training is None else _parted(training, label)
@@ -313,7 +313,7 @@ def audit_(
 @click.argument("folder", type=FOLDER)
 def report(folder: Path) -> None:
     """Build the page of a run FOLDER anew from its metrics and figures."""
-    from koopman_interp.page import build_page
+    from koopman_interp.report.page import build_page
 
     click.echo(f"Report: {build_page(folder)}")
 

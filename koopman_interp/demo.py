@@ -15,19 +15,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from koopman_interp.analysis.fidelity import fidelity
-from koopman_interp.analysis.spectrum import spectrum
-from koopman_interp.analysis.topology import topology
+from koopman_interp.analysis.shapes.topology import topology
+from koopman_interp.analysis.spectra.spectrum import spectrum
+from koopman_interp.analysis.substitutes.fidelity import fidelity
 from koopman_interp.auditing.audit import audit
-from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.erase import erase_class
 from koopman_interp.errors import InputError
-from koopman_interp.fit_config import FitConfig
-from koopman_interp.fitting import fit
-from koopman_interp.motion import Mode
-from koopman_interp.observing import attach
-from koopman_interp.patching import patched
-from koopman_interp.report import write_run
+from koopman_interp.fitting.config import FitConfig
+from koopman_interp.fitting.fit import fit
+from koopman_interp.observing.tap import attach
+from koopman_interp.patching.motion import Mode
+from koopman_interp.patching.patch import patched
+from koopman_interp.report.run import write_run
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 
 CLASSES = ("yin", "yang", "dot")

@@ -25,16 +25,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from koopman_interp.analysis.affine import AffineMap
-from koopman_interp.analysis.lenses import AffineLens
-from koopman_interp.autoencoder import KoopmanAutoencoder
-from koopman_interp.batches import calls
+from koopman_interp.analysis.substitutes.affine import AffineMap
+from koopman_interp.analysis.substitutes.lenses import AffineLens
 from koopman_interp.errors import InputError, NonFiniteError
-from koopman_interp.hosts import Host, HostFingerprint, device_of, host_for
-from koopman_interp.losses import linearity, matching_isometry, prediction, reconstruction
-from koopman_interp.moments import Moments
-from koopman_interp.outputs import divergences
-from koopman_interp.tails import OwnPass
+from koopman_interp.fitting.losses import linearity, matching_isometry, prediction, reconstruction
+from koopman_interp.hosts.devices import device_of
+from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.hosts.protocol import Host
+from koopman_interp.observing.batches import calls
+from koopman_interp.observing.outputs import divergences
+from koopman_interp.observing.own_pass import OwnPass
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.surrogates.moments import Moments
 from koopman_interp.trajectories import Trajectories
 
 _CHUNK = 8192

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import read_tensors, write_tensors
-from koopman_interp.hosts import HostFingerprint, span
-
-IGNORED = -100
-"""Label of what is to be left out, in the convention of Hugging Face."""
+from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.labels import IGNORED, labels_of_rows
+from koopman_interp.sites import span
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -287,42 +286,6 @@ class Trajectories:
             )
         except KeyError as error:
             raise FileFormatError(f"{path} lacks parts of trajectories. Write it again from its source.") from error
-
-
-def whole_numbers(labels: Any) -> Int[Tensor, " _"]:
-    """Flatten labels, a tensor or lists nested to any depth, to one axis.
-
-    Raises:
-        InputError: they are not whole numbers.
-    """
-    if isinstance(labels, (list, tuple)) and any(isinstance(part, (list, tuple, Tensor)) for part in labels):
-        return torch.cat([whole_numbers(part) for part in labels])
-    try:
-        given = torch.as_tensor(labels).cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"Labels are whole numbers, one a class; got {type(labels).__name__}: {error}.") from error
-    if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
-        raise InputError(f"Labels are whole numbers, one a class; got {given.dtype}.")
-    return given.flatten().long()
-
-
-def labels_of_rows(labels: Any, sequence: Int[Tensor, " sample"]) -> Int[Tensor, " sample"]:
-    """Bring labels, one a row or one an observed input, to one a row.
-
-    Raises:
-        InputError: their number fits neither, or they are not whole numbers.
-    """
-    given = whole_numbers(labels)
-    if len(given) == len(sequence):
-        return given
-    inputs = int(sequence.max()) + 1 if len(sequence) else 0
-    if len(given) == inputs:
-        return given[sequence]
-    raise InputError(
-        f"Expected {len(sequence):,} labels, one a sample"
-        + (f", or {inputs:,}, one an observed input" if inputs != len(sequence) else "")
-        + f"; got {len(given):,}."
-    )
 
 
 def _shared(first: str, second: str) -> int:

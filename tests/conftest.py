@@ -18,7 +18,7 @@ from jaxtyping import config as jaxtyping_config
 from torch import nn
 
 import koopman_interp as ki
-from koopman_interp.hosts import weight_digest
+from koopman_interp.hosts.fingerprint import weight_digest
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 
 # The same examples on every machine, and no folder of past failures in the repository.

@@ -172,7 +172,7 @@ def test_spans_and_a_lens_of_a_language_model(run, tmp_path):
 
 
 def test_an_interrupted_fit_says_how_to_go_on(run, monkeypatch):
-    from koopman_interp.gradient_descent import Trainer
+    from koopman_interp.fitting.descent import Trainer
 
     descend, taken = Trainer._descend, []
 

@@ -10,8 +10,9 @@ from scipy.special import log_softmax
 import koopman_interp as ki
 from koopman_interp.distilling import _Descent, _koopman_loss
 from koopman_interp.errors import HostMismatchError, InputError, NonFiniteError
-from koopman_interp.hosts import host_for, weight_digest
-from koopman_interp.tails import OwnPass
+from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.fingerprint import weight_digest
+from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.testing import yin_yang
 from tests.hosts.lens_models import llama_bridge
 

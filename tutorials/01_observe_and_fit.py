@@ -26,7 +26,7 @@ import torch
 
 import koopman_interp as ki
 from koopman_interp import plotting
-from koopman_interp.operators import OPERATORS
+from koopman_interp.surrogates.operators import OPERATORS
 from koopman_interp.tables import table
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 

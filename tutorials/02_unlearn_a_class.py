@@ -30,7 +30,7 @@ from datasets import load_dataset
 from safetensors.torch import load_file, save_file
 
 import koopman_interp as ki
-from koopman_interp.report import write_run
+from koopman_interp.report.run import write_run
 from koopman_interp.tables import table
 from koopman_interp.testing import ResidualMLP, train_classifier
 

@@ -33,8 +33,8 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import koopman_interp as ki
+from koopman_interp.hosts.tokens import right_padded
 from koopman_interp.plotting import plot_frontier, save_figure
-from koopman_interp.tokens import right_padded
 
 SLICE = int(os.environ.get("KOOPMAN_INTERP_SLICE", "0"))
 MODEL = str(Path(os.environ.get("KOOPMAN_INTERP_MODELS", ".")) / "stories260K")

@@ -36,7 +36,7 @@ from sklearn.datasets import load_digits
 
 import koopman_interp as ki
 from koopman_interp import plotting
-from koopman_interp.auditing.divergence import jensen_shannon
+from koopman_interp.divergence import jensen_shannon
 from koopman_interp.tables import table
 from koopman_interp.testing import ResidualMLP, train_classifier
 

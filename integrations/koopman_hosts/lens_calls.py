@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from koopman_hosts.skipping import overridden
-from koopman_interp.tokens import Tokens, cache_of
+from koopman_interp.hosts.tokens import Tokens, cache_of
 
 Begin = Callable[[Tokens | None, Any], None]
 """Called with the tokens of a pass and its key-value cache, or None for either."""

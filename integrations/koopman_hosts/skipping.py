@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from koopman_interp.errors import InputError
-from koopman_interp.hosts import Host
+from koopman_interp.hosts.protocol import Host
 
 
 class _Chain:

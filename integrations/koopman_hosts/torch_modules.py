@@ -23,8 +23,9 @@ from koopman_hosts.site_names import matches
 from koopman_hosts.skipping import Unheard, overridden, overwritten, refuse_cache
 from koopman_hosts.states import NO_STATE, holds_tensors, input_state, output_state, with_state
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
-from koopman_interp.hosts import Hook, SiteSelection, device_of, moved_to
-from koopman_interp.tokens import Tokens, cache_of, padded
+from koopman_interp.hosts.devices import device_of, moved_to
+from koopman_interp.hosts.protocol import Hook, SiteSelection
+from koopman_interp.hosts.tokens import Tokens, cache_of, padded
 
 INPUT = ":input"
 _CONTAINERS = (nn.ModuleList, nn.Sequential)

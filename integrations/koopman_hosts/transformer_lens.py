@@ -19,8 +19,9 @@ from koopman_hosts.lens_spans import skipped
 from koopman_hosts.site_names import matches
 from koopman_hosts.skipping import overwritten
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
-from koopman_interp.hosts import Hook, SiteSelection, device_of, moved_to
-from koopman_interp.tokens import Tokens, right_padded
+from koopman_interp.hosts.devices import device_of, moved_to
+from koopman_interp.hosts.protocol import Hook, SiteSelection
+from koopman_interp.hosts.tokens import Tokens, right_padded
 
 OLDEST = (3, 9)
 _KINDS = ("TransformerBridge", "HookedTransformer", "RemoteBridge")

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.errors import InputError, NonFiniteError
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
 _CHUNK_NUMBERS = 2**23

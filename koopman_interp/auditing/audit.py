@@ -20,19 +20,20 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from koopman_interp.auditing.baselines import Way, named, why_no_leace
 from koopman_interp.auditing.findings import Audit
 from koopman_interp.auditing.judging import Judge, Labelled, Rows
 from koopman_interp.auditing.language import LanguageChecks, next_tokens, read_language
-from koopman_interp.auditing.reading import Depths, Reader
+from koopman_interp.auditing.probe_scores import Depths, Reader
+from koopman_interp.auditing.probes import Kernel
 from koopman_interp.auditing.relearning import Relearning, RelearningCurve, relearn_host, relearn_operator
-from koopman_interp.auditing.ways import Way, named, why_no_leace
-from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
-from koopman_interp.hosts import Host, host_for
-from koopman_interp.motion import Mode
-from koopman_interp.patching import At, patched
-from koopman_interp.probes import Kernel
+from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.protocol import Host
+from koopman_interp.patching.motion import Mode
+from koopman_interp.patching.patch import At, patched
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 
 @torch.no_grad()

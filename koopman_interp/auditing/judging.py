@@ -14,17 +14,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from koopman_interp.auditing.divergence import jensen_shannon, kullback_leibler
+from koopman_interp.auditing.baselines import Way, leace, logit_mask, mean_difference, why_no_leace
 from koopman_interp.auditing.intervals import Z95, wilson
 from koopman_interp.auditing.membership import membership
 from koopman_interp.auditing.passes import Batches, Seen, drawn, gather_batches
-from koopman_interp.auditing.reading import SHOTS, Reader
+from koopman_interp.auditing.probe_scores import SHOTS, Reader
 from koopman_interp.auditing.relearning import Lesson, Relearning, shares
 from koopman_interp.auditing.rows import AuditRow
-from koopman_interp.auditing.ways import Way, leace, logit_mask, mean_difference, why_no_leace
+from koopman_interp.divergence import jensen_shannon, kullback_leibler
 from koopman_interp.errors import InputError
-from koopman_interp.hosts import Host, host_for
-from koopman_interp.trajectories import IGNORED, whole_numbers
+from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.protocol import Host
+from koopman_interp.labels import IGNORED, whole_numbers
 
 _LEAST_ROWS = 2 * max(SHOTS)
 

@@ -19,17 +19,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from koopman_interp.auditing.baselines import named
 from koopman_interp.auditing.intervals import wilson
-from koopman_interp.auditing.ways import named
-from koopman_interp.autoencoder import KoopmanAutoencoder
-from koopman_interp.batches import calls
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
 from koopman_interp.files import jsonable, write_json
-from koopman_interp.hosts import Host, host_for
-from koopman_interp.motion import Mode
-from koopman_interp.outputs import Output
-from koopman_interp.patching import At, patched
+from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.protocol import Host
+from koopman_interp.observing.batches import calls
+from koopman_interp.observing.outputs import Output
+from koopman_interp.patching.motion import Mode
+from koopman_interp.patching.patch import At, patched
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import table
 
 _BATCH = 16

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from koopman_interp.batches import calls
 from koopman_interp.errors import InputError
-from koopman_interp.hosts import Host
-from koopman_interp.layouts import to_rows
-from koopman_interp.outputs import Output
-from koopman_interp.samples import Samples
-from koopman_interp.trajectories import IGNORED
+from koopman_interp.hosts.layouts import to_rows
+from koopman_interp.hosts.protocol import Host
+from koopman_interp.labels import IGNORED
+from koopman_interp.observing.batches import calls
+from koopman_interp.observing.outputs import Output
+from koopman_interp.observing.samples import Samples
 
 BATCH = 512
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from koopman_interp.auditing.language import LanguageReading
 from koopman_interp.auditing.membership import Membership
-from koopman_interp.auditing.reading import Reading
+from koopman_interp.auditing.probe_scores import Reading
 from koopman_interp.auditing.relearning import RelearningCurve
 
 

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.operator_edit import Certificate, OperatorEdit
 from koopman_interp.errors import InputError
-from koopman_interp.hosts import depth_of
-from koopman_interp.moments import Moments
+from koopman_interp.sites import depth_of
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.surrogates.moments import Moments
 from koopman_interp.trajectories import Trajectories
 
 RANK_TOLERANCE = 1e-10

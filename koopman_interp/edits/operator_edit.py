@@ -18,7 +18,7 @@ from torch import Tensor
 
 from koopman_interp.errors import FileFormatError, HostMismatchError, InputError
 from koopman_interp.files import read_tensors, write_tensors
-from koopman_interp.hosts import HostFingerprint
+from koopman_interp.hosts.fingerprint import HostFingerprint
 
 _SINGULAR = 1e-9
 """Smallest singular value of `I − AᵀW`, relative to the largest, below which P has no inverse."""

@@ -18,21 +18,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from koopman_interp.auditing.divergence import kullback_leibler
-from koopman_interp.autoencoder import KoopmanAutoencoder
-from koopman_interp.batches import calls
+from koopman_interp.divergence import kullback_leibler
 from koopman_interp.edits.edit_set import EditSet, each_site
 from koopman_interp.edits.erase import erase_class
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.edits.redirect import EQUALITY, redirect
 from koopman_interp.errors import InputError
 from koopman_interp.files import write_json
-from koopman_interp.hosts import Host, host_for
-from koopman_interp.motion import Mode
-from koopman_interp.outputs import Output
-from koopman_interp.patching import At, patched
+from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.protocol import Host
+from koopman_interp.labels import IGNORED
+from koopman_interp.observing.batches import calls
+from koopman_interp.observing.outputs import Output
+from koopman_interp.patching.motion import Mode
+from koopman_interp.patching.patch import At, patched
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import table
-from koopman_interp.trajectories import IGNORED, Trajectories
+from koopman_interp.trajectories import Trajectories
 
 Edit = OperatorEdit | EditSet
 Candidates = Iterable[Edit | Callable[[], Edit]]

@@ -16,14 +16,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from koopman_interp.autoencoder import KoopmanAutoencoder
 from koopman_interp.edits.certifying import certified, edit_at
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError, NonFiniteError
-from koopman_interp.hosts import Host, depth_of, device_of, host_for
-from koopman_interp.patching import At, patched
-from koopman_interp.tokens import Positions
+from koopman_interp.hosts.devices import device_of
+from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.protocol import Host
+from koopman_interp.hosts.tokens import Positions
+from koopman_interp.patching.patch import At, patched
+from koopman_interp.sites import depth_of
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 Objective = Callable[[nn.Module], Tensor]
 """Takes the patched model, runs it as it likes, and returns what is to become small, a scalar."""

@@ -6,7 +6,7 @@ import math
 
 from matplotlib.axes import Axes
 
-from koopman_interp.analysis.fidelity import Fidelity
+from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
     BLUE,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
-from koopman_interp.analysis.lens import LensReading
-from koopman_interp.analysis.lens_comparison import LensComparison
+from koopman_interp.analysis.substitutes.lens import LensReading
+from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
     BLUE,

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 
-from koopman_interp.analysis.pseudospectra import Pseudospectra
-from koopman_interp.analysis.spectrum import Spectrum
+from koopman_interp.analysis.spectra.pseudospectra import Pseudospectra
+from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import BLUE, DARK_TO_LIGHT, FLOOR, GREY, ORANGE, own_axes, plain, round_log_ticks
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
-from koopman_interp.analysis.shapes import Topology
+from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
     BLUE,

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from koopman_interp.analysis.diagram_distances import TopologyDistances
-from koopman_interp.analysis.dimension import IntrinsicDimension
-from koopman_interp.analysis.topology_bands import TopologyBands
+from koopman_interp.analysis.shapes.diagram_distances import TopologyDistances
+from koopman_interp.analysis.shapes.dimension import IntrinsicDimension
+from koopman_interp.analysis.shapes.topology_bands import TopologyBands
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
     BLUE,

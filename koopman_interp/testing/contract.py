@@ -14,14 +14,17 @@ from unittest import SkipTest
 import torch
 from torch import Tensor, nn
 
-from koopman_interp.autoencoder import KoopmanAutoencoder, LinearPlusNonlinear, SurrogateConfig
 from koopman_interp.edits.operator_edit import OperatorEdit
-from koopman_interp.hosts import Host, HostFingerprint, host_for, logits_of
-from koopman_interp.layouts import to_rows
-from koopman_interp.observing import attach
-from koopman_interp.patching import patched
+from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.hosts.layouts import to_rows
+from koopman_interp.hosts.protocol import Host
+from koopman_interp.hosts.tokens import Tokens
+from koopman_interp.observing.outputs import logits_of
+from koopman_interp.observing.tap import attach
+from koopman_interp.patching.patch import patched
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, LinearPlusNonlinear, SurrogateConfig
 from koopman_interp.testing.traces import differences, traces
-from koopman_interp.tokens import Tokens
 
 Way = Literal["tap", "observe", "delta", "replace"]
 WAYS: tuple[Way, ...] = ("tap", "observe", "delta", "replace")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from koopman_interp.hosts import weight_digest
+from koopman_interp.hosts.fingerprint import weight_digest
 
 
 def traces(model: nn.Module) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest, norm, sem
 
 import koopman_interp as ki
+from koopman_interp.auditing.baselines import has_leace
 from koopman_interp.auditing.findings import Audit
 from koopman_interp.auditing.membership import Membership
-from koopman_interp.auditing.ways import has_leace
+from koopman_interp.auditing.probes import probe_accuracy, prototype_recall
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_json, write_json
-from koopman_interp.probes import probe_accuracy, prototype_recall
 
 LABEL = 1
 BASELINES = ["host", "logit mask", "mean difference", *(["LEACE"] if has_leace() else [])]

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 import koopman_interp as ki
 from koopman_interp.errors import InputError
-from koopman_interp.hosts import host_for
+from koopman_interp.hosts.finding import host_for
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

@@ -11,8 +11,8 @@ from koopman_interp.auditing import relearning
 from koopman_interp.auditing.passes import drawn
 from koopman_interp.auditing.relearning import LearningMotion
 from koopman_interp.errors import InputError
-from koopman_interp.hosts import weight_digest
-from koopman_interp.motion import Motion
+from koopman_interp.hosts.fingerprint import weight_digest
+from koopman_interp.patching.motion import Motion
 
 LABEL = 1
 

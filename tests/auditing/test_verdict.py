@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from koopman_interp.auditing.membership import Membership
-from koopman_interp.auditing.reading import Reading
+from koopman_interp.auditing.probe_scores import Reading
 from koopman_interp.auditing.relearning import RelearningCurve
 from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.auditing.verdict import verdict

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 import koopman_interp as ki
 from koopman_interp.errors import InputError, NonFiniteError
-from koopman_interp.hosts import weight_digest
+from koopman_interp.hosts.fingerprint import weight_digest
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from koopman_interp import hosts
 from koopman_interp.errors import UnknownSiteError
+from koopman_interp.hosts import finding
 
 README = Path(__file__).parents[2] / "integrations" / "README.md"
 
@@ -29,8 +29,8 @@ class TestPipeline(_taught["TestPipeline"]):  # type: ignore[misc]
     @pytest.fixture(autouse=True)
     def registered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """As the entry point would, for an adapter of a package that is installed."""
-        known = [_taught["PipelineHost"], *hosts.adapters()]
-        monkeypatch.setattr(hosts, "adapters", lambda: known)
+        known = [_taught["PipelineHost"], *finding.adapters()]
+        monkeypatch.setattr(finding, "adapters", lambda: known)
 
 
 @pytest.mark.parametrize("selection", ["place 9", [], lambda name: False])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import koopman_interp as ki
 from koopman_hosts.torch_modules import TorchHost
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError
-from koopman_interp.hosts import HostFingerprint, weight_digest
+from koopman_interp.hosts.fingerprint import HostFingerprint, weight_digest
 from koopman_interp.testing import ResidualMLP
 from koopman_interp.testing.traces import traces
 from tests.hosts.lens_models import tokenizer

@@ -11,7 +11,7 @@ from torch import nn
 import koopman_interp as ki
 from koopman_hosts.torch_modules import TorchHost
 from koopman_interp.errors import UnknownSiteError, UnsupportedHostError
-from koopman_interp.hosts import weight_digest
+from koopman_interp.hosts.fingerprint import weight_digest
 
 Pair = namedtuple("Pair", ["state", "cache"])
 

@@ -16,7 +16,8 @@ import koopman_hosts.transformer_lens as adapter_module
 import koopman_interp as ki
 from koopman_hosts.transformer_lens import TransformerLensHost
 from koopman_interp.errors import HostMismatchError, InputError, UnknownSiteError, UnsupportedHostError
-from koopman_interp.hosts import HostFingerprint, host_for
+from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.testing.traces import traces
 from tests.hosts.lens_models import gpt2_bridge, hooked_transformer, llama_bridge, native_bridge
 

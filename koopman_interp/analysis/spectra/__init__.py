@@ -1,0 +1,1 @@
+"""What the operator says: eigenvalues, modes and how far they can be trusted."""

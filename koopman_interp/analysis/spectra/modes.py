@@ -1,0 +1,115 @@
+"""Modes as directions in the host's own coordinates, and eigenfunctions on data.
+
+A mode v lives in observables; what it looks like in the host is what the decoder makes of a small step along it, the
+Jacobian of the decoder applied to v. Costs two Jacobian-vector products a mode and point. Knows nothing of hosts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float
+from numpy import ndarray
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from koopman_interp.analysis.encoding import require_sites
+from koopman_interp.analysis.spectra.spectrum import Spectrum
+from koopman_interp.errors import InputError
+from koopman_interp.sites import depth_of
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.trajectories import Trajectories
+
+_AT_ONCE = 2**22
+"""Numbers that the Jacobian-vector products of one batch of modes may hold."""
+
+
+@torch.no_grad()
+def eigenfunctions(
+    koopman: KoopmanAutoencoder,
+    spectrum: Spectrum,
+    trajectories: Trajectories,
+    *,
+    site: str | int = 0,
+    modes: slice | list[int] | ndarray | None = None,
+) -> Complex[ndarray, "sample mode"]:
+    """Evaluate `φ(x) = E(x) · w` on each sample at a site.
+
+    Args:
+        koopman: the surrogate.
+        spectrum: of it.
+        trajectories: the samples.
+        site: site or depth.
+        modes: which; None is all.
+
+    Returns:
+        φ of each sample and mode, in complex128.
+
+    Raises:
+        InputError: the site is not among the surrogate's, or the trajectories have others.
+    """
+    _require_own(koopman, spectrum)
+    require_sites(koopman, trajectories)
+    depth = depth_of(koopman.sites, site)
+    device = koopman.normalization.maps(depth)[0].device
+    W = torch.from_numpy(np.ascontiguousarray(spectrum.readers[:, slice(None) if modes is None else modes])).to(device)
+    z = koopman.encode(trajectories.states[depth].to(device), depth).double()
+    found: ndarray = torch.complex(z @ W.real, z @ W.imag).cpu().numpy()
+    return found
+
+
+def host_modes(
+    koopman: KoopmanAutoencoder,
+    spectrum: Spectrum,
+    *,
+    site: str | int = -1,
+    modes: slice | list[int] | ndarray | None = None,
+    at: Float[Tensor, "sample width"] | None = None,
+) -> Complex[ndarray, "width mode"]:
+    """Express modes as directions of the host's state at a site: `J_D v`, the decoder's action on eigenvectors.
+
+    Near the point a state moves by `φ J_D v` when the amplitude of a real mode is φ, and by `2 Re(φ J_D v)` with both
+    members of a conjugate pair. A linear decoder has one Jacobian; of any other it depends on the point.
+
+    Args:
+        koopman: the surrogate.
+        spectrum: of it.
+        site: site or depth whose coordinates are wanted.
+        modes: which; None is all.
+        at: states at the site over which the Jacobian is averaged, a few hundred at most. None takes the Jacobian at
+            the mean observables of the rows fitted.
+
+    Returns:
+        Directions in the host's own units, `[width, mode]`, in complex128; v has norm 1, these have not.
+
+    Raises:
+        InputError: the site is not among the surrogate's, or no point is given and no rows were fitted.
+    """
+    _require_own(koopman, spectrum)
+    depth = depth_of(koopman.sites, site)
+    if at is None and not koopman.moments.count.sum():
+        raise InputError("This surrogate was not fitted, so it has no mean to take the Jacobian at. Give states: at=….")
+    mean = koopman.normalization.maps(depth)[0]
+    with torch.no_grad():
+        points = koopman.moments.total_mean(depth).to(mean)[None] if at is None else koopman.encode(at.to(mean), depth)
+    V = spectrum.modes[:, slice(None) if modes is None else modes]
+    # Real and imaginary parts go through the Jacobian side by side.
+    directions = torch.from_numpy(np.concatenate([V.real, V.imag], 1).T.copy()).to(mean)
+
+    def push(v: Tensor) -> Tensor:
+        moved: Tensor = jvp(lambda z: koopman.decode(z, depth), (points,), (v.expand_as(points),))[1]
+        return moved.mean(0)
+
+    several = max(1, _AT_ONCE // (len(points) * max(koopman.config.observables, len(mean))))
+    with torch.no_grad():
+        pushed = vmap(push, chunk_size=several)(directions).double().cpu().numpy().T
+    count = V.shape[1]
+    return pushed[:, :count] + 1j * pushed[:, count:]
+
+
+def _require_own(koopman: KoopmanAutoencoder, spectrum: Spectrum) -> None:
+    if len(spectrum.modes) != koopman.config.observables:
+        raise InputError(
+            f"This spectrum has modes of {len(spectrum.modes)} observables; the surrogate has "
+            f"{koopman.config.observables}. Take the spectrum of this surrogate."
+        )

@@ -1,0 +1,176 @@
+"""Pseudospectra on a grid: where an approximate eigenfunction exists on the data, and how good it is.
+
+At each point z of the complex plane, `τ(z) = min_φ ‖φ(x⁺) − z φ(x)‖ / ‖φ(x)‖` over all functions φ in the span of the
+observables, from the Gram matrices alone (residual dynamic mode decomposition, Colbrook & Townsend, arXiv 2111.14889,
+section 4). An eigenvalue of K far outside of the valleys of τ is false; a valley wider than the spacing of the
+eigenvalues means that they cannot be told apart. Costs one eigenvalue of a matrix of at most 512 rows a point.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import torch
+from jaxtyping import Complex, Float
+from numpy import ndarray
+
+from koopman_interp.analysis.spectra.eigen import real_basis
+from koopman_interp.analysis.spectra.grams import Grams
+from koopman_interp.analysis.spectra.spectrum import Spectrum
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import read_tensors, write_tensors
+
+MOST_DIRECTIONS = 512
+"""Dimension of the space that is searched for eigenfunctions: that of the slowest modes."""
+
+ROWS_PER_DIRECTION = 10
+"""Samples for each direction; with fewer, functions that fit the samples by chance are everywhere."""
+
+_RANK = 1e-10
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pseudospectra:
+    """The smallest residual that a function can have, over a grid.
+
+    Attributes:
+        real: real parts of the grid, ascending, `[column]`.
+        imag: imaginary parts, ascending, `[row]`.
+        residual: τ at each point, `[row, column]`.
+        eigenvalues: those of K, `[mode]`.
+        directions: dimension of the space of functions that was searched.
+        samples: rows.
+        gap: operator steps between the depths of each pair; τ is that of K^gap.
+    """
+
+    real: Float[ndarray, " column"]
+    imag: Float[ndarray, " row"]
+    residual: Float[ndarray, "row column"]
+    eigenvalues: Complex[ndarray, " mode"]
+    directions: int
+    samples: int
+    gap: float = 1.0
+
+    def __repr__(self) -> str:
+        return (
+            f"Pseudospectra({len(self.imag)}×{len(self.real)} points, {self.directions} directions, "
+            f"{self.samples:,} samples, residuals {self.residual.min():.3f} to {self.residual.max():.3f})"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "real": self.real.tolist(),
+            "imag": self.imag.tolist(),
+            "residual": self.residual.tolist(),
+            "directions": self.directions,
+            "samples": self.samples,
+            "gap": self.gap,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to one safetensors file."""
+        tensors = {name: torch.from_numpy(getattr(self, name)) for name in ("real", "imag", "residual")}
+        tensors["eigenvalues"] = torch.view_as_real(torch.from_numpy(self.eigenvalues))
+        header = {name: getattr(self, name) for name in ("directions", "samples", "gap")}
+        write_tensors(path, tensors, kind="pseudospectra", header=header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Pseudospectra:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileFormatError: the file is truncated or holds something else.
+        """
+        tensors, header = read_tensors(path, kind="pseudospectra")
+        try:
+            values = torch.view_as_complex(tensors["eigenvalues"]).numpy()
+            kept: dict[str, Any] = {name: tensors[name].numpy() for name in ("real", "imag", "residual")}
+            kept |= {name: header[name] for name in ("directions", "samples", "gap")}
+        except (KeyError, RuntimeError) as error:
+            raise FileFormatError(f"{path} lacks parts of pseudospectra. Write it again from its source.") from error
+        return cls(**kept, eigenvalues=values)
+
+
+def pseudospectra(
+    spectrum: Spectrum,
+    *,
+    points: int = 60,
+    extent: float | None = None,
+    directions: int = MOST_DIRECTIONS,
+) -> Pseudospectra:
+    """Compute pseudospectra over a square around zero, from what the pass of a spectrum gathered.
+
+    In coordinates where `G` is the identity, `τ(z)²` is the smallest eigenvalue of `L − z A* − z̄ A + |z|²`. The plane
+    is its own mirror image, so half of it is computed. Functions are searched among those of the slowest modes, as many
+    as there are directions, and at most a tenth of the samples: over fewer functions τ can only be larger.
+
+    Args:
+        spectrum: with its Gram matrices.
+        points: of a side of the grid.
+        extent: half of the side; None takes in all eigenvalues and the unit circle.
+        directions: the most dimensions to search.
+
+    Returns:
+        The pseudospectra. Of sites with different gaps, those of the pairs with most depths.
+
+    Raises:
+        InputError: the spectrum has no Gram matrices, there are too few samples, or the grid or the
+            directions are none.
+    """
+    if spectrum.grams is None:
+        raise InputError("This spectrum was made without Gram matrices. Take one from spectrum(koopman, trajectories).")
+    if extent is not None and not 0 < extent < np.inf:
+        raise InputError(f"The extent is half of the grid's side, a length past 0; got {extent}.")
+    if directions < 1:
+        raise InputError(f"Functions are searched in 1 or more directions; got {directions}.")
+    if points < 2:
+        raise InputError(f"A grid has 2 or more points a side; got {points}.")
+    searched = min(directions, MOST_DIRECTIONS, len(spectrum.eigenvalues), spectrum.samples // ROWS_PER_DIRECTION)
+    if searched < 1:
+        raise InputError(
+            f"Pseudospectra need {ROWS_PER_DIRECTION} samples or more for each direction; got {spectrum.samples}."
+        )
+    grams = spectrum.grams.pooled()
+    index = max(range(len(grams.spans)), key=lambda one: len(grams.spans[one].starts))
+    A, L = _whitened(grams, index, real_basis(grams.coordinates(spectrum.readers[:, :searched])))
+    reach = extent or 1.1 * max(1.0, float(spectrum.decay.max()))
+    real = np.linspace(-reach, reach, points)
+    upper = np.linspace(0, reach, (points + 1) // 2) if points % 2 else (real[points // 2 :])
+    half = np.array([[_smallest(A, L, complex(x, y)) for x in real] for y in upper])
+    mirrored = half[:0:-1] if points % 2 else half[::-1]
+    imag = np.concatenate([-upper[:0:-1] if points % 2 else -upper[::-1], upper])
+    return Pseudospectra(
+        real=real,
+        imag=imag,
+        residual=np.concatenate([mirrored, half]),
+        eigenvalues=spectrum.eigenvalues,
+        directions=len(A),
+        samples=spectrum.samples,
+        gap=grams.spans[index].gap,
+    )
+
+
+def _whitened(grams: Grams, index: int, basis: ndarray) -> tuple[ndarray, ndarray]:
+    """Return A and L of functions in a basis, in coordinates where G is the identity."""
+    G, A, L = (basis.T @ gram[index, 0, 0].numpy() @ basis for gram in (grams.G, grams.A, grams.L))
+    # Observables of different sizes are brought to one, so that small ones are not taken for no data.
+    size = np.sqrt(np.diag(G))
+    scale = 1 / np.where(size > 0, size, 1)
+    G, A, L = (gram * scale[:, None] * scale for gram in (G, A, L))
+    spread, vectors = np.linalg.eigh(G)
+    kept = spread > _RANK * spread[-1]
+    if not kept.any():
+        raise InputError("All observables are zero on these samples, so there are no functions to search.")
+    T = vectors[:, kept] / np.sqrt(spread[kept])
+    return T.T @ A @ T, T.T @ L @ T
+
+
+def _smallest(A: ndarray, L: ndarray, z: complex) -> float:
+    H = L - z * A.T - np.conj(z) * A + abs(z) ** 2 * np.eye(len(A))
+    return float(np.sqrt(max(scipy.linalg.eigh(H, eigvals_only=True, subset_by_index=[0, 0])[0], 0.0)))

@@ -1,0 +1,1 @@
+"""What a surrogate is worth in the place of a span, beside what is free."""

@@ -1,0 +1,250 @@
+"""The Koopman lens: what a host would say at each depth if its motion were linear from there on.
+
+A state is advanced by K to the last site, decoded, and read by the host's own head: the rest of its forward pass. Costs
+one pass of the host a batch, and one of its head a depth. Any other lens can be looked through in the same way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from koopman_interp.analysis.substitutes.lenses import KoopmanLens, Lens
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.hosts.protocol import Host
+from koopman_interp.observing.batches import calls
+from koopman_interp.observing.outputs import Output, divergences
+from koopman_interp.observing.own_pass import OwnPass
+from koopman_interp.observing.samples import Samples
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.tables import table
+
+Naming = Callable[[int], str]
+
+_MOST_ROWS = 40
+_BY_DEPTH = ("top", "probability", "kl", "own")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LensReading:
+    """What a lens reads at each depth, for each sample: a token, or an input.
+
+    Attributes:
+        lens: its name.
+        sites: the depths, the last included, where a lens reads what the host says.
+        top: ids of the likeliest outputs, likeliest first.
+        probability: theirs.
+        kl: `KL(host ‖ lens)`, in nats.
+        own: probability that the lens gives to what the host puts first.
+        sequence: input that each sample belongs to.
+        position: where in it the sample stands.
+        inputs: name of each sample: its token, or its number.
+        names: of the outputs in `top`, by id.
+    """
+
+    lens: str
+    sites: tuple[str, ...]
+    top: Int[Tensor, "depth sample rank"]
+    probability: Float[Tensor, "depth sample rank"]
+    kl: Float[Tensor, "depth sample"]
+    own: Float[Tensor, "depth sample"]
+    sequence: Int[Tensor, " sample"]
+    position: Int[Tensor, " sample"]
+    inputs: tuple[str, ...]
+    names: dict[int, str]
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    def __repr__(self) -> str:
+        by_depth = ", ".join(f"{value:.2f}" for value in self.kl.mean(1).tolist())
+        return f"LensReading({self.lens}, {len(self)} samples, mean KL to the host by depth {by_depth})"
+
+    def __str__(self) -> str:
+        shown = range(min(len(self), _MOST_ROWS))
+        rows = [
+            [self.inputs[sample], *(self._cell(depth, sample) for depth in range(len(self.sites)))] for sample in shown
+        ]
+        more = "" if len(shown) == len(self) else f"\n… and {len(self) - len(shown)} more"
+        likeliest = table(["input", *self.sites], rows) + more
+        agreeing = (self.top[:, :, 0] == self.top[-1, :, 0]).double().mean(1)
+        whole = [
+            ["mean KL to the host", *(f"{value:.3f}" for value in self.kl.mean(1).tolist())],
+            ["agreement %", *(f"{100 * value:.1f}" for value in agreeing.tolist())],
+        ]
+        return f"{self!r}\n\n{likeliest}\n\n{table(['all samples', *self.sites], whole)}"
+
+    def _cell(self, depth: int, sample: int) -> str:
+        return f"{self.said(depth, sample)} {float(self.probability[depth, sample, 0]):.2f}"
+
+    def said(self, depth: int, sample: int, rank: int = 0) -> str:
+        """Name an output at a depth for a sample, the likeliest unless told otherwise."""
+        return self.names[int(self.top[depth, sample, rank])]
+
+    def of_input(self, number: int) -> LensReading:
+        """Keep the samples of one input.
+
+        Raises:
+            InputError: there is no such input.
+        """
+        rows = (self.sequence == number).nonzero().squeeze(1)
+        if not len(rows):
+            raise InputError(f"There is no input {number}; there are 0 to {int(self.sequence.max())}.")
+        picked = {name: getattr(self, name)[:, rows] for name in _BY_DEPTH}
+        inputs = tuple(self.inputs[row] for row in rows.tolist())
+        return replace(self, sequence=self.sequence[rows], position=self.position[rows], inputs=inputs, **picked)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        tensors = (*_BY_DEPTH, "sequence", "position")
+        return {name: getattr(self, name) for name in ("lens", "sites", "inputs", "names")} | {
+            name: getattr(self, name).tolist() for name in tensors
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to one safetensors file."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        header = {name: value for name, value in vars(self).items() if not isinstance(value, Tensor)}
+        write_tensors(path, tensors, kind="lens", header=header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LensReading:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileFormatError: the file is truncated or holds something else.
+        """
+        tensors, header = read_tensors(path, kind="lens")
+        try:
+            names = {int(number): name for number, name in header["names"].items()}
+            sites, inputs = tuple(header["sites"]), tuple(header["inputs"])
+            return cls(lens=header["lens"], sites=sites, inputs=inputs, names=names, **tensors)
+        except (KeyError, TypeError) as error:
+            raise FileFormatError(f"{path} lacks parts of a lens. Write it again from its source.") from error
+
+
+@torch.no_grad()
+def koopman_lens(
+    model: nn.Module | Host,
+    koopman: KoopmanAutoencoder,
+    batches: Any,
+    *,
+    lens: Lens | None = None,
+    names: Any = None,
+    top: int = 5,
+    skip: int = 0,
+    batch_size: int = 64,
+) -> LensReading:
+    """Read each depth of a host through its own head, after the motion that a surrogate predicts for the rest.
+
+    Args:
+        model: the host.
+        koopman: the surrogate; another lens takes its sites.
+        batches: inputs, as in `Tap.observe`.
+        lens: to look through another one: a `LogitLens`, an `AffineLens`.
+        names: of the outputs: a tokenizer, or a name for each class. None is the host's own tokenizer, and numbers
+            where it has none.
+        top: outputs to keep for each sample and depth.
+        skip: leading positions of each sequence to leave out, as in `attach`.
+        batch_size: for inputs that come uncut.
+
+    Returns:
+        Of each sample at each depth the likeliest outputs, and the divergence from what the host says.
+
+    Raises:
+        UnsupportedHostError: the host returns no logits, so that it has no head to read with.
+        HostMismatchError: the surrogate belongs to another host.
+        InputError: no samples, names of no known kind, or a lens that has no map at a depth.
+    """
+    if top < 1:
+        raise InputError(f"A lens shows 1 output or more; got top={top}.")
+    host = host_for(model)
+    koopman.config.host.require(HostFingerprint.of(host), "surrogate")
+    naming = _naming(names, host)
+    through = KoopmanLens(koopman) if lens is None else lens
+    maps = [through.at(depth) for depth in range(len(koopman.sites))]
+    if None in maps:
+        raise InputError(
+            f"There is no {through.name} at {koopman.sites[maps.index(None)]!r}, whose width is not the last one's. "
+            "Look through the Koopman lens, or an affine one."
+        )
+    parts = []
+    for batch, _ in calls(host, batches, batch_size=batch_size):
+        own = OwnPass.of(host, batch, koopman.sites, skip)
+        with own.after(len(maps) - 1) as said:
+            read = [said(move(own.rows(depth).cpu())) for depth, move in enumerate(maps[:-1]) if move is not None]
+        parts.append(_read([*read, own.output], top))
+    if not any(len(part.samples) for part in parts):
+        raise InputError("There were no samples to look at. Give inputs, and skip fewer of their positions.")
+    return _joined(parts, through.name, koopman.sites, naming)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a lens reads in one batch; the outputs themselves can be wide and are not kept."""
+
+    by_depth: dict[str, Tensor]
+    samples: Samples
+
+
+def _read(outputs: Sequence[Output], top: int) -> _Part:
+    logp = torch.stack([output.logp for output in outputs])
+    own = logp[-1]
+    likeliest = logp.topk(min(top, logp.shape[-1]), dim=-1)
+    first = likeliest.indices[-1, :, 0].expand(logp.shape[:2])[..., None]
+    by_depth = {
+        "top": likeliest.indices,
+        "probability": likeliest.values.exp().float(),
+        "kl": torch.stack([divergences(own, output.logp) for output in outputs]).float(),
+        "own": logp.gather(-1, first).squeeze(-1).exp().float(),
+    }
+    return _Part(by_depth, outputs[-1].samples)
+
+
+def _joined(parts: Sequence[_Part], lens: str, sites: tuple[str, ...], naming: tuple[Naming, Naming]) -> LensReading:
+    name_input, name_output = naming
+    samples = [part.samples for part in parts]
+    starts = accumulate((one.inputs for one in samples), initial=0)
+    sequence = torch.cat([one.entry + start for one, start in zip(samples, starts, strict=False)])
+    joined = {name: torch.cat([part.by_depth[name] for part in parts], 1) for name in _BY_DEPTH}
+    ids = [one.ids for one in samples if one.ids is not None]
+    if len(ids) == len(samples):
+        inputs = [name_input(number) for number in torch.cat(ids).tolist()]
+    else:
+        inputs = [str(number) for number in sequence.tolist()]
+    names = {number: name_output(number) for number in joined["top"].unique().tolist()}
+    position = torch.cat([one.place for one in samples])
+    return LensReading(lens, sites, sequence=sequence, position=position, inputs=tuple(inputs), names=names, **joined)
+
+
+def _naming(names: Any, host: Host) -> tuple[Naming, Naming]:
+    """Say how inputs and outputs are named: tokens by a tokenizer, classes by a list, else by their numbers."""
+    if isinstance(names, Sequence) and not isinstance(names, str):
+        of_inputs = _naming_tokens(getattr(host.model, "tokenizer", None))
+        return of_inputs, lambda number: str(names[number]) if number < len(names) else str(number)
+    if names is not None and not (hasattr(names, "convert_ids_to_tokens") or hasattr(names, "decode")):
+        raise InputError(
+            f"Outputs are named by a tokenizer, or by a list of one name a class; got {type(names).__name__}."
+        )
+    of_tokens = _naming_tokens(getattr(host.model, "tokenizer", None) if names is None else names)
+    return of_tokens, of_tokens
+
+
+def _naming_tokens(tokenizer: Any) -> Naming:
+    if hasattr(tokenizer, "convert_ids_to_tokens"):
+        # Byte-level vocabularies write a leading space as Ġ, others as ▁.
+        return lambda number: str(tokenizer.convert_ids_to_tokens(number)).replace("Ġ", "▁")
+    if hasattr(tokenizer, "decode"):
+        return lambda number: str(tokenizer.decode([number]))
+    return str

@@ -1,0 +1,145 @@
+"""What a fit can be told: one frozen value, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from numbers import Integral
+from typing import Any, Literal
+
+from koopman_interp.errors import InputError
+from koopman_interp.fitting.losses import Isometry
+from koopman_interp.surrogates.autoencoder import ARCHITECTURES, Architecture
+from koopman_interp.surrogates.normalization import NormalizationConfig
+from koopman_interp.surrogates.operators import OPERATORS
+
+Pairs = Literal["sampled", "all", "endpoints"]
+Schedule = Literal["cosine", "cyclic", "constant"]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a Koopman autoencoder is built and fitted.
+
+    Attributes:
+        observables: width of the observable space; None is half as much again as the normalised width.
+        architecture: of encoder and decoder, `linear_plus_nonlinear` or the paper's plain `mlp`.
+        hidden: widths of the encoder's hidden layers, mirrored by the decoder; None is one of twice the
+            normalised width.
+        operator: kind of K: dense, generator, low_rank, identity_plus_low_rank or blocks.
+        rank: of the low-rank kinds; None is 32.
+        normalization: what is done to each depth first.
+        pairs: of depths to predict between, at each step: the whole span and one other pair, drawn; all of them;
+            or the ends alone. The held-out loss takes all pairs, unless only the ends are fitted.
+        drawn: weight of the drawn pair beside the whole span.
+        reconstruction, prediction, linearity: weights of the losses.
+        isometry: pairs of samples over which distances are compared: a random matching of the batch, all pairs,
+            or chords (Jacobian-vector products).
+        isometry_weight: its weight; None is one over the normalised width, which puts a mean over pairs on the
+            scale of the other losses' means over entries.
+        steps: gradient steps at most.
+        batch_size: trajectories a step.
+        learning_rate: its peak.
+        operator_rate: learning rate of K, relative to the rest. K is applied many times over, so the same step
+            moves it much farther.
+        averaging: decay of the running average of the weights, which is what is judged and kept; 0 keeps the latest.
+        clip: largest norm of the gradient; None does not clip.
+        weight_decay: of AdamW.
+        schedule: cosine to zero after a tenth of warm-up, triangular cycles, or constant.
+        cycle: steps of a triangular cycle.
+        warm_start: start K by ridge regression on the encoder's first observables.
+        ridge: regularisation of least squares, relative to the mean square of an observable.
+        validation: share of the observed inputs that is held out.
+        evaluate_every: steps between looks at the held-out rows, and between checkpoints.
+        patience: looks without improvement after which the fit stops; None never stops early.
+        seed: of initial weights, split, batches and matchings.
+        device: where to fit; None is CUDA where there is one, else the CPU.
+    """
+
+    observables: int | None = None
+    architecture: Architecture = "linear_plus_nonlinear"
+    hidden: tuple[int, ...] | None = None
+    operator: str = "dense"
+    rank: int | None = None
+    normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
+    pairs: Pairs = "sampled"
+    drawn: float = 0.25
+    reconstruction: float = 1.0
+    prediction: float = 1.0
+    linearity: float = 1.0
+    isometry: Isometry = "matching"
+    isometry_weight: float | None = None
+    steps: int = 500
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    operator_rate: float = 0.05
+    averaging: float = 0.99
+    clip: float | None = 1.0
+    weight_decay: float = 1e-4
+    schedule: Schedule = "cosine"
+    cycle: int = 500
+    warm_start: bool = True
+    ridge: float = 1e-4
+    validation: float = 0.1
+    evaluate_every: int = 100
+    patience: int | None = 5
+    seed: int = 0
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        choices: dict[str, tuple[str, ...]] = {
+            "architecture": tuple(ARCHITECTURES),
+            "operator": tuple(OPERATORS),
+            "pairs": ("sampled", "all", "endpoints"),
+            "isometry": ("matching", "all_pairs", "chords"),
+            "schedule": ("cosine", "cyclic", "constant"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+        for name in ("steps", "batch_size", "evaluate_every", "cycle"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or int(value) < 1:
+                raise InputError(f"{name} must be a whole number, 1 or more; got {value}.")
+        if self.observables is not None and self.observables < 2:
+            raise InputError(f"A fit needs 2 observables or more; got {self.observables}.")
+        if not 0.0 < self.validation < 1.0:
+            raise InputError(f"validation is a share between 0 and 1, both excluded; got {self.validation}.")
+        for name in ("learning_rate", "operator_rate", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be positive and finite; got {value}.")
+        if not 0.0 <= self.averaging < 1.0:
+            raise InputError(f"averaging is a decay between 0 (none) and 1, excluded; got {self.averaging}.")
+        for name in ("reconstruction", "prediction", "linearity", "drawn", "isometry_weight", "ridge", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"{name} must be finite and not negative; got {value}.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FitConfig:
+        """Rebuild from plain values.
+
+        Raises:
+            InputError: there is a name that is no setting, or there are no names.
+        """
+        if not isinstance(values, dict):
+            raise InputError(f"Settings are values by name; got a {type(values).__name__}.")
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise InputError(
+                f"{', '.join(unknown)} is no setting of a fit; there are {', '.join(cls.__dataclass_fields__)}."
+            )
+        values = dict(values)
+        if isinstance(nested := values.get("normalization"), dict):
+            unknown = sorted(set(nested) - set(NormalizationConfig.__dataclass_fields__))
+            if unknown:
+                raise InputError(f"{', '.join(unknown)} is no setting of a normalisation.")
+            values["normalization"] = NormalizationConfig(**nested)
+        if isinstance(hidden := values.get("hidden"), list):  # JSON has no tuples
+            values["hidden"] = tuple(hidden)
+        return cls(**values)

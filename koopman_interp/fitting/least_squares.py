@@ -1,0 +1,133 @@
+"""Closed-form fits: K and decoder by ridge regression on a fixed encoder; no gradient steps.
+
+Used as the start of every gradient fit, and as a fit of its own, where random features take the place of a trained
+encoder. Solves run in float64 on Gram matrices that are summed over chunks.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from koopman_interp.errors import InputError
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, LinearPlusNonlinear
+
+_CHUNK = 8192
+_START_ROWS = 16
+"""Samples per observable that a start is solved on, at least."""
+_FEATURE_SCALE = 0.1
+
+
+def ridge(
+    gram: Float[Tensor, "inputs inputs"], cross: Float[Tensor, "inputs outputs"], strength: float
+) -> Float[Tensor, "inputs outputs"]:
+    """Solve `(G + strength · mean(diag G) · I) B = C` for the map B of rows."""
+    shift = strength * gram.diagonal().mean()
+    return torch.linalg.solve(gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross)
+
+
+def start_rows(states: Float[Tensor, "depth sample width"], observables: int) -> Float[Tensor, "depth some width"]:
+    """Take evenly spaced samples, enough to start a gradient fit from; it leaves its start at once."""
+    stride = max(1, states.shape[1] // max(_CHUNK, _START_ROWS * observables))
+    return states[:, ::stride]
+
+
+@torch.no_grad()
+def start_operator(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float) -> None:
+    """Set K to the ridge regression of each depth's observables on those of the depth before.
+
+    Sites that lie several steps apart give a power of K, of which the principal root is taken; the root of a
+    negative eigenvalue is not real, and only its real part is kept.
+    """
+    times = surrogate.config.times
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    size = surrogate.config.observables
+    roots = []
+    for gap in sorted(set(gaps)):
+        gram = torch.zeros(size, size, dtype=torch.float64, device=states.device)
+        cross = torch.zeros_like(gram)
+        for depth in (depth for depth, own in enumerate(gaps) if own == gap):
+            for before, after in zip(states[depth].split(_CHUNK), states[depth + 1].split(_CHUNK), strict=True):
+                z, z_next = surrogate.encoder(before).double(), surrogate.encoder(after).double()
+                gram += z.T @ z
+                cross += z.T @ z_next
+        roots.append(_root(ridge(gram, cross, strength).T, gap))
+    K = torch.stack(roots).mean(0)
+    turn = surrogate.operator.start_from(K.to(states.dtype))
+    if turn is not None:
+        _turn(surrogate, turn)
+
+
+@torch.no_grad()
+def start_encoder(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"]) -> None:
+    """Where observables are fewer than the width, start from the leading principal components of all depths."""
+    encoder, decoder = surrogate.encoder, surrogate.decoder
+    if not isinstance(encoder, LinearPlusNonlinear) or not isinstance(decoder, LinearPlusNonlinear):
+        return
+    if surrogate.config.observables >= surrogate.config.dimension:
+        return
+    rows = states.flatten(0, 1).double()
+    _, vectors = torch.linalg.eigh(rows.T @ rows)
+    components = vectors.flip(1)[:, : surrogate.config.observables].to(states.dtype)
+    encoder.linear.weight.copy_(components.T)
+    decoder.linear.weight.copy_(components)
+
+
+@torch.no_grad()
+def random_features(surrogate: KoopmanAutoencoder, generator: torch.Generator) -> None:
+    """Make the encoder `[x, s·φ(x)]` with random leaky-ReLU features φ, and the decoder its exact inverse.
+
+    The features fill the observables past the width and are small, so that distances stay nearly what they were.
+
+    Raises:
+        InputError: the architecture has no linear part to carry x.
+    """
+    encoder, decoder = surrogate.encoder, surrogate.decoder
+    if not isinstance(encoder, LinearPlusNonlinear) or not isinstance(decoder, LinearPlusNonlinear):
+        raise InputError("method='least_squares' needs architecture='linear_plus_nonlinear'.")
+    width = surrogate.config.dimension
+    for layer in (encoder.layers_out()[-1], decoder.layers_out()[-1]):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    extra = encoder.layers_out()[-1].weight[width:]
+    if len(extra):
+        extra.copy_(torch.randn(extra.shape, generator=generator).to(extra) * _FEATURE_SCALE * extra.shape[1] ** -0.5)
+
+
+@torch.no_grad()
+def refit_decoder(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float) -> None:
+    """Set the decoder's linear part to the ridge regression of states on observables, over all depths."""
+    decoder = surrogate.decoder
+    assert isinstance(decoder, LinearPlusNonlinear)
+    size, width = surrogate.config.observables, surrogate.config.dimension
+    gram = torch.zeros(size, size, dtype=torch.float64, device=states.device)
+    cross = torch.zeros(size, width, dtype=torch.float64, device=states.device)
+    for rows in states.flatten(0, 1).split(_CHUNK):
+        z = surrogate.encoder(rows).double()
+        gram += z.T @ z
+        cross += z.T @ rows.double()
+    decoder.linear.weight.copy_(ridge(gram, cross, strength).T)
+
+
+def _turn(surrogate: KoopmanAutoencoder, Q: Float[Tensor, "observable observable"]) -> None:
+    """Turn the observable space, `z → z Q`, with encoder and decoder following."""
+    assert isinstance(surrogate.encoder.layers_out, object)
+    for layer in surrogate.encoder.layers_out():
+        layer.weight.copy_(Q.T @ layer.weight)
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias @ Q)
+    for layer in surrogate.decoder.layers_in():
+        layer.weight.copy_(layer.weight @ Q)
+
+
+def _root(power: Float[Tensor, "n n"], steps: float) -> Float[Tensor, "n n"]:
+    """Return the real part of the principal `steps`-th root."""
+    if steps == 1:
+        return power
+    values, vectors = np.linalg.eig(power.cpu().numpy())
+    root = (vectors * values.astype(complex) ** (1 / steps)) @ np.linalg.inv(vectors)
+    return torch.from_numpy(np.real(root)).to(power)

@@ -1,0 +1,114 @@
+"""What the package needs of a host framework, and how it finds the adapter for a model.
+
+A host is a model together with an adapter that can read and write its states at named sites. Adapters live
+outside this package and register under the entry-point group `koopman_interp.hosts`; nothing here imports one
+by name. Reading and writing go through the same `hooked`, so patching is observation run backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from koopman_interp.hosts.tokens import Tokens
+
+Hook = Callable[[Tensor], Tensor | None]
+"""Called with the state at a site, in the host's own shape; a returned tensor takes its place."""
+
+SiteSelection = str | Sequence[str] | Callable[[str], bool] | None
+"""Sites as a name or glob, several of them, a predicate on names, or None for the residual stream."""
+
+
+@runtime_checkable
+class Host(Protocol):
+    """A model whose states can be read and written at named sites.
+
+    Reading never changes a value, and no context leaves a trace on any exit. `koopman_interp.testing.HostContract`
+    holds these laws as tests.
+    """
+
+    adapter: ClassVar[str]
+    """Name of the adapter, as `koopman-interp hosts` lists it."""
+    priority: ClassVar[int]
+    """Adapters are asked in descending order; the general torch adapter has 0."""
+
+    model: nn.Module
+
+    @property
+    def basis(self) -> str:
+        """Which residual basis the states are in now; two hosts with different bases do not share surrogates."""
+        ...
+
+    @classmethod
+    def accepts(cls, model: object) -> bool:
+        """Whether this adapter is made for the model; must be cheap and import no framework."""
+        ...
+
+    def __init__(self, model: nn.Module) -> None: ...
+
+    def sites(self, selection: SiteSelection = None) -> tuple[str, ...]:
+        """Resolve a selection to site names in order of depth; None means the residual stream.
+
+        Raises:
+            UnknownSiteError: nothing has such a name.
+            UnsupportedHostError: there is no residual stream to default to.
+        """
+        ...
+
+    def call(self, batch: Any) -> Any:
+        """Call the model on a batch, moved to its device: a tensor, or a mapping of what the framework calls with.
+
+        Token batches are mappings in the conventions of Hugging Face: `input_ids`, `attention_mask`, …
+        """
+        ...
+
+    def tokenize(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+        """Turn texts into one padded batch for `call`, with its `attention_mask`.
+
+        Raises:
+            InputError: the host has no tokenizer.
+        """
+        ...
+
+    def passes(
+        self, begin: Callable[[Tokens | None], None], end: Callable[[], None] | None = None
+    ) -> AbstractContextManager[None]:
+        """Call `begin` as each forward pass starts, with its tokens where it has any, and `end` when it is done.
+
+        A pass that raises has no end. Both are removed on any exit.
+        """
+        ...
+
+    def hooked(self, hooks: Mapping[str, Hook], *, first: bool = False) -> AbstractContextManager[None]:
+        """Call each hook whenever its site is reached; all are removed on any exit.
+
+        Args:
+            hooks: by site.
+            first: before the hooks that are there already, so that every other reader of the site sees what these
+                write. Otherwise after them.
+        """
+        ...
+
+    def replaced(self, source: str, target: str, advance: Callable[[Tensor], Tensor]) -> AbstractContextManager[bool]:
+        """Put `advance(state at source)` at target, skipping the compute between where that is possible.
+
+        Hooks of others at both ends still fire, those at the target with the new state. The context's value says
+        whether the compute is skipped.
+
+        Raises:
+            InputError: during a pass that cannot do without the skipped blocks, such as one that reads a cache which
+                only they would have filled.
+            UnskippableError: during a pass, blocks return what only they can compute.
+        """
+        ...
+
+    def fwd_hooks(self, hooks: Mapping[str, Hook]) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        """Put the same hooks in the framework's own idiom: pairs of site and function, for its `run_with_hooks`.
+
+        Raises:
+            UnsupportedHostError: the framework has no such idiom.
+        """
+        ...

@@ -1,0 +1,141 @@
+"""Samples: which rows of one forward pass are kept, and where each of them came from.
+
+States and logits of a pass are flattened to rows by the same rule (`layouts.to_rows`); a `Samples` picks the same
+ones from either, so that they stay aligned: padding is dropped, and so are skipped leading positions. It also brings
+labels, in whichever form a user has them, to those rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from koopman_interp.errors import InputError
+from koopman_interp.hosts.layouts import row_origins
+from koopman_interp.hosts.tokens import Tokens
+from koopman_interp.labels import whole_numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The rows of one pass that are samples; all tensors are on the CPU.
+
+    Attributes:
+        inputs: entries of the batch.
+        real: `[row]`, False at padding.
+        kept: `[row]`, False at padding and at skipped positions.
+        entry: `[sample]`, the entry of the batch that each kept row belongs to.
+        place: `[sample]`, where in its sequence it stands; 0 without positions.
+        ids: `[sample]` token ids, or None.
+    """
+
+    inputs: int
+    real: Bool[Tensor, " row"]
+    kept: Bool[Tensor, " row"]
+    entry: Int[Tensor, " sample"]
+    place: Int[Tensor, " sample"]
+    ids: Int[Tensor, " sample"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.entry)
+
+    @classmethod
+    def of(cls, shape: Sequence[int], tokens: Tokens | None, skip: int = 0) -> Samples:
+        """Say which rows of a state are samples.
+
+        Args:
+            shape: of the state, in the host's layout.
+            tokens: of the pass; they apply to a state that has one row a token, and to no other.
+            skip: leading places of each sequence to leave out.
+
+        Returns:
+            The samples.
+
+        Raises:
+            InputError: positions are to be skipped in a state that has none.
+        """
+        if tokens is not None and _row_per_token(shape, tokens):
+            real = tokens.real.flatten().cpu()
+            kept = tokens.at(slice(skip, None)).flatten().cpu() if skip else real
+            place, ids = tokens.place.flatten().cpu(), None if tokens.ids is None else tokens.ids.flatten().cpu()
+            entry, _ = row_origins((*tokens.shape, 1))
+            inputs = tokens.shape[0]
+        else:
+            if skip and len(shape) != 3:
+                raise InputError(
+                    f"skip={skip} leaves out leading positions, but a state of shape {tuple(shape)} has none. "
+                    "Attach without skip=, or choose sites with states [batch, position, width]."
+                )
+            (entry, place), ids, inputs = row_origins(tuple(shape)), None, shape[0]
+            real = torch.ones(len(entry), dtype=torch.bool)
+            kept = place >= skip
+        if bool(kept.all()):
+            return cls(inputs, real, kept, entry, place, ids)
+        return cls(inputs, real, kept, entry[kept], place[kept], None if ids is None else ids[kept])
+
+    def take(self, rows: Shaped[Tensor, " row *axes"]) -> Shaped[Tensor, " sample *axes"]:
+        """Pick the samples from all rows of a pass, on their device; the rows themselves where all are kept."""
+        if len(self) == len(rows):
+            return rows
+        return rows[self.kept.to(rows.device)]
+
+    def labels(self, labels: Any) -> Int[Tensor, " sample"]:
+        """Bring the labels of this pass to one a sample; see `labels_of_samples`."""
+        return labels_of_samples(labels, [self])
+
+
+def labels_of_samples(labels: Any, passes: Sequence[Samples]) -> Int[Tensor, " sample"]:
+    """Bring labels to one a sample, over several passes in order.
+
+    Args:
+        labels: whole numbers, nested or not: one a sample, one an input, one a real token (skipped ones included), or
+            one a position with padding still in it.
+        passes: the samples of each pass.
+
+    Returns:
+        One label a sample.
+
+    Raises:
+        InputError: their number fits none of these, or they are not whole numbers.
+    """
+    given = whole_numbers(labels)
+    samples = sum(len(one) for one in passes)
+    inputs, real = sum(one.inputs for one in passes), sum(int(one.real.sum()) for one in passes)
+    positions = sum(len(one.real) for one in passes)
+    if len(given) == samples:
+        return given
+    if len(given) == inputs:
+        starts = torch.tensor([one.inputs for one in passes]).cumsum(0) - torch.tensor([one.inputs for one in passes])
+        return given[torch.cat([one.entry + start for one, start in zip(passes, starts, strict=True)])]
+    if len(given) == positions:
+        return given[torch.cat([one.kept for one in passes])]
+    if len(given) == real:
+        return given[torch.cat([one.kept[one.real] for one in passes])]
+    forms = [(samples, "a sample"), (inputs, "an observed input"), (real, "a token"), (positions, "a position")]
+    fitting = dict(reversed(forms))  # a number that several forms share is named by the first of them
+    expected = ", or ".join(f"{count:,} labels, one {what}" for count, what in forms if fitting[count] == what)
+    raise InputError(f"Expected {expected}; got {len(given):,}.")
+
+
+def none_left(passes: Sequence[Samples], skip: int) -> str:
+    """Say why passes have no samples."""
+    if not sum(len(one.real) for one in passes):
+        return "There were no samples: the batches hold no inputs."
+    if any(len(one) for one in passes):
+        return "There are no samples left: all are labelled -100, the mark of what to leave out."
+    return (
+        f"There are no samples left: all {sum(int(one.real.sum()) for one in passes):,} tokens are padding or among "
+        f"the first {skip} of their sequences, which skip={skip} leaves out."
+    )
+
+
+def _row_per_token(shape: Sequence[int], tokens: Tokens) -> bool:
+    """Whether a state holds the tokens of a pass, as `[batch, position, width]` or flattened to their rows."""
+    if len(shape) == 3:
+        return tuple(shape[:2]) == tokens.shape
+    return len(shape) == 2 and shape[0] == tokens.real.numel()

@@ -1,0 +1,265 @@
+"""Observing: attach to a model and record how its representations move through depth.
+
+`attach` returns a Tap, which either drives batches through the model (`observe`) or listens while the user's own
+forward passes run (`with tap:`). Recording costs one copy of each state; the model's values are never touched.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from koopman_interp.errors import InputError
+from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.protocol import Host, SiteSelection
+from koopman_interp.observing.batches import calls
+from koopman_interp.observing.recording import Recording
+from koopman_interp.observing.samples import Samples, labels_of_samples, none_left
+from koopman_interp.trajectories import Trajectories
+
+
+def attach(
+    model: nn.Module | Host,
+    sites: SiteSelection = None,
+    *,
+    times: Sequence[float | int] | None = None,
+    skip: int = 0,
+) -> Tap:
+    """Attach to a model; nothing is hooked until something is recorded.
+
+    Args:
+        model: a torch module, a model of a known host framework, or a host.
+        sites: which states to record, in order of depth: names, globs or a predicate on names. None is the
+            residual stream: the input of the first block and the output of each.
+        times: time of each site in operator steps; 0, 1, 2, … unless told otherwise. Two sites at times 0 and k
+            give the setting of arXiv 2505.12809.
+        skip: leading positions of each sequence to leave out, counted from its first real token. The first tokens of
+            language models are often attention sinks, whose states are far from all others.
+
+    Returns:
+        A Tap on those sites.
+
+    Raises:
+        InputError: fewer than two sites, as many times as sites were not given, or a negative skip.
+    """
+    if skip < 0:
+        raise InputError(f"skip is how many leading positions to leave out, 0 or more; got {skip}.")
+    host = host_for(model)
+    chosen = host.sites(sites)
+    if len(chosen) < 2:
+        raise InputError(f"A trajectory needs two or more sites; {sites!r} chose only {', '.join(chosen)}.")
+    if times is not None and len(times) != len(chosen):
+        raise InputError(f"Expected {len(chosen)} times, one a site ({', '.join(chosen)}); got {len(times)}.")
+    return Tap(host, chosen, tuple(map(float, range(len(chosen)) if times is None else times)), skip)
+
+
+class Tap:
+    """A recorder on the sites of a host; made by `attach`.
+
+    Examples:
+        >>> import torch, koopman_interp as ki
+        >>> from koopman_interp.testing import ResidualMLP
+        >>> model = ResidualMLP(inputs=4, width=8, blocks=3, outputs=2).eval()
+        >>> tap = ki.attach(model)
+        >>> with tap:
+        ...     _ = model(torch.randn(16, 4))
+        >>> tap.trajectories
+        Trajectories(16 samples, 4 depths from 'blocks.0:input' to 'blocks.2', width 8, unlabelled)
+    """
+
+    def __init__(self, host: Host, sites: tuple[str, ...], times: tuple[float, ...], skip: int = 0) -> None:
+        self.host = host
+        self.sites = sites
+        self.times = times
+        self.skip = skip
+        self._recording: Recording | None = None
+        self._listening = ExitStack()
+
+    def __repr__(self) -> str:
+        skipping = f", skipping {self.skip} leading positions" if self.skip else ""
+        return f"Tap({type(self.host.model).__name__}, {len(self.sites)} sites: {', '.join(self.sites)}{skipping})"
+
+    def __enter__(self) -> Tap:
+        if self._recording is not None and self._recording.running:
+            raise InputError("This tap is recording already. Leave its `with` block before entering it again.")
+        self._warn_of_train_mode()
+        self._recording = Recording(self.host, self.sites, self.skip)
+        self._listening.enter_context(self._recording.listening())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listening.close()
+
+    @property
+    def trajectories(self) -> Trajectories:
+        """What was recorded in the last `with tap:` block.
+
+        Passes that go on from a key-value cache, as in `generate`, go on in the sequences of the pass before: rows come
+        in the order of the passes, and `sequence` and `position` say where each belongs. What a model is fed is what
+        is recorded, so a sequence that ends before others in its batch goes on in the padding that `generate` feeds
+        it, and under beam search a sequence is one of the beams, whichever text it holds by then.
+
+        Raises:
+            InputError: nothing was recorded.
+        """
+        if self._recording is None:
+            raise InputError("Nothing was recorded yet. Use `with tap: model(x)`, or tap.observe(batches).")
+        return self._recording.trajectories(self.times)
+
+    def observe(
+        self,
+        batches: Any,
+        labels: Any = None,
+        *,
+        inputs: str | Callable[[Any], Any] | None = None,
+        tokenizer: Any = None,
+        batch_size: int = 256,
+        progress: bool | None = None,
+    ) -> Trajectories:
+        """Drive batches through the model, without gradients, and record them.
+
+        Of tokens, each is a sample; padding, as the attention mask tells it, is left out.
+
+        Args:
+            batches: a tensor of inputs, or of token ids `[batch, position]`; texts, or sequences of token ids of any
+                lengths; a pair of inputs and labels, as two tensors; a split of a `datasets` data set (all cut into
+                batches); or any iterable of batches, a DataLoader for one. A batch is a tensor, a list of texts or of
+                sequences of ids, a mapping that is passed as keyword arguments (`input_ids`, `attention_mask`, …), or
+                a pair (one of these, labels).
+            labels: whole numbers: one an input, one a sample, one a token (skipped ones too), or one a position with
+                padding still in it; or the name of the column that holds them. Without it they are taken from pairs,
+                and from a column `label` or `labels` of mappings, which the model is then not called with. Samples
+                labelled -100, Hugging Face's mark of what to ignore, are left out.
+            inputs: the column to pass to the model (a column of texts is tokenised), or a function from a batch to
+                what the model is called with.
+            tokenizer: of Hugging Face's kind, for texts; None is the host's own.
+            batch_size: for tensors, texts, sequences of ids and data sets.
+            progress: show a bar; None shows it on a terminal only.
+
+        Returns:
+            The trajectories of all samples, in the order observed, on the CPU in the host's dtype.
+
+        Raises:
+            InputError: there were no batches, no samples are left of them, or the labels do not fit them.
+        """
+        self._warn_of_train_mode()
+        whole, found, seen = self.observed(
+            batches, labels, inputs=inputs, tokenizer=tokenizer, batch_size=batch_size, progress=progress
+        )
+        if found is not None:
+            whole = whole.with_labels(found)
+        if not len(whole):
+            raise InputError(none_left(seen, self.skip))
+        return whole
+
+    def observed(
+        self,
+        batches: Any,
+        labels: Any = None,
+        *,
+        inputs: str | Callable[[Any], Any] | None = None,
+        tokenizer: Any = None,
+        batch_size: int = 256,
+        progress: bool | None = None,
+    ) -> tuple[Trajectories, Int[Tensor, " sample"] | None, list[Samples]]:
+        """Observe, and keep apart what `observe` puts together.
+
+        Returns:
+            The trajectories without labels; the labels, among them those of samples to ignore; and which rows of each
+            pass the samples are.
+        """
+        column = labels if isinstance(labels, str) else None
+        given = None if isinstance(labels, str) else labels
+        seen: list[Samples] = []
+        found: list[Tensor] = []
+
+        def parts() -> Iterator[Trajectories]:
+            for part, samples, y in self._driven(batches, inputs, column, tokenizer, batch_size, progress):
+                seen.extend(samples)
+                if given is None and y is not None:
+                    found.append(labels_of_samples(y, samples))
+                yield part
+
+        whole = Trajectories.concatenate(parts(), same_inputs=True)
+        if given is not None:
+            return whole, labels_of_samples(given, seen), seen
+        if not found:
+            return whole, None, seen
+        of_parts = torch.cat(found)
+        if len(of_parts) != len(whole):
+            raise InputError("Some batches came with labels and others without. Give labels with all or with none.")
+        return whole, of_parts, seen
+
+    def stream(
+        self,
+        batches: Any,
+        labels: str | None = None,
+        *,
+        inputs: str | Callable[[Any], Any] | None = None,
+        tokenizer: Any = None,
+        batch_size: int = 256,
+        progress: bool | None = None,
+    ) -> Iterator[Trajectories]:
+        """Observe batch by batch, and keep nothing: memory for one batch, however many there are.
+
+        Hooks are on only while the model runs. Inputs are numbered through all batches, so that `observe` is
+        `Trajectories.concatenate(tap.stream(…))`.
+
+        Args:
+            batches: as in `observe`.
+            labels: name of the column that holds them; else they are taken as in `observe`.
+            inputs: as in `observe`.
+            tokenizer: as in `observe`.
+            batch_size: as in `observe`.
+            progress: as in `observe`.
+
+        Yields:
+            The trajectories of each batch that has samples.
+
+        Raises:
+            InputError: there were no batches, or the labels do not fit one.
+        """
+        self._warn_of_train_mode()
+        for part, samples, y in self._driven(batches, inputs, labels, tokenizer, batch_size, progress):
+            labelled = part if y is None else part.with_labels(labels_of_samples(y, samples))
+            if len(labelled):
+                yield labelled
+
+    def _driven(
+        self,
+        batches: Any,
+        inputs: str | Callable[[Any], Any] | None,
+        column: str | None,
+        tokenizer: Any,
+        batch_size: int,
+        progress: bool | None,
+    ) -> Iterator[tuple[Trajectories, list[Samples], Any]]:
+        """Call the host on each batch; yield what was recorded, which of it are samples, and its labels."""
+        recording = Recording(self.host, self.sites, self.skip)
+        found = calls(self.host, batches, inputs=inputs, column=column, batch_size=batch_size, tokenizer=tokenizer)
+        none = True
+        for x, y in tqdm(found, desc="observe", unit="batch", disable=None if progress is None else not progress):
+            none = False
+            with torch.no_grad(), recording.listening():
+                self.host.call(x)
+            yield (*recording.drained(self.times), y)
+        if none:
+            raise InputError("There were no batches to observe.")
+
+    def _warn_of_train_mode(self) -> None:
+        if self.host.model.training:
+            warnings.warn(
+                "The model is in train mode: dropout and batch statistics make its states random. "
+                "Call model.eval() first.",
+                stacklevel=3,
+            )

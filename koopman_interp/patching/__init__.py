@@ -1,0 +1,1 @@
+"""Edited dynamics in a host: the patch, and the motion that it writes."""

@@ -1,0 +1,1 @@
+"""The Koopman autoencoder and its parts."""

@@ -1,0 +1,359 @@
+"""The Koopman autoencoder: normalisation → encoder → K → decoder.
+
+`KoopmanAutoencoder` is the fitted value that everything downstream takes. It saves and loads through
+huggingface_hub's mixin as safetensors and config.json. How it is fitted stands in `fitting`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import read_tensors, write_json, write_tensors, write_text
+from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.hosts.layouts import shaped_like, to_rows
+from koopman_interp.sites import span
+from koopman_interp.surrogates.moments import Moments
+from koopman_interp.surrogates.normalization import Normalization
+from koopman_interp.surrogates.operators import operator
+
+Architecture = Literal["linear_plus_nonlinear", "mlp"]
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class SurrogateConfig:
+    """Everything that fixes the shape of a surrogate, and where it comes from.
+
+    Attributes:
+        sites: site of each depth.
+        times: time of each depth, in operator steps.
+        widths: width of the host's state at each depth, as rows.
+        shapes: shape of one sample's state at each depth, as the host has it.
+        dimension: width of the normalised states.
+        observables: width of the observable space.
+        architecture: of encoder and decoder.
+        hidden: widths of the encoder's hidden layers; the decoder mirrors them.
+        operator: kind of K, a key of `operators.OPERATORS`.
+        rank: of the low-rank kinds.
+        classes: labels that the fit has seen.
+        host: fingerprint of the host.
+        history: held-out figures by step, for the record.
+        distilled: the same of a distillation that went on from the fit; empty without one.
+    """
+
+    sites: tuple[str, ...]
+    times: tuple[float, ...]
+    widths: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dimension: int
+    observables: int
+    architecture: Architecture
+    hidden: tuple[int, ...]
+    operator: str
+    rank: int | None
+    classes: tuple[int, ...]
+    host: HostFingerprint
+    history: tuple[dict[str, float], ...] = field(default=(), repr=False)
+    distilled: tuple[dict[str, float], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SurrogateConfig:
+        """Rebuild from what `dataclasses.asdict` and JSON made of it."""
+        names = ("sites", "times", "widths", "hidden", "classes", "history", "distilled")
+        tuples = {name: tuple(values[name]) for name in names if name in values}
+        shapes = tuple(map(tuple, values["shapes"]))
+        return cls(**(values | tuples | {"shapes": shapes, "host": HostFingerprint(**values["host"])}))
+
+
+class LinearPlusNonlinear(nn.Module):
+    """`W x + g(x)`: a linear map beside a small MLP.
+
+    Args:
+        inputs: width in.
+        hidden: widths of the hidden layers of g.
+        outputs: width out.
+
+    W starts as an isometric embedding (or projection) and g small, so that the start is an isometry.
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs, bias=False)
+        self.nonlinear = mlp(inputs, hidden, outputs)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.eye(outputs, inputs))
+            last = _last_layer(self.nonlinear)
+            last.weight.mul_(0.1)
+            last.bias.zero_()
+
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Map rows."""
+        return self.linear(x) + self.nonlinear(x)
+
+    def layers_in(self) -> list[nn.Linear]:
+        """The layers that see the input first."""
+        return [self.linear, _first_layer(self.nonlinear)]
+
+    def layers_out(self) -> list[nn.Linear]:
+        """The layers whose sum is the output."""
+        return [self.linear, _last_layer(self.nonlinear)]
+
+
+class PlainMLP(nn.Module):
+    """A leaky-ReLU MLP alone, the paper's encoder."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.nonlinear = mlp(inputs, hidden, outputs)
+
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Map rows."""
+        return self.nonlinear(x)
+
+    def layers_in(self) -> list[nn.Linear]:
+        """The layer that sees the input first."""
+        return [_first_layer(self.nonlinear)]
+
+    def layers_out(self) -> list[nn.Linear]:
+        """The layer whose output is the output."""
+        return [_last_layer(self.nonlinear)]
+
+
+ARCHITECTURES: dict[str, type[LinearPlusNonlinear] | type[PlainMLP]] = {
+    "linear_plus_nonlinear": LinearPlusNonlinear,
+    "mlp": PlainMLP,
+}
+
+
+class KoopmanAutoencoder(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="koopman-interp",
+    tags=["koopman", "interpretability"],
+):
+    """A surrogate of a host's motion through depth: encoder, one linear operator, decoder.
+
+    Args:
+        config: shape and provenance.
+
+    Attributes:
+        normalization: between host states and the common space.
+        encoder: from the common space to observables.
+        operator: K; `z_next = z @ K.T`.
+        decoder: from observables to the common space.
+        moments: class means and covariances of the observables on the rows fitted.
+        heldout_moments: the same on the held-out rows.
+    """
+
+    def __init__(self, config: SurrogateConfig) -> None:
+        super().__init__()
+        if config.architecture not in ARCHITECTURES:
+            raise InputError(f"There is no architecture {config.architecture!r}; there are {', '.join(ARCHITECTURES)}.")
+        build = ARCHITECTURES[config.architecture]
+        depths = len(config.sites)
+        self.config = config
+        self.normalization = Normalization(config.widths, config.dimension)
+        self.encoder = build(config.dimension, config.hidden, config.observables)
+        self.operator = operator(config.operator, config.observables, config.rank)
+        self.decoder = build(config.observables, config.hidden[::-1], config.dimension)
+        self.moments = Moments(depths, config.classes, config.observables)
+        self.heldout_moments = Moments(depths, config.classes, config.observables)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"KoopmanAutoencoder({c.host.model.rsplit('.', 1)[-1]}, {len(c.sites)} depths from {c.sites[0]!r} to "
+            f"{c.sites[-1]!r}, {c.dimension} → {c.observables} observables, {c.operator} K)"
+        )
+
+    @property
+    def K(self) -> Float[Tensor, "observable observable"]:  # noqa: N802 (the field writes it so)
+        """The operator as a dense matrix."""
+        return self.operator.matrix()
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Site of each depth."""
+        return self.config.sites
+
+    def steps(self, source: int, target: int) -> float:
+        """Operator steps between two depths."""
+        return self.config.times[target] - self.config.times[source]
+
+    def encode(self, states: Float[Tensor, "sample width"], depth: int) -> Float[Tensor, "sample observable"]:
+        """Lift states at a depth to observables."""
+        return self.encoder(self.normalization.normalize(states, depth))
+
+    def decode(self, observables: Float[Tensor, "sample observable"], depth: int) -> Float[Tensor, "sample width"]:
+        """Bring observables back to states at a depth."""
+        return self.normalization.denormalize(self.decoder(observables), depth)
+
+    def predict(
+        self,
+        states: Float[Tensor, "sample width"],
+        source: str | int | None = None,
+        target: str | int | None = None,
+    ) -> Float[Tensor, "sample _"]:
+        """`D(K^n E(x))`: states at the target from states at the source.
+
+        Args:
+            states: rows at the source, in the host's own coordinates.
+            source: site or depth; None is the first.
+            target: site or depth; None is the last.
+
+        Returns:
+            Rows at the target, in the host's own coordinates.
+        """
+        first, last = span(self.sites, source, target)
+        z = self.operator.advance(self.encode(states, first), self.steps(first, last))
+        return self.decode(z, last)
+
+    def predict_state(self, state: Float[Tensor, "..."], source: int, target: int) -> Float[Tensor, "..."]:
+        """`predict` on a state in the host's own shape and dtype, between two depths."""
+        return shaped_like(self.predict(to_rows(state), source, target), state, self.config.shapes[target])
+
+    def fwd_hooks(
+        self,
+        model: Any,
+        edit: Any = None,
+        *,
+        mode: Literal["delta", "replace"] = "delta",
+        at: Literal["target", "each site"] = "target",
+    ) -> list[Any]:
+        """Return a patch as hooks for TransformerLens's own `run_with_hooks(fwd_hooks=…)` and `hooks(fwd_hooks=…)`.
+
+        Args:
+            model: the host, a model of TransformerLens.
+            edit: an edit, several, or None.
+            mode: what `patched` does by that name; hooks skip no compute.
+            at: where edits are written; see `patched`.
+
+        Returns:
+            Pairs of a hook name and a function `(tensor, hook)`.
+
+        Raises:
+            UnsupportedHostError: the host's framework has no such idiom.
+            HostMismatchError: the surrogate or an edit belongs to another host.
+        """
+        from koopman_interp.patching.patch import fwd_hooks  # a convenience that looks up the layers, so at call time
+
+        return fwd_hooks(model, self, edit, mode, at)
+
+    def digest(self) -> str:
+        """Digest all that gives an edit of K its meaning: normalisation, encoder and operator."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.normalization, self.encoder, self.operator):
+            for name, tensor in part.state_dict().items():
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write `model.safetensors`, `config.json` and a model card to a folder.
+
+        The mixin's own method deletes the old configuration before it writes; this one replaces each file whole.
+        The weights carry the configuration too, so the two can never be from different fits.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: upload it as well.
+            repo_id: Hub repository; the folder's name by default.
+            **push_to_hub_kwargs: passed to the mixin's `push_to_hub`.
+
+        Returns:
+            The address of the commit where one was pushed, else None.
+        """
+        folder = Path(save_directory)
+        self._save_pretrained(folder)
+        if not (folder / "README.md").exists():
+            write_text(folder / "README.md", str(self.generate_model_card()))
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        config = asdict(self.config)
+        write_json(save_directory / CONFIG_FILE, config)
+        write_tensors(save_directory / WEIGHTS_FILE, self.state_dict(), kind="surrogate", header={"config": config})
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **download: Any
+    ) -> KoopmanAutoencoder:
+        """Load from a folder, or from the Hub by name.
+
+        Args:
+            pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or a Hub repository.
+            **download: for the Hub: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+
+        Returns:
+            The surrogate, in eval mode, on the CPU.
+
+        Raises:
+            FileNotFoundError: there is neither such a folder nor such a repository.
+            FileFormatError: the weights are truncated or foreign.
+        """
+        where = os.fspath(pretrained_model_name_or_path)
+        weights = Path(where) / WEIGHTS_FILE
+        if not Path(where).is_dir():
+            if where.count("/") != 1:
+                raise FileNotFoundError(f"There is no folder {where!r}; a name on the Hub would be owner/name.")
+            try:
+                weights = Path(hf_hub_download(where, WEIGHTS_FILE, **download))
+            except (HFValidationError, EntryNotFoundError, RepositoryNotFoundError) as error:
+                raise FileNotFoundError(
+                    f"There is no folder {where!r}, and the Hub gave no {WEIGHTS_FILE} under that name."
+                ) from error
+        tensors, header = read_tensors(weights, kind="surrogate")
+        try:
+            surrogate = cls(SurrogateConfig.from_dict(header["config"]))
+            # Assigned, not copied, so that the dtype that was saved is the dtype that comes back.
+            surrogate.load_state_dict(tensors, assign=True)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise FileFormatError(
+                f"{weights} does not hold the surrogate that its header describes. Write it again from its source."
+            ) from error
+        return surrogate.eval().requires_grad_(False)
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """Stack linear layers with leaky ReLUs between them."""
+    widths = [inputs, *hidden, outputs]
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), nn.LeakyReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _first_layer(layers: nn.Sequential) -> nn.Linear:
+    layer = layers[0]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def _last_layer(layers: nn.Sequential) -> nn.Linear:
+    layer = layers[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer

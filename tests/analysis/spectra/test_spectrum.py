@@ -1,0 +1,406 @@
+"""Eigenvalues are those of K, and a residual tells true modes from false ones."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import block_diag, expm
+
+import koopman_interp as ki
+from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
+from koopman_interp.surrogates.normalization import Normalization
+from koopman_interp.testing import LinearHost
+from tests.analysis.linear import (
+    BLOCKS,
+    KNOWN,
+    known_operator,
+    linear_data,
+    noisy_data,
+    pairs_of,
+    plain_surrogate,
+    trajectories_of,
+)
+
+
+def naive_residuals(found, koopman, trajectories, centre=False):
+    """Eigenfunctions evaluated row by row, and compared."""
+    residuals = []
+    for value, reader in zip(found.eigenvalues, found.readers.T, strict=True):
+        missed = size = 0.0
+        for gap, before, after in pairs_of(koopman, trajectories):
+            now, then = before @ reader, after @ reader
+            if centre:
+                now, then = now - now.mean(), then - then.mean()
+            missed += float((np.abs(then - value**gap * now) ** 2).sum())
+            size += float((np.abs(now) ** 2).sum())
+        residuals.append(np.sqrt(missed / size))
+    return residuals
+
+
+def assert_residuals_as_counted(found, koopman, trajectories, **tolerance):
+    zero, mean = (naive_residuals(found, koopman, trajectories, centre=centre) for centre in (False, True))
+    np.testing.assert_allclose(found.about_zero, zero, **tolerance)
+    np.testing.assert_allclose(found.about_mean, mean, **tolerance)
+    np.testing.assert_array_equal(found.residuals, np.maximum(found.about_zero, found.about_mean))
+
+
+def test_the_eigenvalues_are_those_of_the_known_operator_slowest_first():
+    times = (0.0, 1.0, 2.0)
+    K = known_operator()
+    found = ki.spectrum(plain_surrogate(K, times), linear_data(K, times))
+    np.testing.assert_allclose(found.eigenvalues, KNOWN, atol=1e-10)
+    np.testing.assert_allclose(found.decay, [0.95, 0.95, 0.9, 0.7, 0.7, 0.5], atol=1e-10)
+    np.testing.assert_allclose(found.rotation, [0.4, -0.4, 0, 2, -2, np.pi], atol=1e-10)
+    assert found.samples == 50
+
+
+def test_vectors_are_eigenvectors_from_either_side():
+    times = (0.0, 1.0)
+    K = known_operator()
+    found = ki.spectrum(plain_surrogate(K, times), linear_data(K, times))
+    np.testing.assert_allclose(K @ found.modes, found.modes * found.eigenvalues, atol=1e-10)
+    np.testing.assert_allclose(K.T @ found.readers, found.readers * found.eigenvalues, atol=1e-10)
+    np.testing.assert_allclose(np.linalg.norm(found.modes, axis=0), 1, atol=1e-12)
+    # Each reads its own mode only.
+    paired = found.readers.T @ found.modes
+    np.testing.assert_allclose(paired - np.diag(np.diag(paired)), 0, atol=1e-10)
+    assert np.abs(np.diag(paired)).min() > 1e-3
+
+
+def test_the_same_laws_hold_for_a_fitted_surrogate(surrogate, trajectories):
+    found = ki.spectrum(surrogate, trajectories)
+    K = surrogate.K.double().numpy()
+    np.testing.assert_allclose(K.T @ found.readers, found.readers * found.eigenvalues, atol=1e-9)
+    expected = np.sort_complex(np.linalg.eigvals(K))
+    np.testing.assert_allclose(np.sort_complex(found.eigenvalues), expected, atol=1e-9)
+    assert (np.diff(found.decay) <= 1e-9).all()
+    assert_residuals_as_counted(found, surrogate, trajectories, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("times", [(0.0, 1.0), (0.0, 1.0, 2.0, 3.0), (0.0, 2.0, 3.0), (2.0, 5.0)])
+def test_nothing_is_left_over_on_linear_data(times):
+    K = known_operator()
+    data = linear_data(K, times)
+    found = ki.spectrum(plain_surrogate(K, times), data)
+    assert found.residuals.max() < 1e-6
+    assert found.trusted.all()
+
+
+def test_parts_of_a_step_take_the_eigenvalue_to_their_power():
+    generator = np.array([[-0.1, -0.6, 0], [0.6, -0.1, 0.2], [0, 0, -0.4]])
+    times = (0.0, 0.5, 2.0)
+    data = linear_data(generator, times, power=lambda A, time: expm(A * time))
+    found = ki.spectrum(plain_surrogate(generator, times, "generator"), data)
+    np.testing.assert_allclose(np.sort(found.decay)[::-1], np.exp([-0.1, -0.1, -0.4]), atol=1e-10)
+    assert found.residuals.max() < 1e-6
+
+
+def test_much_is_left_over_on_noise_and_as_much_as_counted_row_by_row():
+    times = (0.0, 1.0, 2.0)
+    draw = np.random.default_rng(2)
+    noise = trajectories_of(draw.normal(size=(3, 80, 6)), times)
+    koopman = plain_surrogate(known_operator(), times)
+    found = ki.spectrum(koopman, noise)
+    assert found.residuals.min() > 0.9
+    assert not found.trusted.any()
+    assert_residuals_as_counted(found, koopman, noise, rtol=1e-9)
+
+
+@pytest.mark.parametrize("times", [(0.0, 1.0, 2.0), (0.0, 3.0, 4.0)])
+def test_a_residual_in_between_is_as_counted_row_by_row(times):
+    K = known_operator()
+    clean = linear_data(K, times)
+    draw = torch.Generator().manual_seed(3)
+    spoilt = replace(
+        clean,
+        states=tuple(s + 0.1 * torch.randn(s.shape, generator=draw, dtype=s.dtype) for s in clean.states),
+    )
+    koopman = plain_surrogate(K, times)
+    found = ki.spectrum(koopman, spoilt)
+    assert 0.01 < found.residuals.min() < found.residuals.max()
+    assert_residuals_as_counted(found, koopman, spoilt, rtol=1e-8)
+
+
+def test_many_rows_are_streamed(monkeypatch):
+    times = (0.0, 1.0, 2.0)
+    koopman = plain_surrogate(known_operator(), times)
+    noise = trajectories_of(np.random.default_rng(2).normal(size=(3, 80, 6)), times)
+    whole = ki.spectrum(koopman, noise).residuals
+    monkeypatch.setattr("koopman_interp.analysis.encoding._CHUNK_NUMBERS", 64 * 3 * 6)
+    np.testing.assert_allclose(ki.spectrum(koopman, noise).residuals, whole, rtol=1e-12)
+
+
+def test_the_tolerance_marks_modes():
+    times = (0.0, 1.0)
+    noise = trajectories_of(np.random.default_rng(2).normal(size=(2, 80, 6)), times)
+    koopman = plain_surrogate(known_operator(), times)
+    strict, lax = (ki.spectrum(koopman, noise, tolerance=tolerance) for tolerance in (0.1, 10.0))
+    assert "0 with residual ≤ 0.1" in repr(strict)
+    assert "6 with residual ≤ 10" in repr(lax)
+    assert str(strict).count("spurious") == 4
+    assert "spurious" not in str(lax)
+    between = float(np.median(strict.residuals))
+    some = ki.spectrum(koopman, noise, tolerance=between).trusted
+    assert some.tolist() == (strict.residuals <= between).tolist()
+    assert 0 < some.sum() < 6
+
+
+def test_a_normal_operator_is_well_conditioned_and_a_crooked_one_is_not():
+    times = (0.0, 1.0)
+    normal = block_diag(*BLOCKS)
+    assert ki.spectrum(plain_surrogate(normal, times), linear_data(normal, times)).condition == pytest.approx(1)
+    crooked = np.array([[0.9, 5.0], [0.0, 0.9 - 1e-6]])
+    found = ki.spectrum(plain_surrogate(crooked, times), linear_data(crooked, times))
+    assert found.condition > 1e6
+
+
+def test_an_operator_that_only_stretches_has_a_spectrum():
+    times = (0.0, 1.0)
+    K = np.array([[0.9, 0.3], [0.0, 0.5]])
+    found = ki.spectrum(plain_surrogate(K, times), linear_data(K, times))
+    assert np.iscomplexobj(found.modes)
+    assert np.iscomplexobj(found.readers)
+    np.testing.assert_allclose(found.eigenvalues, [0.9, 0.5], atol=1e-12)
+    assert found.residuals.max() < 1e-6
+
+
+def test_a_conjugate_pair_is_one_line():
+    times = (0.0, 1.0)
+    K = known_operator()
+    lines = str(ki.spectrum(plain_surrogate(K, times), linear_data(K, times))).split("\n")
+    assert len(lines) == 2 + 4
+    assert [line.split()[2] for line in lines[2:]] == ["±22.9°", "0.0°", "±114.6°", "180.0°"]
+    assert [line.split()[0] for line in lines[2:]] == ["0", "2", "3", "5"]
+
+
+def test_the_head_is_as_long_as_asked():
+    times = (0.0, 1.0)
+    K = known_operator()
+    found = ki.spectrum(plain_surrogate(K, times), linear_data(K, times))
+    assert len(found.head(2).split("\n")) == 2 + 2
+
+
+def test_plain_values_go_through_json():
+    times = (0.0, 1.0)
+    K = known_operator()
+    found = ki.spectrum(plain_surrogate(K, times), linear_data(K, times))
+    values = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    np.testing.assert_array_equal([complex(*pair) for pair in values["eigenvalues"]], found.eigenvalues)
+    assert values["residuals"] == found.residuals.tolist()
+    assert (values["samples"], values["condition"]) == (50, found.condition)
+
+
+def test_other_sites_are_refused(surrogate, trajectories):
+    with pytest.raises(InputError, match=r"the sites blocks\.0, blocks\.1"):
+        ki.spectrum(surrogate, trajectories.between("blocks.0", None))
+
+
+def test_nothing_is_changed(surrogate, trajectories):
+    before = copy.deepcopy(surrogate.state_dict())
+    ki.spectrum(surrogate, trajectories)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in surrogate.state_dict().items())
+
+
+TIMES = (0.0, 1.0, 2.0)
+
+
+def test_an_eigenfunction_that_is_the_same_for_all_samples_is_not_trusted():
+    mix = np.eye(7)
+    mix[-1, :-1] = 0.2
+    K = mix @ block_diag(*BLOCKS, [[1.0]]) @ np.linalg.inv(mix)
+    x = np.random.default_rng(0).normal(size=(60, 7))
+    x[:, -1] = 3.0  # which every step keeps, and no observable shows alone
+    states = [x @ mix.T @ np.linalg.matrix_power(K, int(time)).T for time in TIMES]
+    found = ki.spectrum(plain_surrogate(K, TIMES), trajectories_of(states, TIMES))
+    constant = [index for index, verdict in enumerate(found.verdicts) if verdict == "constant"]
+    assert len(constant) == 1
+    assert found.eigenvalues[constant[0]] == pytest.approx(1)
+    assert found.about_zero[constant[0]] < 1e-6
+    assert np.isinf(found.residuals[constant[0]])
+    assert not found.trusted[constant[0]]
+    assert found.trusted.sum() == 6
+    assert "1 modes are constant" in str(found)
+    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["residuals"][constant[0]] is None
+
+
+def test_an_offset_does_not_pass_for_a_prediction():
+    draw = np.random.default_rng(0)
+    noise = trajectories_of(20 + draw.normal(size=(3, 200, 2)), TIMES)
+    K = np.diag([1.0, 0.5])
+    found = ki.spectrum(plain_surrogate(K, TIMES), noise)
+    assert found.about_zero[0] < 0.1  # φ hardly changes, beside its size
+    assert found.residuals[0] > 1  # and what differs between samples is not predicted at all
+    assert not found.trusted[0]
+
+
+def test_observables_that_the_data_never_reach_are_not_judged():
+    K = np.diag([0.9, 0.8, 0.7])
+    x = np.random.default_rng(0).normal(size=(40, 3)) * [1, 0, 1]
+    data = trajectories_of([x @ np.linalg.matrix_power(K, int(time)).T for time in TIMES], TIMES)
+    found = ki.spectrum(plain_surrogate(K, TIMES), data)
+    assert found.verdicts == ("trusted", "unreached", "trusted")
+    assert np.isinf(found.residuals[1])
+    assert "1 modes are unreached" in str(found)
+    assert found.as_dict()["residuals"][1] is None
+    low, high = found.intervals.decay[1]
+    assert (low, high) == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_jordan_block_is_said_to_be_defective(size):
+    K = 0.9 * np.eye(size + 1) + np.diag([1.0] * (size - 1) + [0.0], 1)
+    K[-1, -1] = 0.3
+    found = ki.spectrum(plain_surrogate(K, TIMES), linear_data(K, TIMES))
+    assert found.verdicts == ("defective",) * size + ("trusted",)
+    assert "without an eigenvector of their own" in str(found)
+    assert all(np.isfinite(part).all() for part in (found.modes, found.readers))
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_a_zero_operator_has_a_spectrum_too():
+    K = np.zeros((3, 3))
+    found = ki.spectrum(plain_surrogate(K, TIMES), linear_data(K + 1e-3, TIMES))
+    np.testing.assert_array_equal(found.eigenvalues, 0)
+    assert "Spectrum(3 modes" in repr(found)
+
+
+def test_a_badly_conditioned_spectrum_is_still_recovered_from_data():
+    K = np.diag([0.9, 0.8, 0.7]) + np.triu(np.full((3, 3), 30.0), 1)
+    found = ki.spectrum(plain_surrogate(K, TIMES), linear_data(K, TIMES))
+    np.testing.assert_allclose(found.eigenvalues, [0.9, 0.8, 0.7], atol=1e-9)
+    assert found.condition > 1e4
+    assert found.trusted.all()
+    # φ is read past observables that are thousands of times larger.
+    np.testing.assert_allclose(found.readers.T @ found.modes, np.eye(3), atol=1e-8)
+
+
+def test_a_network_that_only_rotates_neither_decays_nor_misses():
+    angles = (0.3, 1.1)
+    K = block_diag(*[[[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]] for a in angles])
+    host = LinearHost(torch.from_numpy(K).float(), blocks=4).eval()
+    x = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    tap = ki.attach(host)
+    # Aligned depths would have the rotation in the normalisation, and K would be the identity.
+    config = ki.FitConfig(observables=4, normalization=ki.NormalizationConfig(align=False))
+    koopman = ki.fit(tap.observe(x, progress=False), config, method="least_squares")
+    found = ki.spectrum(koopman, tap.observe(x.flip(1), progress=False))
+    np.testing.assert_allclose(found.decay, 1, atol=2e-3)
+    np.testing.assert_allclose(np.sort(np.abs(found.rotation)), [0.3, 0.3, 1.1, 1.1], atol=2e-3)
+    assert found.residuals.max() < 0.01
+    assert found.condition == pytest.approx(1, abs=0.05)
+
+
+class Lift(torch.nn.Module):
+    def forward(self, x):
+        return torch.stack([x[:, 0], x[:, 1], x[:, 0] ** 2], 1)
+
+
+def test_the_quadratic_example_has_a_closed_subspace_with_its_products():
+    """`x' = a x, y' = b y + c x²` is linear in (x, y, x²); where λ is an eigenvalue of φ, λ² is one of φ²."""
+    a, b, c = 0.9, 0.5, 0.7
+    x = np.random.default_rng(0).uniform(-1, 1, size=(300, 2))
+    states = [x]
+    for _ in TIMES[1:]:
+        x = np.stack([a * x[:, 0], b * x[:, 1] + c * x[:, 0] ** 2], 1)
+        states.append(x)
+    data = trajectories_of(states, TIMES)
+    koopman = plain_surrogate(np.eye(3), TIMES)
+    koopman.normalization = Normalization([2] * 3, 2).double()
+    koopman.encoder = Lift()
+    grams = ki.gather(koopman, data).pooled()
+    koopman.operator.K.copy_(torch.linalg.solve(grams.G[0, 0, 0], grams.A[0, 0, 0]).T)
+    found = ki.spectrum(koopman, data)
+    np.testing.assert_allclose(found.eigenvalues, [a, a * a, b], atol=1e-6)
+    assert found.residuals.max() < 1e-6
+    phi = ki.eigenfunctions(koopman, found, data)
+    square = phi[:, 0] ** 2
+    np.testing.assert_allclose(phi[:, 1] / phi[0, 1], square / square[0], rtol=1e-6)
+    exact = data.states[0][:, 1] - c / (a * a - b) * data.states[0][:, 0] ** 2
+    np.testing.assert_allclose(phi[:, 2] / phi[0, 2], exact / exact[0], rtol=1e-6)
+
+
+def test_pydmd_finds_the_same_eigenvalues_and_residuals():
+    pydmd = pytest.importorskip("pydmd")
+    K = known_operator()
+    data = noisy_data(K, TIMES, rows=200, noise=0.1)
+    koopman = plain_surrogate(K, TIMES)
+    before, after = (np.concatenate(parts) for parts in zip(*[p[1:] for p in pairs_of(koopman, data)], strict=True))
+    oracle = pydmd.DMD(svd_rank=6).fit(before.T, after.T)
+    fitted = oracle.modes @ np.diag(oracle.eigs) @ np.linalg.pinv(oracle.modes)
+    koopman.operator.K.copy_(torch.from_numpy(fitted.real.copy()))
+    found = ki.spectrum(koopman, data)
+    np.testing.assert_allclose(np.sort_complex(found.eigenvalues), np.sort_complex(oracle.eigs), atol=1e-8)
+    for value, reader in zip(oracle.eigs, np.linalg.pinv(oracle.modes), strict=True):
+        phi, phi_next = before @ reader, after @ reader
+        ours = np.abs(found.eigenvalues - value).argmin()
+        expected = np.linalg.norm(phi_next - value * phi) / np.linalg.norm(phi)
+        assert found.about_zero[ours] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_stream_gives_what_the_whole_gives(surrogate, trajectories):
+    whole = ki.spectrum(surrogate, trajectories)
+    parts = (trajectories[start : start + 100] for start in range(0, 600, 100))
+    streamed = ki.spectrum(surrogate, parts)
+    np.testing.assert_allclose(streamed.residuals, whole.residuals, rtol=1e-6)
+    np.testing.assert_allclose(streamed.intervals.decay, whole.intervals.decay, rtol=1e-6)
+    np.testing.assert_allclose(streamed.amplitudes.mean, whole.amplitudes.mean, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(streamed.amplitudes.square, whole.amplitudes.square, rtol=1e-6)
+    np.testing.assert_array_equal(streamed.amplitudes.count, whole.amplitudes.count)
+    assert streamed.samples == 600
+
+
+@pytest.mark.parametrize("modes", [1, 2, 5, 12])
+def test_a_few_modes_are_the_first_of_all(surrogate, trajectories, modes):
+    whole = ki.spectrum(surrogate, trajectories)
+    few = ki.spectrum(surrogate, trajectories, modes=modes)
+    count = len(few.eigenvalues)
+    assert modes - 1 <= count <= max(2, modes)
+    np.testing.assert_allclose(few.eigenvalues, whole.eigenvalues[:count], rtol=1e-9)
+    np.testing.assert_allclose(few.residuals, whole.residuals[:count], rtol=1e-5)
+    assert few.grams.width == count
+
+
+def test_a_spectrum_comes_back_from_its_file(tmp_path, surrogate, trajectories):
+    found = ki.spectrum(surrogate, trajectories)
+    found.save(tmp_path / "spectrum.safetensors")
+    back = ki.Spectrum.load(tmp_path / "spectrum.safetensors")
+    assert str(back) == str(found)
+    assert back.as_dict() == found.as_dict()
+    np.testing.assert_array_equal(back.modes, found.modes)
+    np.testing.assert_array_equal(back.amplitudes.mean, found.amplitudes.mean)
+    assert back.amplitudes.labels == found.amplitudes.labels
+    with pytest.raises(FileFormatError, match="holds 'spectrum'"):
+        ki.Grams.load(tmp_path / "spectrum.safetensors")
+
+
+def test_bad_input_gets_a_sentence(surrogate, trajectories):
+    with pytest.raises(InputError, match="no samples"):
+        ki.spectrum(surrogate, trajectories[:0])
+    with pytest.raises(InputError, match="1 to 14 modes; asked for 15"):
+        ki.spectrum(surrogate, trajectories, modes=15)
+    with pytest.raises(InputError, match="between 0 and 1; got 95"):
+        ki.spectrum(surrogate, trajectories, level=95.0)
+    for tolerance in (-0.1, float("nan")):
+        with pytest.raises(InputError, match="0 or more; got"):
+            ki.spectrum(surrogate, trajectories, tolerance=tolerance)
+    spoilt = [state.clone() for state in trajectories.states]
+    spoilt[1][3, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="row 3"):
+        ki.spectrum(surrogate, replace(trajectories, states=tuple(spoilt)))
+
+
+def test_an_encoder_that_overflows_is_told_from_states_that_do():
+    koopman = plain_surrogate(known_operator(), TIMES)
+    koopman.encoder.linear.weight.mul_(1e300)
+    huge = trajectories_of(1e10 * np.ones((3, 20, 6)), TIMES)
+    with pytest.raises(NonFiniteError, match="encoder made NaN or infinity of finite states"):
+        ki.spectrum(koopman, huge)
+
+
+def test_parts_with_and_without_labels_do_not_mix(surrogate, trajectories):
+    parts = [trajectories[:100], replace(trajectories[100:200], labels=None)]
+    with pytest.raises(InputError, match="with all or with none"):
+        ki.spectrum(surrogate, parts)

@@ -1,0 +1,453 @@
+"""Figures show each value they are given, draw where they are told, and change nothing global."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from koopman_interp import plotting
+from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
+from koopman_interp.analysis.spectra.spectrum import Spectrum
+from koopman_interp.analysis.substitutes.fidelity import DepthFidelity, Fidelity, OutputFidelity, SpanFidelity
+from koopman_interp.analysis.substitutes.lens import LensReading
+from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
+from koopman_interp.auditing.findings import Audit
+from koopman_interp.auditing.probe_scores import Reading
+from koopman_interp.auditing.relearning import Relearning, RelearningCurve
+from koopman_interp.auditing.rows import AuditRow
+from koopman_interp.errors import InputError
+from koopman_interp.plotting import plot_trajectories
+from koopman_interp.plotting.fidelity import _PREDICTORS
+from koopman_interp.plotting.style import label_ends
+
+SPECTRUM = Spectrum(
+    eigenvalues=np.array([1.1, 0.8 + 0.3j, 0.8 - 0.3j, 0.2], dtype=complex),
+    modes=np.eye(4, dtype=complex),
+    readers=np.eye(4, dtype=complex),
+    residuals=np.array([0.1, 0.2, 0.2, 5.0]),
+    condition=1.0,
+    samples=100,
+)
+TOPOLOGY = Topology(
+    names=("first", "second"),
+    diagrams=(
+        (np.array([[0, 0.1], [0, 0.2], [0, np.inf]]), np.array([[0.1, 0.3]])),
+        (np.array([[0, 0.05], [0, 0.1], [0, np.inf]]), np.empty((0, 2))),
+    ),
+    diameters=(1.0, 2.0),
+    thresholds=(0.5, 0.5),
+    points=3,
+)
+FIDELITY = Fidelity(
+    depths=(
+        DepthFidelity(
+            "a",
+            {"surrogate": 0.0, "identity": None, "mean": None, "endpoint linear": None},
+            None,
+            (1.0, 1.0, 1.0),
+        ),
+        DepthFidelity(
+            "b",
+            {"surrogate": 0.1, "identity": None, "mean": 1.0, "endpoint linear": 0.2},
+            0.1,
+            (1.0, 1.0, 1.0),
+        ),
+        DepthFidelity(
+            "c",
+            {"surrogate": 0.2, "identity": None, "mean": 1.0, "endpoint linear": 0.2},
+            0.1,
+            (1.0, 1.0, 1.0),
+        ),
+    ),
+    outputs=(
+        OutputFidelity("host", 0.9, 1.0, 0.0),
+        OutputFidelity("surrogate", 0.8, 0.85, 0.1),
+        OutputFidelity("mean", 0.3, 0.35, 1.1),
+    ),
+    rows=200,
+)
+SPANS = replace(
+    FIDELITY,
+    spans=tuple(
+        SpanFidelity(
+            source, "c", (OutputFidelity("host", 0.9, 1.0, 0.0), *(OutputFidelity(n, 0.5, 0.5, kl) for n, kl in kls))
+        )
+        for source, kls in (("a", [("surrogate", 0.3), ("mean", 2.0)]), ("b", [("surrogate", 0.1), ("mean", 2.0)]))
+    ),
+)
+READING = LensReading(
+    lens="Koopman lens",
+    sites=("a", "b"),
+    top=torch.tensor([[[0, 1], [1, 0]], [[1, 0], [1, 0]]]),
+    probability=torch.tensor([[[0.9, 0.1], [0.6, 0.4]], [[0.7, 0.3], [0.8, 0.2]]]),
+    kl=torch.tensor([[0.5, 0.1], [0.0, 0.0]]),
+    own=torch.tensor([[0.1, 0.6], [0.7, 0.8]]),
+    sequence=torch.tensor([0, 0]),
+    position=torch.tensor([1, 2]),
+    inputs=("once", "upon"),
+    names={0: "$x", 1: "time"},
+)
+LENSES = LensComparison(
+    ("a", "b"),
+    {"Koopman lens": 1234, "logit lens": 0},
+    (
+        (OutputFidelity("host", None, 1.0, 0.0), OutputFidelity("Koopman lens", None, 0.5, 0.4)),
+        (
+            OutputFidelity("host", None, 1.0, 0.0),
+            OutputFidelity("Koopman lens", None, 0.5, 0.2),
+            OutputFidelity("logit lens", None, 0.5, 0.7),
+        ),
+    ),
+)
+AUDIT = Audit(
+    label=4,
+    edit="erase class 4",
+    rows=(
+        AuditRow("host", 0.98, 0.97, 0.0, 0.99, 0.995, 0.95),
+        AuditRow("logit mask", 0.0, 0.975, 0.01, 0.99, 0.995, 0.95),
+        AuditRow("edit (delta)", 0.01, 0.965, 0.02, 0.71, 0.93, 0.4),
+    ),
+    forget_rows=60,
+    retain_rows=140,
+)
+HISTORY = [
+    {"step": 0, "loss": 3.0, "unexplained": 0.9, "stress": 0.1},
+    {"step": 20, "loss": 1.0, "unexplained": 0.2, "stress": 0.05},
+    {"step": 40, "loss": 2.0, "unexplained": 0.3, "stress": 0.0},
+]
+SINGLE = {
+    "spectrum": lambda ax=None: plotting.plot_spectrum(SPECTRUM, ax=ax),
+    "betti-0": lambda ax=None: plotting.plot_topology(TOPOLOGY, 0, ax=ax),
+    "betti-1": lambda ax=None: plotting.plot_topology(TOPOLOGY, 1, ax=ax),
+    "fidelity": lambda ax=None: plotting.plot_fidelity(FIDELITY, ax=ax),
+    "output": lambda ax=None: plotting.plot_output_fidelity(FIDELITY, ax=ax),
+    "fit": lambda ax=None: plotting.plot_fit(HISTORY, ax=ax),
+    "spans": lambda ax=None: plotting.plot_span_fidelity(SPANS, ax=ax),
+    "lens": lambda ax=None: plotting.plot_lens(READING, ax=ax),
+    "lenses": lambda ax=None: plotting.plot_lens_comparison(LENSES, ax=ax),
+}
+
+
+def lines(ax, labels):
+    """Lines by label, in the order asked for."""
+    found = {line.get_label(): line for line in ax.lines}
+    return [found[label] for label in labels]
+
+
+def words(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+@pytest.mark.parametrize("draw", SINGLE.values(), ids=SINGLE)
+def test_each_draws_on_the_axes_given_or_on_a_figure_of_its_own(draw):
+    given = Figure().add_subplot()
+    assert draw(given) is given
+    own = draw()
+    assert isinstance(own, Axes)
+    assert own.get_title()
+    assert len(own.figure.axes) == 1
+
+
+def test_nothing_global_changes(trajectories, tmp_path):
+    before, open_before = dict(matplotlib.rcParams), pyplot.get_fignums()
+    for draw in SINGLE.values():
+        draw()
+    plot_trajectories(trajectories)
+    plotting.plot_audit(AUDIT)
+    plotting.save_figure(plotting.plot_fit(HISTORY), tmp_path, "fit")
+    assert dict(matplotlib.rcParams) == before
+    assert pyplot.get_fignums() == open_before
+
+
+def test_a_spectrum_shows_each_eigenvalue_once_and_fills_the_trusted():
+    hollow, filled = plotting.plot_spectrum(SPECTRUM).collections
+    assert hollow.get_offsets().tolist() == [[0.2, 0.0]]
+    assert sorted(filled.get_offsets().tolist()) == [[0.8, -0.3], [0.8, 0.3], [1.1, 0.0]]
+    assert len(hollow.get_facecolors()) == 0
+    assert np.array_equal(filled.get_facecolors(), filled.get_edgecolors())
+
+
+def test_betti_curves_are_the_betti_numbers():
+    for dimension in (0, 1):
+        ax = plotting.plot_topology(TOPOLOGY, dimension)
+        for cloud, line in enumerate(lines(ax, ["0  first", "1  second"])):
+            x, y = line.get_data()
+            assert y.tolist() == [TOPOLOGY.betti(scale)[cloud][dimension] for scale in x]
+        assert words(ax) == ["0", "1"]
+    assert plotting.plot_topology(TOPOLOGY, 0).get_yscale() == "log"
+
+
+def test_a_dimension_that_was_not_computed_is_refused():
+    with pytest.raises(InputError, match="dimensions 0 to 1; got 2"):
+        plotting.plot_topology(TOPOLOGY, 2)
+
+
+def test_many_depths_are_thinned_to_a_few_with_both_ends():
+    many = replace(
+        TOPOLOGY,
+        names=tuple(f"s{i}" for i in range(33)),
+        diagrams=TOPOLOGY.diagrams[:1] * 33,
+        diameters=(1.0,) * 33,
+        thresholds=(0.5,) * 33,
+    )
+    ax = plotting.plot_topology(many)
+    shown = words(ax)
+    assert len(shown) <= 8
+    assert shown[0] == "0"
+    assert shown[-1] == "32"
+    assert "of 33 depths" in ax.get_title()
+
+
+def test_fidelity_shows_every_predictor_that_exists_and_names_it_at_its_end():
+    ax = plotting.plot_fidelity(FIDELITY)
+    surrogate, mean, linear = lines(ax, ["surrogate", "mean", "endpoint linear"])
+    assert len(ax.lines) == 3
+    assert surrogate.get_ydata().tolist() == [1e-8, 0.1, 0.2]
+    assert mean.get_xdata().tolist() == [1, 2]
+    assert linear.get_ydata().tolist() == [0.2, 0.2]
+    assert sorted(words(ax)) == ["endpoint linear", "mean", "surrogate"]
+    heights = sorted(text.get_position()[1] for text in ax.texts)
+    assert min(np.diff(heights)) > 0.06
+    assert len({line.get_marker() for line in ax.lines}) == len({line.get_linestyle() for line in ax.lines}) == 3
+
+
+def test_span_fidelity_shows_each_stand_in_by_where_its_span_starts():
+    ax = plotting.plot_span_fidelity(SPANS)
+    ours, mean = lines(ax, ["surrogate", "mean"])
+    assert list(ours.get_ydata()) == [0.3, 0.1]
+    assert list(mean.get_ydata()) == [2.0, 2.0]
+    assert ours.get_marker() != mean.get_marker()
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b"]
+    assert "surrogate" in words(ax)
+    between = SpanFidelity("a", "b", (OutputFidelity("host", 0.9, 1.0, 0.0), OutputFidelity("mean", 0.5, 0.5, 9.0)))
+    more = plotting.plot_span_fidelity(replace(SPANS, spans=(between, *SPANS.spans)))
+    assert list(lines(more, ["mean"])[0].get_ydata()) == [2.0, 2.0]  # not of what ends before the target
+    with pytest.raises(InputError, match="to_target"):
+        plotting.plot_span_fidelity(FIDELITY)
+
+
+def test_a_lens_writes_the_likeliest_output_in_each_cell_in_bold_where_the_host_says_it():
+    ax = plotting.plot_lens(READING)
+    cells = {tuple(text.get_position()): text for text in ax.texts}
+    assert [cells[0, 0].get_text(), cells[1, 0].get_text(), cells[0, 1].get_text()] == [
+        r"\$x" + "\n90",
+        "time\n60",
+        "time\n70",
+    ]
+    assert [cells[0, 0].get_fontweight(), cells[1, 0].get_fontweight()] == ["normal", "bold"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["once", "upon"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.images[0].get_array()[0, 0] == pytest.approx(0.9)
+    assert len(plotting.plot_lens(READING, start=1).texts) == 2
+    for start in (2, -1):
+        with pytest.raises(InputError, match="none to show"):
+            plotting.plot_lens(READING, start=start)
+
+
+def test_lenses_are_drawn_with_their_parameters_where_they_exist():
+    ax = plotting.plot_lens_comparison(LENSES)
+    ours, logit = lines(ax, ["Koopman lens", "logit lens"])
+    assert list(ours.get_ydata()) == [0.4, 0.2]
+    assert (list(logit.get_xdata()), list(logit.get_ydata())) == ([1], [0.7])
+    assert ours.get_linestyle() != logit.get_linestyle()
+    assert {"Koopman lens (1,234)", "logit lens (0)"} <= set(words(ax))
+
+
+def test_output_fidelity_shows_agreement_and_accuracy_where_there_is_one():
+    ax = plotting.plot_output_fidelity(FIDELITY)
+    assert [line.get_xdata().tolist() for line in ax.lines] == [[100, 85, 35], [90, 80, 30]]
+    assert words(ax) == ["100.0 / 90.0", "85.0 / 80.0", "35.0 / 30.0"]
+    unlabelled = replace(FIDELITY, outputs=tuple(replace(row, accuracy=None) for row in FIDELITY.outputs))
+    ax = plotting.plot_output_fidelity(unlabelled)
+    assert len(ax.lines) == 1
+    assert words(ax) == ["100.0", "85.0", "35.0"]
+
+
+def test_a_fit_marks_the_weights_it_kept():
+    ax = plotting.plot_fit(HISTORY)
+    assert lines(ax, ["unexplained variance"])[0].get_ydata().tolist() == [0.9, 0.2, 0.3]
+    kept = next(text for text in ax.texts if text.get_text() == "kept")
+    assert kept.get_position()[0] == 20
+
+
+def test_a_least_squares_fit_is_one_dot_each():
+    ax = plotting.plot_fit([{"unexplained": 0.1, "stress": 0.02}])
+    assert [len(line.get_xdata()) for line in ax.lines] == [1, 1]
+    with pytest.raises(InputError, match="no history"):
+        plotting.plot_fit([])
+
+
+def test_trajectories_show_every_class_at_every_depth_with_its_own_mark(trajectories):
+    drawn = plot_trajectories(trajectories)
+    assert len(drawn) == trajectories.depths
+    assert len(drawn[0].figure.legends) == 1
+    for ax in drawn:
+        assert [points.get_label() for points in ax.collections] == ["class 0", "class 1", "class 2"]
+        assert len({points.get_paths()[0].vertices.tobytes() for points in ax.collections}) == 3
+        assert len({tuple(points.get_facecolor()[0]) for points in ax.collections}) == 3
+
+
+def test_a_plane_keeps_all_distances_that_lie_in_it(trajectories):
+    flat = torch.randn(60, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    turn = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    made = replace(trajectories[:60], states=(flat, flat @ turn[:2]), sites=("a", "b"), times=(0.0, 1.0), shapes=())
+    first, second = plot_trajectories(made)
+    for before, after in zip(first.collections, second.collections, strict=True):
+        assert np.allclose(before.get_offsets(), after.get_offsets())
+    assert "100% of variance" in second.get_title()
+    cube = replace(made, states=(torch.cat([torch.eye(3), -torch.eye(3)]).double().repeat(10, 1),) * 2)
+    assert "67% of variance" in plot_trajectories(cube)[0].get_title()
+
+
+def test_more_classes_than_marks_and_no_classes_at_all(trajectories):
+    many = trajectories.with_labels(torch.arange(len(trajectories)) % 30)
+    names = [points.get_label() for points in plot_trajectories(many)[0].collections]
+    assert len(names) == 10
+    assert names[-1] == "others"
+    bare = replace(trajectories, labels=None)
+    assert [len(ax.collections) for ax in plot_trajectories(bare)] == [1] * trajectories.depths
+
+
+def test_trajectories_draw_on_the_axes_given(trajectories):
+    axes = Figure().subplots(1, 2)
+    drawn = plot_trajectories(trajectories, axes)
+    assert drawn.tolist() == axes.tolist()
+    assert [ax.get_title().split("\n")[0] for ax in drawn] == [
+        f"0  {trajectories.sites[0]}",
+        f"{trajectories.depths - 1}  {trajectories.sites[-1]}",
+    ]
+    with pytest.raises(InputError, match="one a depth; got 9"):
+        plot_trajectories(trajectories, Figure().subplots(3, 3))
+
+
+def test_an_audit_shows_every_way_under_every_measure_with_chance_for_the_probes():
+    axes = plotting.plot_audit(AUDIT)
+    expected = [
+        [98.0, 0.0, 1.0],
+        [97.0, 97.5, 96.5],
+        [99.0, 99.0, 71.0],
+        [99.5, 99.5, 93.0],
+        [95.0, 95.0, 40.0],
+    ]
+    for ax, values in zip(axes, expected, strict=True):
+        *_, others, edit = ax.lines
+        assert [*others.get_xdata(), *edit.get_xdata()] == pytest.approx(values)
+        assert [text for text in words(ax) if text.strip() != "chance"] == [f"{value:.1f}" for value in values]
+    assert ["chance" in " ".join(words(ax)) for ax in axes] == [False, False, True, True, False]
+    assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["host", "logit mask", "edit (delta)"]
+    top, bottom = (axes[0].transData.transform((0, row))[1] for row in (0, 2))
+    assert top > bottom
+
+
+def test_an_audit_draws_on_one_axes_a_measure():
+    axes = Figure().subplots(1, 5)
+    assert plotting.plot_audit(AUDIT, axes).tolist() == axes.tolist()
+    with pytest.raises(InputError, match="5 axes, one a measure; got 3"):
+        plotting.plot_audit(AUDIT, Figure().subplots(1, 3))
+    more = replace(AUDIT, rows=tuple(replace(row, mlp_probe=0.9, retrained_js=0.4) for row in AUDIT.rows))
+    assert len(plotting.plot_audit(more)) == 7
+
+
+def test_intervals_are_drawn_where_there_are_some():
+    ends = (0.02, 0.13)
+    rows = (*AUDIT.rows[:-1], replace(AUDIT.rows[-1], intervals={"forgotten": ends}))
+    axes = plotting.plot_audit(replace(AUDIT, rows=rows))
+    drawn = [[segment[:, 0].tolist() for one in ax.collections[1:] for segment in one.get_segments()] for ax in axes]
+    assert drawn == [[[100 * ends[0], 100 * ends[1]]], [], [], [], []]
+
+
+def measured_all_the_way(name, at_depths, curves=()):
+    readings = tuple(
+        Reading(site, {"linear": share, "rbf": share - 0.1}, {10: 0.5}, {})
+        for site, share in zip("abc", at_depths, strict=True)
+    )
+    return AuditRow(name, 0.9, 0.95, 0.0, at_depths[-1], None, 0.5, depths=readings, relearning=curves)
+
+
+THROUGH = Audit(
+    4,
+    "erase class 4",
+    (
+        measured_all_the_way("host", (0.7, 0.8, 0.9)),
+        measured_all_the_way("logit mask", (0.7, 0.8, 0.9)),
+        measured_all_the_way(
+            "edit (delta)",
+            (0.7, 0.8, 0.6),
+            (
+                RelearningCurve("all parameters", (0, 1, 5), (0.0, 0.5, 1.0), (0.9, 0.8, 0.7)),
+                RelearningCurve("K alone", (0, 1, 5), (0.0, 0.1, 0.2), (0.9, 0.9, 0.9)),
+            ),
+        ),
+    ),
+    60,
+    140,
+    relearn=Relearning(at=(0, 1, 5)),
+)
+
+
+def test_forgetting_by_depth_is_drawn_for_each_probe_and_the_prototype():
+    axes = plotting.plot_forgetting_by_depth(THROUGH)
+    assert [ax.get_title() for ax in axes] == ["linear probe", "RBF probe", "10-shot prototype"]
+    hosts, edits = ([70, 80, 90], [60, 70, 80], [50] * 3), ([70, 80, 60], [60, 70, 50], [50] * 3)
+    for ax, host, edit in zip(axes, hosts, edits, strict=True):
+        lines = {line.get_label(): line.get_ydata() for line in ax.lines if len(line.get_xdata()) == 3}
+        assert lines == {"host": pytest.approx(host), "edit (delta)": pytest.approx(edit)}
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b", "c"]
+    looks = {(line.get_marker(), line.get_markerfacecolor()) for line in axes[0].lines if len(line.get_xdata()) == 3}
+    assert len(looks) == 2
+    assert plotting.plot_forgetting_by_depth(THROUGH, Figure().subplots(1, 3)).shape == (3,)
+    with pytest.raises(InputError, match="nothing by depth"):
+        plotting.plot_forgetting_by_depth(AUDIT)
+    with pytest.raises(InputError, match="3 axes"):
+        plotting.plot_forgetting_by_depth(THROUGH, Figure().subplots(1, 2))
+
+
+def test_relearning_shows_what_comes_back_and_what_it_costs():
+    upper, lower = plotting.plot_relearning(THROUGH)
+    curves = [line.get_ydata().tolist() for line in upper.lines if len(line.get_xdata()) == 3]
+    assert curves == [pytest.approx([0, 50, 100]), pytest.approx([0, 10, 20])]
+    assert lower.lines[0].get_ydata().tolist() == pytest.approx([90, 80, 70])
+    assert [tick.get_text() for tick in lower.get_xticklabels()] == ["0", "1", "5"]
+    assert len({line.get_linestyle() for line in upper.lines}) == 3
+    with pytest.raises(InputError, match="no relearning"):
+        plotting.plot_relearning(AUDIT)
+    with pytest.raises(InputError, match="two axes"):
+        plotting.plot_relearning(THROUGH, Figure().subplots(1, 3))
+
+
+def test_saved_figures_are_the_same_bytes_each_time_and_carry_no_date(tmp_path):
+    first = plotting.save_figure(plotting.plot_fit(HISTORY), tmp_path / "a", "fit")
+    second = plotting.save_figure(plotting.plot_fit(HISTORY).figure, tmp_path / "b", "fit")
+    assert [path.name for path in first] == ["fit.png", "fit.svg"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert first[0].read_bytes().startswith(b"\x89PNG")
+    assert b"<dc:date>" not in first[1].read_bytes()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["fit.png", "fit.svg"]
+    with pytest.raises(InputError, match="no axes"):
+        plotting.save_figure(np.array([]), tmp_path, "none")
+
+
+def test_no_two_predictors_share_a_colour():
+    colours = [to_rgba(colour) for colour, _, _ in _PREDICTORS.values()]
+    assert len(set(colours)) == len(colours)
+
+
+@pytest.mark.parametrize("values", [(1.0, 0.99, 0.98, 0.01), (1.0, 0.0101, 0.0102, 0.01)], ids=["top", "bottom"])
+def test_names_of_lines_keep_apart_in_the_order_of_the_lines_and_off_the_title(values):
+    ax = pyplot.figure().add_subplot()
+    for value in values:
+        ax.plot([0, 1], [value, value])
+    ax.set_yscale("log")
+    label_ends(ax, {f"{value:g}": (value, "black") for value in values})
+    places = {float(text.get_text()): text.get_position()[1] for text in ax.texts}
+    heights = [places[value] for value in sorted(values)]
+    assert all(b - a >= 0.07 - 1e-9 for a, b in pairwise(heights))
+    assert heights[-1] <= 1
+    pyplot.close(ax.figure)

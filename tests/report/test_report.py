@@ -1,0 +1,345 @@
+"""A run's folder holds what the run made; its page shows the numbers and nothing that was not escaped."""
+
+import base64
+import json
+import re
+from dataclasses import asdict, replace
+from html import escape
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+import koopman_interp as ki
+from koopman_interp.analysis.substitutes.fidelity import DepthFidelity, Fidelity, OutputFidelity
+from koopman_interp.auditing.findings import Audit
+from koopman_interp.auditing.language import LanguageReading
+from koopman_interp.auditing.membership import Membership
+from koopman_interp.auditing.probe_scores import Reading
+from koopman_interp.auditing.relearning import Relearning, RelearningCurve
+from koopman_interp.auditing.rows import AuditRow
+from koopman_interp.errors import FileFormatError
+from koopman_interp.files import read_json, write_json
+from koopman_interp.report.page import build_page
+from koopman_interp.report.run import write_run
+from koopman_interp.testing import yin_yang
+
+EVIL = '<script>alert("x")</script> & $style'
+FREE = {"identity": 1.5321, "mean": 1.0001, "endpoint linear": 0.3456}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, surrogate, trajectories):
+    """A folder that write_run wrote, with harmful text wherever text goes in, and the values given."""
+    sites = surrogate.sites
+    start = DepthFidelity(sites[0], {"surrogate": 0.0123, **dict.fromkeys(FREE)}, None, (0.9, 1.0, 1.1))
+    end = DepthFidelity(EVIL, {"surrogate": 0.0789, **FREE}, float("nan"), (0.9, 1.0, 1.1))
+    outputs = (OutputFidelity("host", None, 1.0, 0.0), OutputFidelity("surrogate", None, 0.9123, 0.0712))
+    rows = (
+        AuditRow("host", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567),
+        AuditRow(EVIL, 0.0, 0.9756, 0.0111, 0.9978, 0.9989, 0.9501),
+        AuditRow("edit (delta)", 0.0123, 0.9645, float("inf"), 0.7167, 0.9389, 0.4012),
+    )
+    everything = (
+        AuditRow(
+            "host", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567, 0.9911, 0.5012, 0.8123, 0.0012, 1.5, 0.9698, 0.0,
+            0.9999, 0.9888, Membership(0.5612, 0.0412, 0.5213, float("nan")),
+            tuple(Reading(site, {"linear": 0.8111}, {10: 0.5}, {"linear": (0.7, 0.9)}) for site in ("a", EVIL)),
+            intervals={"forgotten": (0.9111, 0.9921)},
+        ),
+        AuditRow(
+            EVIL, 0.0123, 0.9645, 0.0345, 0.7167, 0.9389, 0.4012, 0.8222, 0.1111, 0.2222, 0.0333, 0.7, 0.4321, 0.0876,
+            0.0062, 0.9876, Membership(0.4321, 0.0423, 0.4987, 0.0401),
+            tuple(Reading(site, {"linear": 0.7222}, {10: 0.4}, {"linear": (0.6, 0.8)}) for site in ("a", EVIL)),
+            (RelearningCurve("K alone", (0, 2), (0.0123, 0.6612), (0.9645, 0.9345)),),
+            LanguageReading(0.9, 0.8, None, 3.4567, (EVIL,), {}),
+            {"forgotten": (0.0021, 0.0553)},
+        ),
+    )  # fmt: skip
+    edit = ki.erase_class(surrogate, trajectories, label=2)
+    values = {
+        "koopman": surrogate,
+        "trajectories": trajectories,
+        "spectrum": replace(ki.spectrum(surrogate, trajectories), condition=float("inf")),
+        "topologies": {EVIL: ki.topology(trajectories, points=30)},
+        "fidelity": Fidelity((start, end), outputs, 1234),
+        "edit": replace(edit, description=EVIL),
+        "audits": [
+            Audit(2, EVIL, rows, 4321, 9876),
+            Audit(3, EVIL, everything, 4322, 9877, 11, 12, Relearning(at=(0, 2)), (EVIL,)),
+        ],
+    }
+    folder = tmp_path_factory.mktemp("run")
+    page = write_run(
+        folder,
+        title=EVIL,
+        command=EVIL,
+        host={EVIL: EVIL, "layers": (1, 2)},
+        seconds={EVIL: 1.5, "fit": 2.25},
+        **values,
+    )
+    assert page == folder / "report.html"
+    return folder, values
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return (run[0] / "report.html").read_text(encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and visible text, and checks that tags close in order."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.text, self.closed_well = [], [], "", True
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        self.closed_well &= bool(self.open) and self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_surrogate_edit_and_trajectories_load_as_they_were_given(run):
+    folder, values = run
+    koopman = ki.KoopmanAutoencoder.from_pretrained(folder / "koopman")
+    given = values["koopman"]
+    assert koopman.config == given.config
+    assert all(torch.equal(given.state_dict()[name], tensor) for name, tensor in koopman.state_dict().items())
+    edit, was = ki.OperatorEdit.load(folder / "edit.safetensors"), values["edit"]
+    assert (edit.description, edit.site, edit.depth, edit.certificate) == (
+        was.description,
+        was.site,
+        was.depth,
+        was.certificate,
+    )
+    for name in ("directions", "readers", "offset", "moved"):
+        assert torch.equal(getattr(edit, name), getattr(was, name))
+    states, were = ki.Trajectories.load(folder / "trajectories.safetensors"), values["trajectories"]
+    assert all(torch.equal(*pair) for pair in zip(states.states, were.states, strict=True))
+    assert torch.equal(states.labels, were.labels)
+
+
+def test_the_numbers_are_those_of_the_values_and_are_finite(run):
+    folder, values = run
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    found = json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
+    assert found["audits"][0]["rows"][0] == json.loads(json.dumps(asdict(values["audits"][0].rows[0])))
+    assert found["audits"][0]["rows"][-1]["kl"] is None
+    assert [one["certificate"] for one in found["edits"]] == [asdict(values["edit"].certificate)]
+    assert found["spectrum"]["condition"] is None
+    assert found["spectrum"]["residuals"] == pytest.approx(values["spectrum"].residuals.tolist(), rel=1e-12)
+    assert found["topologies"][EVIL] == values["topologies"][EVIL].as_dict()
+    assert found["fidelity"]["rows"] == 1234
+    assert found["surrogate"]["history"] == list(values["koopman"].config.history)
+
+
+def shown(page, audit, name):
+    """The cells of a row in the tables of an audit, from the output's to that of the last states."""
+    counts = f"At the output. {audit['forget_rows']:,} held-out rows"
+    tables = page.split("<caption>")
+    first = next(index for index, part in enumerate(tables) if part.startswith(counts))
+    last = next(index for index in range(first, len(tables)) if tables[index].startswith("What the last states"))
+    lines = [
+        line
+        for part in tables[first : last + 1]
+        for line in part.split("<tr")
+        if f">{escape(name)}</th>" in line.split("<td")[0]
+    ]
+    return [re.findall(r"<td>(.*?)</td>", line) for line in lines]
+
+
+def test_the_page_shows_every_number_of_the_audit(run, page):
+    audit = read_json(run[0] / "metrics.json")["audits"][0]
+    for row in audit["rows"]:
+        output, states = shown(page, audit, row["name"])
+        kl = "–" if row["kl"] is None else f"{row['kl']:.4f}"
+        assert output == [f"{100 * row['forgotten']:.1f}", f"{100 * row['retained']:.1f}", kl]
+        assert states == [f"{100 * row[name]:.1f}" for name in ("linear_probe", "rbf_probe", "prototype")]
+    assert "Reversible suppression: a probe still finds the class at 93.9 %" in page
+
+
+def test_the_page_shows_what_else_was_measured(run, page):
+    audit = read_json(run[0] / "metrics.json")["audits"][1]
+    output, training, states = shown(page, audit, EVIL)
+    assert output == ["1.2", "0.2 … 5.5", "96.5", "0.0345", "3.3", "43.2"]
+    assert training == ["0.6", "98.8", "43.2 ± 4.2", "49.9 ± 4.0"]
+    assert states == ["71.7", "93.9", "82.2", "11.1", "22.2", "40.1", "8.8"]
+    assert shown(page, audit, "host")[1][-1] == "52.1 ± –"
+    assert "<td>1 / 96</td><td>66 / 93</td>" in page
+    assert "<td>72.2 / 40.0</td><td>72.2 / 40.0</td>" in page
+    assert "<td>90.0</td><td>80.0</td><td>–</td><td>3.457</td>" in page
+    for name in ("audit-1-depths", "audit-1-relearning"):
+        assert f'aria-label="Figure: {name}"' in page
+
+
+def test_only_the_edit_is_highlighted_in_the_audit(page):
+    marked = re.findall(r'<tr class="marked"><th scope="row">(.*?)</th>', page)
+    assert marked == [*["edit (delta)"] * 2, *[escape(EVIL)] * 4, "surrogate"]
+
+
+def test_the_page_shows_fidelity_beside_what_is_free(page):
+    for number in ("0.0123", "0.0789", "1.5321", "1.0001", "0.3456", "91.2", "0.0712"):
+        assert f">{number}</td>" in page
+
+
+def test_sections_come_in_the_order_of_trust(page):
+    order = ["done", "audit-0", "audit-1", "edit", "fidelity", "spectrum", "topology-0", "fit", "trajectories", "files"]
+    assert re.findall(r'<h2 id="(.*?)">', page) == order
+
+
+def test_text_that_means_harm_stays_text(page):
+    assert "<script" not in page.lower()
+    assert escape(EVIL) in page
+    reader = Reader(page)
+    assert not any(name.startswith("on") for _, attributes in reader.tags for name in attributes)
+    assert reader.text.count(EVIL) >= 6
+
+
+def test_the_page_is_well_formed_and_needs_nothing_from_outside(run, page):
+    reader = Reader(page)
+    assert reader.closed_well
+    assert not reader.open
+    identities = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
+    assert len(set(identities)) == len(identities)
+    assert {tag for tag, _ in reader.tags}.isdisjoint({"script", "link", "iframe", "object", "base"})
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "url(" not in page
+    images = [attributes for tag, attributes in reader.tags if tag == "img"]
+    assert all(image["alt"] for image in images)
+    embedded = {base64.b64decode(image["src"].removeprefix("data:image/svg+xml;base64,")) for image in images}
+    assert embedded == {path.read_bytes() for path in (run[0] / "figures").glob("*.svg")}
+    assert all(b"<script" not in svg and b'href="http' not in svg for svg in embedded)
+
+
+def test_tables_have_captions_and_headers_with_scope(page):
+    assert page.count("<table>") == page.count("<caption>") >= 6
+    assert "<th>" not in page
+
+
+def test_a_rebuilt_page_is_the_same_bytes(run):
+    folder, _ = run
+    before = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    assert build_page(folder).read_bytes() == before
+
+
+def test_the_slowest_modes_are_listed_with_their_residuals(run, page):
+    spectrum = run[1]["spectrum"]
+    listed = page.split("Slowest modes first")[-1].split("</table>")[0]
+    upper = [index for index, value in enumerate(spectrum.eigenvalues) if value.imag >= 0][:12]
+    shown = [
+        (int(i), float(size), float(residual))
+        for i, size, residual in re.findall(r'row">(\d+)</th><td>([\d.]+)</td><td>.*?</td><td>([\d.]+)</td>', listed)
+    ]
+    assert [i for i, _, _ in shown] == upper
+    assert np.allclose([size for _, size, _ in shown], spectrum.decay[upper], atol=1e-4)
+    assert np.allclose([residual for _, _, residual in shown], spectrum.residuals[upper], atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory, run, trained):
+    """A run with spans, a lens and an edit at several sites, on a host that is there."""
+    _, values = run
+    model, koopman, fitted = trained
+    x, y = yin_yang(40, seed=5)
+    faith = ki.fidelity(model, koopman, fitted, x, y, spans="to_target")
+    lens = ki.koopman_lens(model, koopman, x, names=["yin", EVIL, "dot"])
+    edits = ki.each_site(koopman, lambda depth: ki.erase_class(koopman, label=2, site=depth), [1, 2])
+    own = {**values, "koopman": koopman, "fidelity": faith, "edit": edits, "lens": lens}
+    folder = tmp_path_factory.mktemp("longer")
+    write_run(folder, title="", command="", host={}, seconds={}, **own)
+    return folder, own
+
+
+def cells(page, caption):
+    """The cells of the table whose caption starts so, one list a row."""
+    body = next(part for part in page.split("<caption>") if part.startswith(caption)).split("</table>")[0]
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in body.split("<tr")[1:]]
+
+
+def test_the_page_shows_spans_a_lens_and_an_edit_at_several_sites(longer):
+    folder, values = longer
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    faith, lens, edits = values["fidelity"], values["lens"], values["edit"]
+    _, *rows = cells(page, "At the host&#x27;s output, with each predictor in place of a shorter span")
+    assert len(rows) == len(faith.spans)
+    for row, one in zip(rows, faith.spans, strict=True):
+        assert row[0] == f"{one.source} → {one.target}"
+        assert row[1:] == [f"{way.kl:,.4f} / {100 * way.agreement:.1f}" for way in one.outputs[1:]]
+    header, kl, agreement = cells(page, "Mean over all samples")
+    assert header == ["from", *lens.sites]
+    assert kl[1:] == [f"{value:.3f}" for value in lens.kl.double().mean(1).tolist()]
+    agreeing = (lens.top[:, :, 0] == lens.top[-1, :, 0]).double().mean(1)
+    assert agreement[1:] == [f"{100 * value:.1f}" for value in agreeing.tolist()]
+    _, *samples = cells(page, "The likeliest output and its probability, first 24")
+    assert len(samples) == 24
+    for number, row in enumerate(samples):
+        said = [f"{lens.said(d, number)} {lens.probability[d, number, 0]:.2f}" for d in range(len(lens.sites))]
+        assert row == [lens.inputs[number], *map(escape, said)]
+    header, *facts = cells(page, "What can be said of the edit")
+    assert header[1:] == [edit.site for edit in edits]
+    drifts = [f"{100 * edit.certificate.retained_drift:.1f}" for edit in edits]
+    assert facts[2][1:] == drifts
+    assert "at 2 sites</h2>" in page
+    assert {path.stem for path in (folder / "figures").glob("*.svg")} >= {"spans", "lens"}
+    assert re.findall(r'<h2 id="(.*?)">', page).index("lens") == 5
+    kept = ki.EditSet.load(folder / "edit.safetensors")
+    assert all(torch.equal(one.directions, was.directions) for one, was in zip(kept, edits, strict=True))
+    assert torch.equal(ki.LensReading.load(folder / "lens.safetensors").top, lens.top)
+    assert "<script" not in page.lower()
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A folder with the numbers alone, to be spoilt; it names no figures."""
+    write_json(tmp_path / "metrics.json", read_json(run[0] / "metrics.json"))
+    return tmp_path
+
+
+def test_numbers_that_are_missing_foreign_or_broken_are_refused(copy, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        build_page(tmp_path / "nowhere")
+    values = read_json(copy / "metrics.json")
+    for other in ([1, 2], {"kind": "something else"}, {}):
+        write_json(copy / "metrics.json", other)
+        with pytest.raises(FileFormatError, match="does not hold the numbers"):
+            build_page(copy)
+    (copy / "metrics.json").write_text(json.dumps(values)[:-9])
+    with pytest.raises(FileFormatError, match="not whole JSON"):
+        build_page(copy)
+
+
+def test_a_missing_figure_is_named(copy):
+    with pytest.raises(FileNotFoundError, match=r"spectrum\.svg"):
+        build_page(copy)
+
+
+@pytest.mark.parametrize("key", ["title", "audits", "fidelity", "spectrum", "edits", "seconds", "figures", "host"])
+def test_numbers_without_a_part_are_refused_with_its_name(run, key):
+    folder, _ = run
+    whole = (folder / "metrics.json").read_bytes()
+    page = (folder / "report.html").read_bytes()
+    values = json.loads(whole)
+    del values[key]
+    try:
+        write_json(folder / "metrics.json", values)
+        with pytest.raises(FileFormatError, match=f"incomplete: KeyError '{key}'"):
+            build_page(folder)
+    finally:
+        (folder / "metrics.json").write_bytes(whole)
+    assert (folder / "report.html").read_bytes() == page
