@@ -38,6 +38,7 @@ class Trajectories:
         labels: `[sample]` class of each row, or None.
         tokens: `[sample]` token id of each row, or None where the host was not called with any.
         shapes: shape of one sample's state in the host, per depth: `(width,)`, or `(channel, height, width)`.
+        skip: leading places of each sequence that were left out; the default of all that is made of these.
     """
 
     states: tuple[Float[Tensor, "sample _"], ...]
@@ -49,6 +50,7 @@ class Trajectories:
     labels: Int[Tensor, " sample"] | None = None
     tokens: Int[Tensor, " sample"] | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
+    skip: int = 0
 
     def __post_init__(self) -> None:
         if not self.shapes:
@@ -259,6 +261,7 @@ class Trajectories:
             "sites": self.sites,
             "times": self.times,
             "shapes": self.shapes,
+            "skip": self.skip,
             "host": asdict(self.host),
         }
         write_tensors(path, tensors, kind="trajectories", header=header)
@@ -278,6 +281,7 @@ class Trajectories:
                 sites=tuple(header["sites"]),
                 times=tuple(header["times"]),
                 shapes=tuple(map(tuple, header["shapes"])),
+                skip=header["skip"],
                 host=HostFingerprint(**header["host"]),
                 sequence=tensors["sequence"],
                 position=tensors["position"],

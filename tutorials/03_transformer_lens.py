@@ -201,6 +201,6 @@ with ki.patched(model, koopman, strong, positions=slice(prompt.shape[1] - 1, Non
 with torch.no_grad(), ki.patched(model, koopman, strong):
     patched = model(prompt)
 with torch.no_grad():
-    hooked = model.run_with_hooks(prompt, fwd_hooks=koopman.fwd_hooks(model, strong))
-print(f"run_with_hooks(fwd_hooks=koopman.fwd_hooks(model, edit)) gives the same: {torch.equal(patched, hooked)}")
+    hooked = model.run_with_hooks(prompt, fwd_hooks=ki.patched(model, koopman, strong).fwd_hooks())
+print(f"run_with_hooks(fwd_hooks=patch.fwd_hooks()) gives the same: {torch.equal(patched, hooked)}")
 print(f"Outside of the context the model goes on as before: {told() == before}")

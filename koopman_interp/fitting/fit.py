@@ -112,6 +112,7 @@ def _surrogate_config(trajectories: Trajectories, config: FitConfig, dimension: 
         rank=config.rank,
         classes=trajectories.classes,
         host=trajectories.host,
+        skip=trajectories.skip,
     )
 
 

@@ -179,4 +179,5 @@ class Recording:
             position=torch.cat([one.place for one in self.passes]),
             tokens=torch.cat(ids) if len(ids) == len(self.passes) else None,
             shapes=tuple(self._shapes[site] for site in self.sites),
+            skip=self.skip,
         )

@@ -1,4 +1,4 @@
-"""patched(): run a host with the dynamics of a surrogate, edited or not, in its forward pass; bake(): a copy that does.
+"""patched(): run a host with the dynamics of a surrogate, edited or not, in its forward pass.
 
 `delta` adds what the edits change to the host's own state at the target, so that what the surrogate cannot explain
 passes through, and without an edit no bit changes. `replace` puts the surrogate's motion in place of the span and
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal
@@ -67,12 +67,13 @@ def patched(
             brings to later sites is edited too. It is a `delta`, without a span of its own.
         positions: for tokens, places to patch, counted from each sequence's first real token on and through a
             key-value cache: a slice, whole numbers, or a function from places `[batch, position]` to a mask. None
-            patches all. With some positions only, `replace` computes the span and overwrites it there.
+            patches the places that the surrogate was fitted on, `slice(0, None)` all. With some positions only,
+            `replace` computes the span and overwrites it there.
         check_weights: refuse a host whose weights are not the ones fitted on. Off, a fine-tuned or relearning
             host is let through.
 
     Returns:
-        The patch, not yet installed.
+        The patch, not yet installed: a context manager, and what `audit` judges.
 
     Raises:
         HostMismatchError: the surrogate or an edit belongs to another host.
@@ -89,64 +90,49 @@ def patched(
         >>> torch.equal(patched, model(x))
         True
     """
-    return Patch(host_for(model), koopman, edit, mode, (source, target), at, positions, check_weights)
+    edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit or ())
+    return Patch(host_for(model), koopman, edits, PatchOptions(mode, source, target, at, positions, check_weights))
 
 
-def bake(
-    model: nn.Module,
-    koopman: KoopmanAutoencoder,
-    edit: Edits = None,
-    *,
-    mode: Mode = "delta",
-    source: str | int | None = None,
-    target: str | int | None = None,
-    at: At = "target",
-    positions: Positions = None,
-    check_weights: bool = True,
-) -> nn.Module:
-    """Return a copy of a model that carries a patch as a module of its own.
-
-    The copy is called as the model is, is patched wherever it goes, and can be deep-copied. The patch is its submodule
-    `koopman_patch`, so its state dict holds the patch too; another copy baked with an edit of the same rank and
-    span loads it. The given model is left as it was.
-
-    Args:
-        model: the host that the surrogate was fitted on.
-        koopman: the surrogate.
-        edit: an edit, several, or None.
-        mode: `delta` or `replace`; see `patched`.
-        source: site or depth where the span starts; see `patched`.
-        target: site or depth where it ends; None is the last.
-        at: where edits are written; see `patched`.
-        positions: places to patch; see `patched`.
-        check_weights: refuse a host whose weights are not the ones fitted on.
-
-    Returns:
-        The copy, in the mode (train or eval) of the model.
+@dataclass(frozen=True)
+class PatchOptions:
+    """How edits are patched; `patched` says what each of these means.
 
     Raises:
-        HostMismatchError: the surrogate or an edit belongs to another host.
-        InputError: the span is not one, or an edit acts outside of it.
+        InputError: they do not go together.
     """
-    copy = deepcopy(model)
-    patch = Patch(host_for(copy), koopman, edit, mode, (source, target), at, positions, check_weights).install()
-    copy.add_module("koopman_patch", patch.motion)
-    return copy
 
+    mode: Mode = "delta"
+    source: str | int | None = None
+    target: str | int | None = None
+    at: At = "target"
+    positions: Positions = None
+    check_weights: bool = True
 
-def fwd_hooks(
-    model: nn.Module | Host, koopman: KoopmanAutoencoder, edit: Edits, mode: Mode = "delta", at: At = "target"
-) -> list[tuple[str, Callable[..., Any]]]:
-    """Return a patch as hooks in the host framework's own idiom; `KoopmanAutoencoder.fwd_hooks` is its public name."""
-    patch = Patch(host_for(model), koopman, edit, mode, (None, None), at, None, True)
-    return patch.host.fwd_hooks(patch.hooks())
+    def __post_init__(self) -> None:
+        if self.mode not in ("delta", "replace"):
+            raise InputError(f"mode={self.mode!r} is neither 'delta' nor 'replace'.")
+        if self.at not in ("target", "each site"):
+            raise InputError(f"at={self.at!r} is neither 'target' nor 'each site'.")
+        if self.at == "each site" and (self.mode == "replace" or (self.source, self.target) != (None, None)):
+            raise InputError(
+                "Edits at each site are written in place: mode='delta', without source and target. The edits "
+                "themselves say at which sites."
+            )
 
 
 class Patch:
-    """A patch of a host, made by `patched`: a context manager, and a handle with `install` and `remove`.
+    """Edited dynamics of a surrogate in a host, made by `patched`: what is audited is what is deployed.
+
+    A context manager (`with patch:`), a handle (`install`, `remove`), hooks of the framework's own idiom (`fwd_hooks`)
+    and a copy of the model that carries it (`bake`), all of them the same patch.
 
     Attributes:
         host: what is patched.
+        koopman: the surrogate.
+        edits: what is edited, in the given order.
+        options: how they are patched.
+        positions: places that are patched, those that the surrogate was fitted on unless told otherwise.
         motion: the surrogate's motion over the span, on the host's device.
         source: site where the span starts.
         target: site where it ends.
@@ -154,27 +140,10 @@ class Patch:
     """
 
     def __init__(
-        self,
-        host: Host,
-        koopman: KoopmanAutoencoder,
-        edit: Edits,
-        mode: Mode,
-        ends: tuple[str | int | None, str | int | None],
-        at: At,
-        positions: Positions,
-        check_weights: bool,
+        self, host: Host, koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], options: PatchOptions
     ) -> None:
-        if mode not in ("delta", "replace"):
-            raise InputError(f"mode={mode!r} is neither 'delta' nor 'replace'.")
-        if at not in ("target", "each site"):
-            raise InputError(f"at={at!r} is neither 'target' nor 'each site'.")
-        if at == "each site" and (mode == "replace" or ends != (None, None)):
-            raise InputError(
-                "Edits at each site are written in place: mode='delta', without source and target. The edits "
-                "themselves say at which sites."
-            )
-        edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit or ())
-        _require_own(host, koopman, edits, check_weights)
+        mode, at = options.mode, options.at
+        _require_own(host, koopman, edits, options.check_weights)
         # Gone are edits of strength nothing: they would cost what an edit costs.
         acting = [one for one in edits if one.directions.any()]
         self._idle = mode == "delta" and not acting
@@ -183,14 +152,19 @@ class Patch:
             groups = [(depth, depth, [one for one in acting if one.depth == depth]) for depth in depths]
         else:
             # In `delta` mode the motion of no edit is still checked for its span.
-            groups = [(*_ends(koopman, edits, mode, ends), [*edits] if self._idle else acting)]
+            groups = [(*_ends(koopman, edits, options), [*edits] if self._idle else acting)]
         device = device_of(host.model)
         motions = [Motion(koopman, first, last, some, mode).to(device) for first, last, some in groups]
         self.host = host
+        self.koopman = koopman
+        self.edits = tuple(edits)
+        self.options = options
         self.mode = mode
         self.source, self.target = koopman.sites[groups[0][0]], koopman.sites[groups[-1][1]]
         self.without = koopman.sites[groups[0][0] + 1 : groups[0][1]] if mode == "replace" else ()
-        self.positions = positions
+        self.positions = options.positions
+        if self.positions is None and koopman.config.skip:
+            self.positions = slice(koopman.config.skip, None)
         self.motion: nn.Module = motions[0] if len(motions) == 1 else nn.ModuleList(motions)
         self._spans = [
             _Span(first, last, koopman.sites[first], koopman.sites[last], koopman.config.shapes[last], motion)
@@ -227,6 +201,43 @@ class Patch:
                     stack.enter_context(self.host.hooked({one.target: hooks[one.target]}, first=True))
             self._installed = stack.pop_all()
         return self
+
+    def on(self, model: nn.Module | Host, *, check_weights: bool = False) -> Patch:
+        """Return the same patch of another model of the same sites: a copy that is fine-tuned, say.
+
+        Args:
+            model: the other model.
+            check_weights: refuse it where its weights are not the ones fitted on.
+
+        Raises:
+            HostMismatchError: it differs in more than its weights.
+        """
+        return Patch(host_for(model), self.koopman, self.edits, replace(self.options, check_weights=check_weights))
+
+    def fwd_hooks(self) -> list[tuple[str, Callable[..., Any]]]:
+        """Return the patch as hooks for TransformerLens's `run_with_hooks(fwd_hooks=…)` and `hooks(fwd_hooks=…)`.
+
+        The numbers are those of `with patch`; `replace` skips no compute as hooks.
+
+        Raises:
+            UnsupportedHostError: the host's framework has no such idiom.
+        """
+        return self.host.fwd_hooks(self.hooks())
+
+    def bake(self) -> nn.Module:
+        """Return a copy of the model that carries the patch as a module of its own.
+
+        The copy is called as the model is, is patched wherever it goes, and can be deep-copied. The patch is its
+        submodule `koopman_patch`, so its state dict holds the patch too; another copy baked with an edit of the same
+        rank and span loads it. The model itself is left as it was.
+
+        Returns:
+            The copy, in the mode (train or eval) of the model.
+        """
+        copy = deepcopy(self.host.model)
+        baked = self.on(copy, check_weights=self.options.check_weights).install()
+        copy.add_module("koopman_patch", baked.motion)
+        return copy
 
     def remove(self) -> None:
         """Leave the host as it was before `install`; does nothing a second time."""
@@ -337,15 +348,10 @@ class _Span:
         self.state = state
 
 
-def _ends(
-    koopman: KoopmanAutoencoder,
-    edits: Sequence[OperatorEdit],
-    mode: Mode,
-    ends: tuple[str | int | None, str | int | None],
-) -> tuple[int, int]:
+def _ends(koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], options: PatchOptions) -> tuple[int, int]:
     """Resolve the span; in `delta` mode it begins where the first edit acts."""
-    source, target = ends
-    if source is None and mode == "delta" and edits:
+    source, target = options.source, options.target
+    if source is None and options.mode == "delta" and edits:
         # The span of an edit at the last depth begins one before it.
         source = min(len(koopman.sites) - 2, *(one.depth for one in edits))
     return span(koopman.sites, source, target)

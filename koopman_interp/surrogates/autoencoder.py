@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_json, write_tensors, write_text
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.hosts.layouts import shaped_like, to_rows
 from koopman_interp.sites import span
 from koopman_interp.surrogates.moments import Moments
 from koopman_interp.surrogates.normalization import Normalization
@@ -44,6 +43,7 @@ class SurrogateConfig:
         times: time of each depth, in operator steps.
         widths: width of the host's state at each depth, as rows.
         shapes: shape of one sample's state at each depth, as the host has it.
+        skip: leading places of each sequence that it was not fitted on, and that a patch leaves alone.
         dimension: width of the normalised states.
         observables: width of the observable space.
         architecture: of encoder and decoder.
@@ -68,6 +68,7 @@ class SurrogateConfig:
     rank: int | None
     classes: tuple[int, ...]
     host: HostFingerprint
+    skip: int = 0
     history: tuple[dict[str, float], ...] = field(default=(), repr=False)
     distilled: tuple[dict[str, float], ...] = field(default=(), repr=False)
 
@@ -203,6 +204,15 @@ class KoopmanAutoencoder(
         """Bring observables back to states at a depth."""
         return self.normalization.denormalize(self.decoder(observables), depth)
 
+    def forward(
+        self,
+        states: Float[Tensor, "sample width"],
+        source: str | int | None = None,
+        target: str | int | None = None,
+    ) -> Float[Tensor, "sample _"]:
+        """`predict`, by the name that torch calls."""
+        return self.predict(states, source, target)
+
     def predict(
         self,
         states: Float[Tensor, "sample width"],
@@ -222,37 +232,6 @@ class KoopmanAutoencoder(
         first, last = span(self.sites, source, target)
         z = self.operator.advance(self.encode(states, first), self.steps(first, last))
         return self.decode(z, last)
-
-    def predict_state(self, state: Float[Tensor, "..."], source: int, target: int) -> Float[Tensor, "..."]:
-        """`predict` on a state in the host's own shape and dtype, between two depths."""
-        return shaped_like(self.predict(to_rows(state), source, target), state, self.config.shapes[target])
-
-    def fwd_hooks(
-        self,
-        model: Any,
-        edit: Any = None,
-        *,
-        mode: Literal["delta", "replace"] = "delta",
-        at: Literal["target", "each site"] = "target",
-    ) -> list[Any]:
-        """Return a patch as hooks for TransformerLens's own `run_with_hooks(fwd_hooks=…)` and `hooks(fwd_hooks=…)`.
-
-        Args:
-            model: the host, a model of TransformerLens.
-            edit: an edit, several, or None.
-            mode: what `patched` does by that name; hooks skip no compute.
-            at: where edits are written; see `patched`.
-
-        Returns:
-            Pairs of a hook name and a function `(tensor, hook)`.
-
-        Raises:
-            UnsupportedHostError: the host's framework has no such idiom.
-            HostMismatchError: the surrogate or an edit belongs to another host.
-        """
-        from koopman_interp.patching.patch import fwd_hooks  # a convenience that looks up the layers, so at call time
-
-        return fwd_hooks(model, self, edit, mode, at)
 
     def digest(self) -> str:
         """Digest all that gives an edit of K its meaning: normalisation, encoder and operator."""

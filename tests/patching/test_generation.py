@@ -148,7 +148,7 @@ def test_a_baked_copy_generates_as_the_patched_model(case, mode):
     model, ids, koopman, edit = case
     with ki.patched(model, koopman, edit, mode=mode, source=1):
         expected = greedy(model, ids[:2], 6)
-    baked = ki.bake(model, koopman, edit, mode=mode, source=1)
+    baked = ki.patched(model, koopman, edit, mode=mode, source=1).bake()
     assert torch.equal(greedy(baked, ids[:2], 6), expected)
     assert torch.equal(greedy(copy.deepcopy(baked), ids[:2], 6), expected)
     assert not torch.equal(greedy(model, ids[:2], 6), expected)

@@ -354,14 +354,14 @@ def test_a_baked_copy_is_the_patched_model_and_saves_as_a_state_dict(
     model, surrogate, edits, x, mode, tmp_path, traces
 ):
     expected, before = outputs(model, x, surrogate, edits[1], mode=mode), traces(model)
-    baked = ki.bake(model, surrogate, edits[1], mode=mode)
+    baked = ki.patched(model, surrogate, edits[1], mode=mode).bake()
     assert traces(model) == before
     copies = [baked, copy.deepcopy(baked)]
     with torch.no_grad():
         for each in copies:
             assert torch.equal(each(x), expected)
         save_file(baked.state_dict(), tmp_path / "baked.safetensors")
-        other = ki.bake(model, surrogate, edits[1].scaled(2.0), mode=mode)
+        other = ki.patched(model, surrogate, edits[1].scaled(2.0), mode=mode).bake()
         assert not torch.allclose(other(x), expected)
         other.load_state_dict(load_file(tmp_path / "baked.safetensors"))
         assert torch.equal(other(x), expected)
@@ -372,7 +372,7 @@ def test_a_baked_copy_is_the_patched_model_and_saves_as_a_state_dict(
 
 
 def test_a_baked_copy_follows_its_own_weights_and_is_another_host(model, surrogate, edits, x):
-    baked = ki.bake(model, surrogate, edits[1])
+    baked = ki.patched(model, surrogate, edits[1]).bake()
     twin = copy.deepcopy(baked)
     with torch.no_grad():
         before = baked(x)
@@ -385,7 +385,7 @@ def test_a_baked_copy_follows_its_own_weights_and_is_another_host(model, surroga
 
 
 def test_no_edit_baked_is_the_model(model, surrogate, x):
-    baked = ki.bake(model, surrogate)
+    baked = ki.patched(model, surrogate).bake()
     with torch.no_grad():
         assert torch.equal(baked(x), model(x))
 
@@ -513,4 +513,4 @@ def test_positions_of_what_has_none_are_refused(model, surrogate, edits, x):
 
 def test_hooks_in_another_framework_are_refused(model, surrogate, edits):
     with pytest.raises(TypeError, match="is not a TransformerLens model"):
-        surrogate.fwd_hooks(model, edits[0])
+        ki.patched(model, surrogate, edits[0]).fwd_hooks()

@@ -134,7 +134,7 @@ def test_no_exit_leaves_a_trace(case, error):
 def test_a_baked_copy_is_the_patched_model(case):
     model, koopman, edits, ids = case
     expected = run(model, ids, koopman, edits)
-    baked = ki.bake(model, koopman, edits, at="each site")
+    baked = ki.patched(model, koopman, edits, at="each site").bake()
     with torch.no_grad():
         for each in (baked, copy.deepcopy(baked)):
             assert torch.equal(each(ids), expected)

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 import koopman_interp as ki
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_json, write_tensors
+from koopman_interp.hosts.layouts import shaped_like, to_rows
 from koopman_interp.surrogates.autoencoder import CONFIG_FILE, WEIGHTS_FILE
 from koopman_interp.surrogates.operators import OPERATORS
 
@@ -189,7 +190,7 @@ def test_a_linear_plus_nonlinear_map_starts_near_an_isometry(inputs, outputs):
 def test_shapes_of_images_come_back_from_rows():
     surrogate = random_surrogate(widths=(12, 12, 8), shapes=((3, 2, 2), (3, 2, 2), (2, 2, 2)), dimension=4)
     state = torch.randn(5, 3, 2, 2)
-    predicted = surrogate.predict_state(state, 0, 2)
+    predicted = shaped_like(surrogate(to_rows(state), 0, 2), state, surrogate.config.shapes[2])
     assert predicted.shape == (5, 2, 2, 2)
     torch.testing.assert_close(predicted.flatten(1), surrogate.predict(state.flatten(1), 0, 2))
 
@@ -197,7 +198,7 @@ def test_shapes_of_images_come_back_from_rows():
 def test_tokens_and_their_dtype_come_back_from_rows():
     surrogate = random_surrogate()
     state = torch.randn(2, 3, 5).to(torch.bfloat16)
-    predicted = surrogate.predict_state(state, 0, 1)
+    predicted = shaped_like(surrogate(to_rows(state), 0, 1), state, surrogate.config.shapes[1])
     assert predicted.shape == (2, 3, 6)
     assert predicted.dtype == torch.bfloat16
     assert torch.equal(predicted[1, 2], surrogate.predict(state[1, 2:], 0, 1)[0].to(torch.bfloat16))
