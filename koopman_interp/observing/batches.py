@@ -19,6 +19,9 @@ from koopman_interp.hosts.tokens import padded, right_padded
 
 LABEL_COLUMNS = ("label", "labels")
 
+BATCH_SIZE = 64
+"""Inputs that a model is called with at once, unless a caller says otherwise or they come in batches already."""
+
 
 def calls(
     host: Host,
@@ -26,7 +29,7 @@ def calls(
     *,
     inputs: str | Callable[[Any], Any] | None = None,
     column: str | None = None,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     tokenizer: Any = None,
 ) -> Iterator[tuple[Any, Any]]:
     """Go through batches as what to call the host with, and labels.

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.protocol import Host, SiteSelection
-from koopman_interp.observing.batches import calls
+from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.recording import Recording
 from koopman_interp.observing.samples import Samples, labels_of_samples, none_left
 from koopman_interp.trajectories import Trajectories
@@ -123,7 +123,7 @@ class Tap:
         *,
         inputs: str | Callable[[Any], Any] | None = None,
         tokenizer: Any = None,
-        batch_size: int = 256,
+        batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
     ) -> Trajectories:
         """Drive batches through the model, without gradients, and record them.
@@ -169,7 +169,7 @@ class Tap:
         *,
         inputs: str | Callable[[Any], Any] | None = None,
         tokenizer: Any = None,
-        batch_size: int = 256,
+        batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
     ) -> tuple[Trajectories, Int[Tensor, " sample"] | None, list[Samples]]:
         """Observe, and keep apart what `observe` puts together.
@@ -207,7 +207,7 @@ class Tap:
         *,
         inputs: str | Callable[[Any], Any] | None = None,
         tokenizer: Any = None,
-        batch_size: int = 256,
+        batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
     ) -> Iterator[Trajectories]:
         """Observe batch by batch, and keep nothing: memory for one batch, however many there are.
