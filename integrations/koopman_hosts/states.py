@@ -57,10 +57,18 @@ def with_state(output: Any, state: Tensor) -> Any:
     return type(output)((state, *output[1:]))
 
 
-def holds_tensors(frame: Any) -> bool:
-    """Whether an output frame carries any tensor beside the place of its state."""
-    if isinstance(frame, Tensor):
-        return frame is not NO_STATE
+def is_handed_on(state: Tensor, handed: Tensor) -> bool:
+    """Whether a state is the one that was handed on, or a copy of it on another device."""
+    return state is handed or (state.device != handed.device and state.shape == handed.shape)
+
+
+def is_bare(frame: Any) -> bool:
+    """Whether an output frame carries nothing beside the place of its state that a later pass could want anew.
+
+    Tensors do, and so do objects that a pass writes into, such as a key-value cache.
+    """
     if isinstance(frame, Mapping):
-        return any(map(holds_tensors, frame.values()))
-    return isinstance(frame, (tuple, list)) and any(map(holds_tensors, frame))
+        return all(map(is_bare, frame.values()))
+    if isinstance(frame, (tuple, list)):
+        return all(map(is_bare, frame))
+    return frame is NO_STATE or frame is None or isinstance(frame, (bool, int, float, str))
