@@ -17,8 +17,9 @@ from torch import nn
 
 from koopman_hosts.skipping import overridden
 from koopman_interp.errors import UnsupportedHostError
+from koopman_interp.hosts.arguments import bound
 from koopman_interp.hosts.passes import ArgumentReader, Pass, Passes
-from koopman_interp.hosts.tokens import Tokens, bound
+from koopman_interp.hosts.tokens import Tokens
 
 
 def containers(model: nn.Module, modules: Iterable[nn.Module]) -> list[nn.Module]:

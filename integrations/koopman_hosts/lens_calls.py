@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from koopman_hosts.containers import containers, followed
 from koopman_hosts.skipping import overridden
+from koopman_interp.hosts.arguments import cache_of
 from koopman_interp.hosts.passes import Arguments, Pass, Passes
-from koopman_interp.hosts.tokens import Tokens, cache_of
+from koopman_interp.hosts.tokens import Tokens
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from koopman_interp.hosts.tokens import Tokens, cache_of
+from koopman_interp.hosts.arguments import cache_of
+from koopman_interp.hosts.tokens import Tokens
 
 Arguments = Mapping[str, Any]
 ArgumentReader = Callable[[Arguments], Tokens | None]

@@ -14,13 +14,13 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from koopman_interp.edits.operator_edit import OperatorEdit
@@ -33,13 +33,10 @@ from koopman_interp.hosts.passes import Pass, Passes
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Positions, Tokens
 from koopman_interp.patching.motion import Mode, Motion
+from koopman_interp.patching.options import At, Edits, PatchOptions
+from koopman_interp.patching.spans import MovedRows, PatchedSpan
 from koopman_interp.sites import span
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-
-Edits = OperatorEdit | Sequence[OperatorEdit] | None
-
-At = Literal["target", "each site"]
-"""Where edits are written: carried by K to the target of the span, or each in place at the site where it acts."""
 
 
 def patched(
@@ -99,33 +96,6 @@ def patched(
     return Patch(host_for(model), koopman, edits, PatchOptions(mode, source, target, at, positions, check_weights))
 
 
-@dataclass(frozen=True)
-class PatchOptions:
-    """How edits are patched; `patched` says what each of these means.
-
-    Raises:
-        InputError: they do not go together.
-    """
-
-    mode: Mode = "delta"
-    source: str | int | None = None
-    target: str | int | None = None
-    at: At = "target"
-    positions: Positions = None
-    check_weights: bool = True
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("delta", "replace"):
-            raise InputError(f"mode={self.mode!r} is neither 'delta' nor 'replace'.")
-        if self.at not in ("target", "each site"):
-            raise InputError(f"at={self.at!r} is neither 'target' nor 'each site'.")
-        if self.at == "each site" and (self.mode == "replace" or (self.source, self.target) != (None, None)):
-            raise InputError(
-                "Edits at each site are written in place: mode='delta', without source and target. The edits "
-                "themselves say at which sites."
-            )
-
-
 class Patch:
     """Edited dynamics of a surrogate in a host, made by `patched`: what is audited is what is deployed.
 
@@ -172,7 +142,7 @@ class Patch:
             self.positions = slice(koopman.config.skip, None)
         self.motion: nn.Module = motions[0] if len(motions) == 1 else nn.ModuleList(motions)
         self._spans = [
-            _Span(first, last, koopman.sites[first], koopman.sites[last], koopman.config.shapes[last], motion)
+            PatchedSpan(first, last, koopman.sites[first], koopman.sites[last], koopman.config.shapes[last], motion)
             for (first, last, _), motion in zip(groups, motions, strict=True)
         ]
         self._passes = Passes()
@@ -302,32 +272,32 @@ class Patch:
     def _sites(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(site for own in self._spans for site in (own.source, own.target)))
 
-    def _hooks_of(self, span: _Span) -> dict[str, Callable[[Tensor], Tensor | None]]:
+    def _hooks_of(self, span: PatchedSpan) -> dict[str, Callable[[Tensor], Tensor | None]]:
         if span.source == span.target:
             return {span.target: partial(self._write_in_place, span)}
         return {span.source: partial(self._read, span), span.target: partial(self._write, span)}
 
-    def _advance(self, span: _Span, state: Tensor) -> Tensor:
+    def _advance(self, span: PatchedSpan, state: Tensor) -> Tensor:
         return shaped_like(span.motion(to_rows(state)), state, span.shape)
 
-    def _read(self, span: _Span, state: Tensor) -> None:
+    def _read(self, span: PatchedSpan, state: Tensor) -> None:
         """Move the state at a source on at once, since the model may write into it later."""
         running = self._running()
         if running is not None:
-            running.kept[span] = _Moved.of(span, state, self._chosen(running, state, span.source))
+            running.kept[span] = MovedRows.of(span, state, self._chosen(running, state, span.source))
 
-    def _write(self, span: _Span, state: Tensor) -> Tensor | None:
+    def _write(self, span: PatchedSpan, state: Tensor) -> Tensor | None:
         running = self._running()
         if running is None:
             return None
-        moved: _Moved | None = running.kept.pop(span, None)
+        moved: MovedRows | None = running.kept.pop(span, None)
         if moved is None:
             raise InputError(
                 f"The pass reached {span.target!r} before {span.source!r}, so there is nothing to move on from."
             )
         return moved.put(state, span, replacing=self.mode == "replace")
 
-    def _write_in_place(self, span: _Span, state: Tensor) -> Tensor | None:
+    def _write_in_place(self, span: PatchedSpan, state: Tensor) -> Tensor | None:
         self._read(span, state)
         return self._write(span, state)
 
@@ -374,55 +344,6 @@ class Patch:
                 f"has {shape}, so their places are not known. Patch without positions."
             )
         return tokens.at(self.positions).to(state.device).flatten().nonzero().squeeze(1)
-
-
-@dataclass(eq=False)
-class _Span:
-    """One motion in the host: where it reads and where it writes."""
-
-    first: int
-    last: int
-    source: str
-    target: str
-    shape: tuple[int, ...]
-    motion: nn.Module
-
-    def __str__(self) -> str:
-        return repr(self.source) if self.source == self.target else f"{self.source!r} to {self.target!r}"
-
-
-@dataclass(frozen=True, eq=False)
-class _Moved:
-    """What is to be written at the target of a span, in the pass that it was read in.
-
-    Attributes:
-        rows: rows at the target, or their change.
-        chosen: numbers of the rows of the state that they are for; None is all of them.
-        count: rows of the state at the source.
-    """
-
-    rows: Float[Tensor, "row width"]
-    chosen: Int[Tensor, " row"] | None
-    count: int
-
-    @classmethod
-    def of(cls, span: _Span, state: Tensor, chosen: Int[Tensor, " row"] | None) -> _Moved:
-        rows = to_rows(state)
-        return cls(span.motion(rows if chosen is None else rows[chosen]), chosen, len(rows))
-
-    def put(self, state: Tensor, span: _Span, *, replacing: bool) -> Tensor:
-        """Return the state at the target with these rows added, or in the place of its own."""
-        own = to_rows(state)
-        if len(own) != self.count:
-            raise InputError(
-                f"The state at {span.target!r} has {len(own)} rows and the one at {span.source!r} had {self.count}, so "
-                "they are not of the same tokens. Patch between sites with the same tokens."
-            )
-        if self.chosen is None:
-            moved = shaped_like(self.rows, state, span.shape)
-            return moved if replacing else state + moved
-        chosen, moved = self.chosen.to(state.device), self.rows.to(state)
-        return own.index_copy(0, chosen, moved if replacing else own[chosen] + moved).view_as(state)
 
 
 class _Alive:
