@@ -300,6 +300,7 @@ def _at_input(
     return args, {key: new if value is state else value for key, value in kwargs.items()}
 
 
-def _at_output(hook: Hook, _module: nn.Module, _args: Any, output: Any) -> Any:
-    new = hook(output_state(output))
+def _at_output(hook: Hook, _module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    given = args[0] if args and isinstance(args[0], Tensor) else None
+    new = hook(output_state(output, given))
     return None if new is None else with_state(output, new)
