@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from koopman_hosts.compiled import eager
 from koopman_hosts.containers import containers, followed
+from koopman_hosts.offloaded import offloaded_weights
 from koopman_hosts.site_names import matches
 from koopman_hosts.skipped_span import SkippedSpan
 from koopman_hosts.skipping import Unheard, overridden, overwritten
@@ -97,6 +98,10 @@ class TorchHost:
     def copy(self) -> TorchHost:
         """Return a host of a deep copy of the model."""
         return TorchHost(deepcopy(self.model))
+
+    def weights_elsewhere(self) -> Mapping[int, Tensor]:
+        """Return the weights that accelerate keeps on the CPU or on disk."""
+        return offloaded_weights(self.model)
 
     def tokenize(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
         """Tokenise with the model's own tokenizer.

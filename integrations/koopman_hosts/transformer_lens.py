@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from koopman_hosts.compiled import eager
 from koopman_hosts.lens_calls import each_call
 from koopman_hosts.lens_spans import skipped
+from koopman_hosts.offloaded import offloaded_weights
 from koopman_hosts.site_names import matches
 from koopman_hosts.skipping import overwritten
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
@@ -121,6 +122,10 @@ class TransformerLensHost:
     def copy(self) -> TransformerLensHost:
         """Return a host of a deep copy of the model."""
         return TransformerLensHost(deepcopy(self.model))
+
+    def weights_elsewhere(self) -> Mapping[int, Tensor]:
+        """Return the weights that accelerate keeps on the CPU or on disk."""
+        return offloaded_weights(self.model)
 
     def tokenize(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
         """Tokenise as the model does for itself, its beginning-of-sequence token included; padded on the right.

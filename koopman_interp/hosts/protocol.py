@@ -74,6 +74,10 @@ class Host(Protocol):
         """Return a host of a deep copy of the model."""
         ...
 
+    def weights_elsewhere(self) -> Mapping[int, Tensor]:
+        """Return the weights that are kept elsewhere, on the CPU or on disk, by the id of their stand-in on `meta`."""
+        ...
+
     def tokenize(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
         """Turn texts into one padded batch for `call`, with its `attention_mask`.
 

@@ -373,7 +373,7 @@ def _ends(koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], options: P
 def _require_own(host: Host, koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], check_weights: bool) -> None:
     ignoring = () if check_weights else ("weights",)
     found = HostFingerprint.of(host)
-    koopman.config.host.require(found, "surrogate", ignoring=ignoring)
+    koopman.config.host.require(found, "surrogate", ignoring=ignoring, host=host)
     digest = koopman.digest() if edits else ""
     for edit in edits:
         edit.host.require(found, "edit", ignoring=ignoring)
