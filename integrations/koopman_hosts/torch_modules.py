@@ -28,6 +28,8 @@ from koopman_hosts.skipping import Unheard, overridden, overwritten
 from koopman_hosts.states import input_state, output_state, with_state
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
 from koopman_interp.hosts.devices import device_of, moved_to
+from koopman_interp.hosts.laid_out import advanced_in, in_layout
+from koopman_interp.hosts.layouts import Layout
 from koopman_interp.hosts.passes import Pass, Passes
 from koopman_interp.hosts.protocol import Hook, SiteSelection
 from koopman_interp.hosts.tokens import padded
@@ -129,7 +131,25 @@ class TorchHost:
 
     @contextmanager
     def hooked(self, hooks: Mapping[str, Hook], *, first: bool = False) -> Iterator[None]:
-        """Call each hook with the state at its site; a returned tensor takes the state's place."""
+        """Call each hook with the state at its site; a returned tensor takes the state's place.
+
+        States of torch's own layers that take positions first are brought to `[batch, position, width]` and back.
+        """
+        with self._hooked({site: self._in_layout(hook, site) for site, hook in hooks.items()}, first=first):
+            yield
+
+    def _in_layout(self, hook: Hook, site: str) -> Hook:
+        layout = _known_layout(self._module(_parsed(site)[0]))
+        return hook if layout is None else in_layout(hook, layout)
+
+    def _raw(self, advance: Callable[[Tensor], Tensor], site: str) -> Callable[[Tensor], Tensor]:
+        """Let a function of states in the standard layout take them as the model has them."""
+        layout = _known_layout(self._module(_parsed(site)[0]))
+        return advance if layout is None else partial(advanced_in, layout, advance)
+
+    @contextmanager
+    def _hooked(self, hooks: Mapping[str, Hook], *, first: bool = False) -> Iterator[None]:
+        """Call each hook with the state as the model has it."""
         with ExitStack() as stack:
             for site, hook in hooks.items():
                 name, at_input, call = _parsed(site)
@@ -161,9 +181,10 @@ class TorchHost:
                 yield stack.enter_context(overwritten(self, source, target, advance))
                 return
             blocks = [self._modules[name] for name in run[skipped.start : skipped.stop]]
+            advance = self._raw(advance, source)
             span = SkippedSpan(skipped, (source, target), advance, Unheard(_hooks_inside(blocks), skipped))
             span.passes = stack.enter_context(self.passes((source, target), span.end))
-            stack.enter_context(self.hooked({source: span.read}))
+            stack.enter_context(self._hooked({source: span.read}))
             for index, block in enumerate(blocks):
                 stack.enter_context(overridden(block, "forward", span.forward_of(index)))
             yield True
@@ -247,6 +268,18 @@ class TorchHost:
             if any(source == after + INPUT and target in run for _, after in pairwise(run)):
                 return run, range(run.index(source.removesuffix(INPUT)), run.index(target) + 1)
         return (), range(0)
+
+
+def _known_layout(module: nn.Module) -> Layout | None:
+    """Tell the layout of torch's own layers that take positions first; None leaves it to the number of axes."""
+    layers = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention, nn.RNNBase)
+    if isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder)):
+        return _known_layout(module.layers[0])
+    if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        module = module.self_attn
+    if isinstance(module, layers) and not module.batch_first:
+        return Layout("position batch width")
+    return None
 
 
 def _hooks_inside(blocks: Sequence[nn.Module]) -> Iterator[Mapping[int, Any]]:

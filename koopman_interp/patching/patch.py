@@ -93,7 +93,12 @@ def patched(
         True
     """
     edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit or ())
-    return Patch(host_for(model), koopman, edits, PatchOptions(mode, source, target, at, positions, check_weights))
+    return Patch(
+        host_for(model, koopman.config.layout),
+        koopman,
+        edits,
+        PatchOptions(mode, source, target, at, positions, check_weights),
+    )
 
 
 class Patch:
@@ -192,7 +197,12 @@ class Patch:
         Raises:
             HostMismatchError: it differs in more than its weights.
         """
-        return Patch(host_for(model), self.koopman, self.edits, replace(self.options, check_weights=check_weights))
+        return Patch(
+            host_for(model, self.koopman.config.layout),
+            self.koopman,
+            self.edits,
+            replace(self.options, check_weights=check_weights),
+        )
 
     def fwd_hooks(self) -> list[tuple[str, Callable[..., Any]]]:
         """Return the patch as hooks for TransformerLens's `run_with_hooks(fwd_hooks=…)` and `hooks(fwd_hooks=…)`.
