@@ -26,10 +26,9 @@ from koopman_hosts.site_names import matches
 from koopman_hosts.skipped_span import SkippedSpan
 from koopman_hosts.skipping import Unheard, overridden, overwritten
 from koopman_hosts.states import input_state, output_state, with_state
+from koopman_hosts.torch_layouts import advance_of_positions_first, hook_of_positions_first, takes_positions_first
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
 from koopman_interp.hosts.devices import device_of, moved_to
-from koopman_interp.hosts.laid_out import advanced_in, in_layout
-from koopman_interp.hosts.layouts import Layout
 from koopman_interp.hosts.passes import Pass, Passes
 from koopman_interp.hosts.protocol import Hook, SiteSelection
 from koopman_interp.hosts.tokens import padded
@@ -135,17 +134,14 @@ class TorchHost:
 
         States of torch's own layers that take positions first are brought to `[batch, position, width]` and back.
         """
-        with self._hooked({site: self._in_layout(hook, site) for site, hook in hooks.items()}, first=first):
+        with ExitStack() as stack:
+            positions_first = [site for site in hooks if takes_positions_first(self._module(_parsed(site)[0]))]
+            own = dict(hooks)
+            if positions_first:
+                passes = stack.enter_context(self.passes(tuple(hooks)))
+                own |= {site: hook_of_positions_first(own[site], passes) for site in positions_first}
+            stack.enter_context(self._hooked(own, first=first))
             yield
-
-    def _in_layout(self, hook: Hook, site: str) -> Hook:
-        layout = _known_layout(self._module(_parsed(site)[0]))
-        return hook if layout is None else in_layout(hook, layout)
-
-    def _raw(self, advance: Callable[[Tensor], Tensor], site: str) -> Callable[[Tensor], Tensor]:
-        """Let a function of states in the standard layout take them as the model has them."""
-        layout = _known_layout(self._module(_parsed(site)[0]))
-        return advance if layout is None else partial(advanced_in, layout, advance)
 
     @contextmanager
     def _hooked(self, hooks: Mapping[str, Hook], *, first: bool = False) -> Iterator[None]:
@@ -181,9 +177,10 @@ class TorchHost:
                 yield stack.enter_context(overwritten(self, source, target, advance))
                 return
             blocks = [self._modules[name] for name in run[skipped.start : skipped.stop]]
-            advance = self._raw(advance, source)
             span = SkippedSpan(skipped, (source, target), advance, Unheard(_hooks_inside(blocks), skipped))
             span.passes = stack.enter_context(self.passes((source, target), span.end))
+            if takes_positions_first(blocks[0]):
+                span.advance = advance_of_positions_first(advance, span.passes)
             stack.enter_context(self._hooked({source: span.read}))
             for index, block in enumerate(blocks):
                 stack.enter_context(overridden(block, "forward", span.forward_of(index)))
@@ -268,18 +265,6 @@ class TorchHost:
             if any(source == after + INPUT and target in run for _, after in pairwise(run)):
                 return run, range(run.index(source.removesuffix(INPUT)), run.index(target) + 1)
         return (), range(0)
-
-
-def _known_layout(module: nn.Module) -> Layout | None:
-    """Tell the layout of torch's own layers that take positions first; None leaves it to the number of axes."""
-    layers = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention, nn.RNNBase)
-    if isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder)):
-        return _known_layout(module.layers[0])
-    if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
-        module = module.self_attn
-    if isinstance(module, layers) and not module.batch_first:
-        return Layout("position batch width")
-    return None
 
 
 def _hooks_inside(blocks: Sequence[nn.Module]) -> Iterator[Mapping[int, Any]]:
