@@ -66,7 +66,9 @@ from .forgetting.frontier import FrontierPoint as FrontierPoint
 from .forgetting.gradient import gradient_edit as gradient_edit
 from .hosts.finding import host_for as host_for
 from .hosts.fingerprint import HostFingerprint as HostFingerprint
+from .hosts.listing import SiteTable as SiteTable
 from .hosts.protocol import Host as Host
+from .observing.tap import sites as sites
 from .observing.tap import Tap as Tap
 from .observing.tap import attach as attach
 from .patching.patch import Patch as Patch

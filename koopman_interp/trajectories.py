@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.labels import IGNORED, labels_of_rows
-from koopman_interp.sites import span
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -25,6 +25,7 @@ from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostE
 from koopman_interp.hosts.devices import device_of, moved_to
 from koopman_interp.hosts.laid_out import in_layout
 from koopman_interp.hosts.layouts import Layout
+from koopman_interp.hosts.listing import SiteListing
 from koopman_interp.hosts.passes import Pass, Passes
 from koopman_interp.hosts.protocol import Hook, SiteSelection
 from koopman_interp.hosts.tokens import right_padded
@@ -104,6 +105,11 @@ class TransformerLensHost:
             return _in_depth_order(chosen, points)
         patterns = [selection] if isinstance(selection, str) else list(selection)
         return tuple(dict.fromkeys(site for pattern in patterns for site in self._matching(pattern, points)))
+
+    def listed(self) -> tuple[SiteListing, ...]:
+        """List all hook points, with the width of the residual stream where they are on it."""
+        width = self._config("d_model")
+        return tuple(SiteListing(name, "hook point", width if "resid" in name else None) for name in self._points())
 
     def call(self, batch: Any) -> Any:
         """Call the model on tokens, or on a mapping with `input_ids`, `attention_mask` and what else it takes."""

@@ -17,13 +17,13 @@ from torch.nn.functional import nll_loss
 
 from koopman_interp.auditing.baselines import Way
 from koopman_interp.auditing.passes import Batches, Seen
+from koopman_interp.depths import depth_of
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.patching.motion import Mode
 from koopman_interp.patching.patch import Patch
-from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 HOST, OPERATOR = "all parameters", "K alone"

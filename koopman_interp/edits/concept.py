@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from koopman_interp.depths import depth_of
 from koopman_interp.edits.certifying import at_strength, certified, edit_at, encoded
 from koopman_interp.edits.oblique import SHRINKAGE, oblique
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
-from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 

@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from koopman_interp.depths import depth_of
 from koopman_interp.edits.certifying import at_strength, certified, edit_at, encoded
 from koopman_interp.edits.oblique import SHRINKAGE, Projection, oblique
 from koopman_interp.edits.operator_edit import OperatorEdit, in_a_row
 from koopman_interp.errors import InputError
-from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.moments import Moments
 from koopman_interp.trajectories import Trajectories

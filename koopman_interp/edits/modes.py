@@ -20,10 +20,10 @@ from scipy.linalg import schur
 from torch import Tensor
 
 from koopman_interp.analysis.spectra.spectrum import Spectrum
+from koopman_interp.depths import depth_of
 from koopman_interp.edits.certifying import certified, edit_at
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
-from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 Basis = Literal["eigenpairs", "schur"]

@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from koopman_interp.depths import depth_of
 from koopman_interp.edits.certifying import RANK_TOLERANCE, at_strength, certified, edit_at, encoded
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.edits.targets import Targets, named_targets
 from koopman_interp.errors import InputError
-from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 

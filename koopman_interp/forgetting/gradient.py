@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from koopman_interp.depths import depth_of
 from koopman_interp.edits.certifying import certified, edit_at
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.edits.operator_edit import OperatorEdit
@@ -26,7 +27,6 @@ from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Positions
 from koopman_interp.patching.options import At
 from koopman_interp.patching.patch import patched
-from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 Objective = Callable[[nn.Module], Tensor]

@@ -17,8 +17,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from koopman_interp.errors import InputError
+from koopman_interp.errors import InputError, UnsupportedHostError
 from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.listing import SiteTable
 from koopman_interp.hosts.protocol import Host, SiteSelection
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.recording import Recording
@@ -62,6 +63,20 @@ def attach(
     if times is not None and len(times) != len(chosen):
         raise InputError(f"Expected {len(chosen)} times, one a site ({', '.join(chosen)}); got {len(times)}.")
     return Tap(host, chosen, tuple(map(float, range(len(chosen)) if times is None else times)), skip, layout)
+
+
+def sites(model: nn.Module | Host) -> SiteTable:
+    """List the sites of a model, with types and widths, and which of them `attach` takes unless told otherwise.
+
+    Args:
+        model: as for `attach`.
+    """
+    host = host_for(model)
+    try:
+        chosen = host.sites()
+    except UnsupportedHostError:  # which `attach` says in full
+        chosen = ()
+    return SiteTable(type(host.model).__name__, host.listed(), chosen)
 
 
 class Tap:

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from koopman_interp.depths import span
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import HostMismatchError, InputError
 from koopman_interp.hosts.devices import device_of
@@ -35,7 +36,6 @@ from koopman_interp.hosts.tokens import Positions, Tokens
 from koopman_interp.patching.motion import Mode, Motion
 from koopman_interp.patching.options import At, Edits, PatchOptions
 from koopman_interp.patching.spans import MovedRows, PatchedSpan
-from koopman_interp.sites import span
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 
