@@ -87,6 +87,11 @@ class EditSet(Sequence[OperatorEdit]):
         return self.edits[0].operator
 
     @property
+    def labels(self) -> tuple[int, ...]:
+        """The classes that the edits forget between them."""
+        return tuple(dict.fromkeys(label for edit in self.edits for label in edit.labels))
+
+    @property
     def inverse(self) -> EditSet:
         """The set that takes each P back on rows.
 
@@ -101,7 +106,7 @@ class EditSet(Sequence[OperatorEdit]):
 
     def __matmul__(self, first: EditSet) -> EditSet:
         """Compose: `second @ first` applies, at each depth, `first`'s edit and then `second`'s."""
-        ours, theirs = ({edit.depth: edit for edit in one} for one in (self, first))
+        ours, theirs = ({edit.depth: edit for edit in edits} for edits in (self, first))
         both = [
             ours[depth] @ theirs[depth] if depth in ours and depth in theirs else ours.get(depth) or theirs[depth]
             for depth in ours | theirs
@@ -128,8 +133,8 @@ class EditSet(Sequence[OperatorEdit]):
         """
         tensors, header = read_tensors(path, kind=("edits", "edit"))
         if header["kind"] == "edit":
-            one = OperatorEdit.load(path)
-            return cls((one,), one.description)
+            edit = OperatorEdit.load(path)
+            return cls((edit,), edit.description)
         try:
             edits = []
             for place, facts in enumerate(header["edits"]):
@@ -149,12 +154,14 @@ def each_site(
     make: Callable[[int], OperatorEdit],
     sites: Sequence[str | int] | None = None,
 ) -> EditSet:
-    """Make an edit at each of several sites: `each_site(koopman, lambda site: erase_class(koopman, …, site=site))`.
+    """Make an edit at each of several sites.
+
+    `each_site(koopman, lambda site: erase_class(koopman, label=4, site=site))` erases at all past the first.
 
     Args:
         koopman: the surrogate.
-        make: makes the edit at a depth.
-        sites: sites or depths; None is all of them.
+        make: takes a depth, and returns the edit there.
+        sites: sites or depths; None is all past the first, so that P acts after each step of the operator.
 
     Returns:
         Their set, described as the first of them.
@@ -162,6 +169,7 @@ def each_site(
     Raises:
         InputError: a site is unknown, or there is none.
     """
-    depths = range(len(koopman.sites)) if sites is None else sorted({depth_of(koopman.sites, one) for one in sites})
+    every = range(1, len(koopman.sites))
+    depths = every if sites is None else sorted({depth_of(koopman.sites, site) for site in sites})
     edits = tuple(make(depth) for depth in depths)
     return EditSet(edits, edits[0].description if edits else "nothing")
