@@ -15,13 +15,14 @@ from typing import Any, overload
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import FileFormatError, HostMismatchError, InputError
 from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.results import Result
 from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import table
+from koopman_interp.tables import Column, Table, digits, percents
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EditSet(Sequence[OperatorEdit]):
+class EditSet(Sequence[OperatorEdit], Result):
     """Edits at several depths, one a depth; `each_site` makes one.
 
     Args:
@@ -68,18 +69,21 @@ class EditSet(Sequence[OperatorEdit]):
         sites = ", ".join(repr(edit.site) for edit in self.edits)
         return f"EditSet({self.description}, at {len(self)} sites: {sites})"
 
-    def __str__(self) -> str:
-        rows = []
-        for edit in self.edits:
-            known = edit.certificate
-            figures = ["–"] * 4
-            if known is not None:
-                feasible = "–" if known.feasibility is None else f"{known.feasibility:.3f}"
-                drift = f"{known.retained_drift:.2%}"
-                figures = [drift, f"{known.class_mean_drift:.2%}", feasible, f"{known.undo_error:.1e}"]
-            rows.append([edit.site, str(edit.rank), *figures])
-        header = ["site", "rank", "retained drift", "class mean drift", "feasibility", "undo error"]
-        return f"{self.description}\n{table(header, rows)}"
+    def tables(self) -> tuple[Table]:
+        """Return what the certificates say, a row a site; a dash where there is none."""
+
+        def known(name: str) -> tuple[float | None, ...]:
+            return tuple(getattr(edit.certificate, name, None) for edit in self.edits)
+
+        columns = (
+            Column("site", tuple(edit.site for edit in self.edits)),
+            Column("rank", tuple(edit.rank for edit in self.edits)),
+            Column("retained drift %", known("retained_drift"), percents()),
+            Column("class mean drift %", known("class_mean_drift"), percents()),
+            Column("feasibility", known("feasibility"), digits(3)),
+            Column("undo error", known("undo_error"), digits(1, "e")),
+        )
+        return (Table(columns),)
 
     @property
     def operator(self) -> str:

@@ -19,6 +19,8 @@ from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.errors import FileFormatError, HostMismatchError, InputError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.results import Result
+from koopman_interp.tables import Column, Table
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,9 @@ class Certificate:
     operator: str = ""
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self._facts())
+        return ", ".join(f"{name} {value}" for name, value in self.in_words())
 
-    def _facts(self) -> list[tuple[str, str]]:
+    def in_words(self) -> list[tuple[str, str]]:
         """Name what is known, in words for a line or a table."""
         source = f"{self.drift_rows:,} rows" if self.drift_rows else "at most, from held-out moments"
         facts = [("rank", f"{self.rank}")]
@@ -77,7 +79,7 @@ class Certificate:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OperatorEdit:
+class OperatorEdit(Result):
     """A low-rank edit `K → K' = K P` with `P: z → z − (z W − o) Aᵀ`.
 
     Attributes:
@@ -107,9 +109,18 @@ class OperatorEdit:
         return f"OperatorEdit({self.description}, at {self.site!r}: {known})"
 
     def __str__(self) -> str:
-        known = [("", "not certified")] if self.certificate is None else self.certificate._facts()
-        rows = [["edit", self.description], ["site", self.site], *map(list, known), ["K", self.operator[:12]]]
-        return "\n".join(line.rstrip() for line in _left(rows))
+        facts = self._in_words()
+        width = max(len(name) for name, _ in facts)
+        return "\n".join(f"{name.ljust(width)}  {value}".rstrip() for name, value in facts)
+
+    def tables(self) -> tuple[Table]:
+        """Return what is known of the edit, a row a fact."""
+        names, values = zip(*self._in_words(), strict=True)
+        return (Table((Column("fact", names), Column("value", values))),)
+
+    def _in_words(self) -> list[tuple[str, str]]:
+        known = [("", "not certified")] if self.certificate is None else self.certificate.in_words()
+        return [("edit", self.description), ("site", self.site), *known, ("K", self.operator[:12])]
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is known of the edit as plain values for JSON; the factors go to files with `save`."""
@@ -256,9 +267,3 @@ class OperatorEdit:
             return cls.of_parts(tensors, header)
         except (KeyError, TypeError) as error:
             raise FileFormatError(f"{path} lacks parts of an edit. Write it again from its source.") from error
-
-
-def _left(rows: list[list[str]]) -> list[str]:
-    """Align names to the left and let values run on."""
-    width = max(len(row[0]) for row in rows)
-    return [f"{name.ljust(width)}  {value}" for name, value in rows]

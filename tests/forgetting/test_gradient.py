@@ -123,6 +123,15 @@ def test_nothing_but_the_edit_changes(model, surrogate, x):
     assert edit.operator == koopman
 
 
+def test_its_certificate_counts_the_classes_that_its_start_does_not_forget(model, surrogate, x):
+    start = ki.erase_class(surrogate, label=1, site=2)
+    edit = ki.gradient_edit(model, surrogate, away_from(x, 1), start=start, steps=2, progress=False)
+    means, covariance = surrogate.heldout_moments.mean[2], surrogate.heldout_moments.covariance[2]
+    moved = (edit(means) - means).norm(dim=1) / covariance.trace().sqrt()
+    assert edit.certificate.class_mean_drift == pytest.approx(float(moved[[0, 2]].max()))
+    assert moved.argmax() == 1
+
+
 def test_it_can_mend_what_an_eraser_broke(model, surrogate, yin_yang_data):
     """Two terms: the class away, and the host's own answers elsewhere; it keeps more of them than its start."""
     points, labels = yin_yang_data
