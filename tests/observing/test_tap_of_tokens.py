@@ -331,7 +331,7 @@ def test_texts_without_tokens_are_refused(speaking):
 
 def test_a_column_of_texts_that_is_not_chosen_is_named(speaking):
     with pytest.raises(InputError, match=r"Column 'text' holds texts.*inputs='text'"):
-        ki.attach(speaking).observe([{"text": TEXTS, "label": [0, 1, 2]}], progress=False)
+        ki.attach(speaking).observe([{"text": TEXTS, "stars": [3, 4, 5], "label": [0, 1, 2]}], progress=False)
 
 
 def test_one_sequence_of_ids_is_told_where_to_go(model):
