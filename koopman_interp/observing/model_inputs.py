@@ -48,7 +48,7 @@ class ModelInputs:
     def require_labels(self, name: str, columns: Mapping[str, Any], *, named: bool) -> None:
         """Check that a column of labels is none that the model computes with.
 
-        Of models of Hugging Face `labels` are known to serve the loss alone, unless a decoder reads them.
+        Of models of Hugging Face `labels` are known to serve the loss alone, unless they are a decoder's tokens.
 
         Args:
             name: of the column.
@@ -60,9 +60,9 @@ class ModelInputs:
         """
         if name not in self._required:
             return
-        config = getattr(self._host.model, "config", None)
-        decodes = bool(getattr(config, "is_encoder_decoder", False)) and "decoder_input_ids" not in columns
-        if decodes:
+        config, value = getattr(self._host.model, "config", None), as_tensor(columns[name])
+        tokens = are_sequences(value) or (isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] > 1)
+        if tokens and getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in columns:
             raise InputError(
                 f"The decoder of {self._name} makes its inputs of the column {name!r}. Give them by their own name, "
                 "decoder_input_ids, or call the model with all columns: observe(…, inputs=lambda batch: batch)."

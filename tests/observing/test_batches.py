@@ -1,5 +1,7 @@
 """The forms in which people have their data: each is observed rightly, or refused with the line to write."""
 
+from types import SimpleNamespace
+
 import datasets
 import numpy as np
 import pandas as pd
@@ -269,6 +271,8 @@ def test_labels_that_a_decoder_reads_are_no_labels():
     ids = torch.arange(2, 10).reshape(2, 4)
     with pytest.raises(InputError, match=r"decoder of T5.* makes its inputs of the column 'labels'.*decoder_input_ids"):
         observe(model, [{"input_ids": ids, "labels": ids}])
+    classifier = made(MayBeConditioned, config=SimpleNamespace(is_encoder_decoder=True))
+    assert torch.equal(observe(classifier, [{"x": X, "labels": Y}]).labels, Y)
 
 
 def test_a_column_of_the_only_argument_may_have_any_name():
