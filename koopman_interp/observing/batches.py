@@ -215,7 +215,7 @@ def _grouped(entries: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield [entry.tolist() if hasattr(entry, "tolist") else entry for entry in group]
 
 
-def _refuse(batches: Any) -> None:
+def _refuse(batches: object) -> None:
     """Refuse what is no iterable of batches, with what to write instead."""
     if isinstance(batches, str):
         raise InputError("Expected texts in a list, observe([text]), or a data set; got str.")
@@ -261,13 +261,13 @@ def _parts(batch: Any) -> tuple[Any, Any] | None:
     return None if not inputs or isinstance(y, (str, Mapping)) or y is None else (x, y)
 
 
-def _are_labels(x: Any, y: Any) -> bool:
+def _are_labels(x: object, y: object) -> bool:
     """Whether what comes with inputs is labels by its kind, and no mask."""
     known = is_ids(y) or are_sequences(y) or (isinstance(y, Tensor) and y.ndim > 0 and not y.is_floating_point())
     return known and not _may_be_a_mask(x, y)
 
 
-def _may_be_a_mask(x: Any, y: Any) -> bool:
+def _may_be_a_mask(x: object, y: object) -> bool:
     """Whether what comes with inputs has one truth value a position."""
     if not isinstance(y, Tensor) or y.ndim < 2 or y.shape[1] < 2:
         return False
@@ -276,7 +276,7 @@ def _may_be_a_mask(x: Any, y: Any) -> bool:
     return isinstance(x, Tensor) and is_whole(x) and x.shape == y.shape and bool(((y == 0) | (y == 1)).all())
 
 
-def _require_labels(x: Any, y: Any) -> None:
+def _require_labels(x: object, y: object) -> None:
     """Check that the second of a pair is labels of the first.
 
     Raises:

@@ -200,8 +200,8 @@ def _arguments_of(model: nn.Module) -> tuple[dict[str, bool], bool]:
     except (TypeError, ValueError):
         return {}, True
     stars = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    named = {one.name: one.default is one.empty for one in parameters if one.kind not in stars}
-    return named, any(one.kind in stars for one in parameters)
+    named = [parameter for parameter in parameters if parameter.kind not in stars]
+    return {parameter.name: parameter.default is parameter.empty for parameter in named}, len(named) < len(parameters)
 
 
 def _learnt_positions(model: nn.Module) -> int | None:
@@ -264,27 +264,27 @@ def stacked(values: Sequence[Tensor], beside: set[int], what: str) -> Sequence[T
     return torch.stack(tuple(values))
 
 
-def are_tensors(x: Any) -> TypeGuard[Sequence[Tensor]]:
+def are_tensors(x: object) -> TypeGuard[Sequence[Tensor]]:
     """Whether it is a list of tensors."""
     return isinstance(x, (list, tuple)) and bool(x) and all(isinstance(entry, Tensor) for entry in x)
 
 
-def are_texts(x: Any) -> TypeGuard[Sequence[str]]:
+def are_texts(x: object) -> TypeGuard[Sequence[str]]:
     """Whether it is a list of texts."""
     return isinstance(x, (list, tuple)) and bool(x) and all(isinstance(entry, str) for entry in x)
 
 
-def are_sequences(x: Any) -> TypeGuard[Sequence[Any]]:
+def are_sequences(x: object) -> TypeGuard[Sequence[Any]]:
     """Whether it is a list of sequences of token ids."""
     return isinstance(x, (list, tuple)) and bool(x) and all(map(is_ids, x))
 
 
-def are_rows(x: Any) -> TypeGuard[Sequence[Sequence[float]]]:
+def are_rows(x: object) -> TypeGuard[Sequence[Sequence[float]]]:
     """Whether it is a list of rows of numbers."""
     return isinstance(x, (list, tuple)) and bool(x) and all(map(is_row, x))
 
 
-def is_ids(x: Any) -> bool:
+def is_ids(x: object) -> bool:
     """Whether it is one sequence of token ids."""
     if isinstance(x, Tensor):
         return x.ndim == 1 and is_whole(x)
@@ -293,7 +293,7 @@ def is_ids(x: Any) -> bool:
     return isinstance(x, (list, tuple)) and all(isinstance(entry, int) and not isinstance(entry, bool) for entry in x)
 
 
-def is_row(x: Any) -> bool:
+def is_row(x: object) -> bool:
     """Whether it is one row of numbers that are not all whole."""
     if not isinstance(x, (list, tuple)) or not any(isinstance(entry, float) for entry in x):
         return False
@@ -315,7 +315,7 @@ def _numbers(nested: Sequence[Any], what: str) -> Tensor:
         ) from error
 
 
-def _holds_numbers(nested: Any) -> bool:
+def _holds_numbers(nested: object) -> bool:
     """Whether the first entry of nested lists is a number."""
     while isinstance(nested, (list, tuple)) and nested:
         nested = nested[0]

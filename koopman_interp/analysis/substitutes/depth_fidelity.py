@@ -7,7 +7,7 @@ numbers a row for the quantiles, of a million rows at most. Knows nothing of hos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -55,11 +55,9 @@ class DepthSums:
 
     def __init__(self, koopman: KoopmanAutoencoder, first: int, last: int, stand_ins: StandIns) -> None:
         self.rows = 0
-        self._koopman = koopman
-        self._first = first
         self._names = stand_ins.names
         self._depths = [
-            _OneDepth(depth, _from_first(koopman, stand_ins, first, depth)) for depth in range(first, last + 1)
+            _Depth(koopman, depth, _from_first(koopman, stand_ins, first, depth)) for depth in range(first, last + 1)
         ]
 
     @torch.no_grad()
@@ -72,26 +70,9 @@ class DepthSums:
         if not len(states[0]):
             return
         self.rows += len(states[0])
-        koopman, before = self._koopman, None
-        device = koopman.normalization.maps(self._first)[0].device
-        for one, state in zip(self._depths, states, strict=True):
-            exact = state.double()
-            if not bool(torch.isfinite(exact.sum())) and not bool(torch.isfinite(state).all()):
-                raise NonFiniteError(
-                    f"Site {koopman.sites[one.depth]!r} gave NaN or infinity. Check the held-out inputs, or run the "
-                    "model in a wider dtype."
-                )
-            one.states.add(exact)
-            for name, stand_in in one.stand_ins.items():
-                one.errors[name] = one.errors.get(name, 0.0) + float((stand_in(states[0]) - exact).square().sum())
-            state = state.to(device)
-            z, x = koopman.encode(state, one.depth), koopman.normalization.normalize(state, one.depth)
-            one.observables.add(z.double())
-            if before is not None:
-                advanced = koopman.operator.advance(before, koopman.steps(one.depth - 1, one.depth))
-                one.residual += float((z - advanced).double().square().sum())
-            one.distances.add(z, x)
-            before = z
+        before: Tensor | None = None
+        for depth, state in zip(self._depths, states, strict=True):
+            before = depth.add(state, states[0], before)
 
     def figures(self) -> tuple[DepthFidelity, ...]:
         """Return the figures at each depth.
@@ -101,21 +82,74 @@ class DepthSums:
         """
         if self.rows < 2:
             raise InputError(f"Fidelity is judged on 2 held-out samples or more; got {self.rows}. Give more inputs.")
-        return tuple(self._of_depth(one) for one in self._depths)
+        return tuple(depth.figures(self._names) for depth in self._depths)
 
-    def _of_depth(self, one: _OneDepth) -> DepthFidelity:
-        site, variance = self._koopman.sites[one.depth], one.states.squares
+
+class _Depth:
+    """Sums at one depth.
+
+    Args:
+        koopman: the surrogate.
+        depth: its index.
+        stand_ins: from the first depth of the span to this one, by name.
+    """
+
+    def __init__(self, koopman: KoopmanAutoencoder, depth: int, stand_ins: dict[str, StandIn]) -> None:
+        self._koopman = koopman
+        self._depth = depth
+        self._site = koopman.sites[depth]
+        self._stand_ins = stand_ins
+        self._errors = dict.fromkeys(stand_ins, 0.0)
+        self._states, self._observables = _Spread(), _Spread()
+        self._missed: float | None = None
+        self._distances = _Distances()
+
+    def add(
+        self,
+        state: Float[Tensor, "row width"],
+        origin: Float[Tensor, "row _"],
+        before: Float[Tensor, "row observable"] | None,
+    ) -> Float[Tensor, "row observable"]:
+        """Judge the rows of one batch.
+
+        Args:
+            state: at this depth.
+            origin: at the first depth of the span.
+            before: observables at the depth before; None at the first.
+
+        Returns:
+            The observables at this depth.
+        """
+        koopman, exact = self._koopman, state.double()
+        if not bool(torch.isfinite(exact.sum())) and not bool(torch.isfinite(exact).all()):
+            raise NonFiniteError(
+                f"Site {self._site!r} gave NaN or infinity. Check the held-out inputs, or run the model in a wider "
+                "dtype."
+            )
+        self._states.add(exact)
+        for name, stand_in in self._stand_ins.items():
+            self._errors[name] += float((stand_in(origin) - exact).square().sum())
+        state = state.to(koopman.normalization.maps(self._depth)[0].device)
+        z, x = koopman.encode(state, self._depth), koopman.normalization.normalize(state, self._depth)
+        if before is not None:
+            advanced = koopman.operator.advance(before, koopman.steps(self._depth - 1, self._depth))
+            self._missed = (self._missed or 0.0) + float((z - advanced).double().square().sum())
+        self._observables.add(z.double())
+        self._distances.add(z, x)
+        return z
+
+    def figures(self, names: Sequence[str]) -> DepthFidelity:
+        """Return the figures; None for the stand-ins that do not exist here."""
+        variance = self._states.squares
         if not variance:
             raise InputError(
-                f"All {self.rows} held-out samples have the same state at {site!r}, so there is no variance to "
-                "explain. Give other inputs, or start the span at a later site."
+                f"All {self._states.rows} held-out samples have the same state at {self._site!r}, so there is no "
+                "variance to explain. Give other inputs, or start the span at a later site."
             )
-        return DepthFidelity(
-            site,
-            {name: one.errors[name] / variance if name in one.errors else None for name in self._names},
-            one.residual / one.observables.squares if one.depth > self._first else None,
-            one.distances.quantiles(),
-        )
+        fvu = {name: self._errors[name] / variance if name in self._errors else None for name in names}
+        spread = self._observables.squares
+        residual = self._missed / spread if self._missed is not None and spread else None
+        return DepthFidelity(self._site, fvu, residual, self._distances.quantiles())
 
 
 def _from_first(koopman: KoopmanAutoencoder, stand_ins: StandIns, first: int, depth: int) -> dict[str, StandIn]:
@@ -134,7 +168,7 @@ class _Spread:
     """Sum of squares about the mean, exactly zero where all rows are the same."""
 
     def __init__(self) -> None:
-        self._rows = 0
+        self.rows = 0
         self._origin: Tensor | None = None
         self._sum = torch.zeros(())
         self._squares = 0.0
@@ -144,14 +178,14 @@ class _Spread:
             self._origin = rows[0].clone()
         # Relative to some row, against cancellation where the mean is large beside the spread.
         moved = rows - self._origin
-        self._rows += len(rows)
+        self.rows += len(rows)
         self._sum = self._sum.to(moved) + moved.sum(0)
         self._squares += float(moved.square().sum())
 
     @property
     def squares(self) -> float:
         """`Σ‖x − mean‖²`."""
-        return max(0.0, self._squares - float(self._sum.square().sum()) / self._rows)
+        return max(0.0, self._squares - float(self._sum.square().sum()) / self.rows)
 
 
 class _Distances:
@@ -184,26 +218,3 @@ class _Distances:
 
 def _ratios(z: Tensor, x: Tensor) -> Float[Tensor, " row"]:
     return (z.norm(dim=1) / x.norm(dim=1).clamp_min(1e-12)).double().cpu()
-
-
-@dataclass(eq=False)
-class _OneDepth:
-    """Sums at one depth.
-
-    Attributes:
-        depth: its index.
-        stand_ins: from the first depth to this one.
-        errors: `Σ‖reached − x‖²` of each.
-        states: spread of the states.
-        observables: spread of the observables.
-        residual: `Σ‖z − z_before Kᵀ‖²`.
-        distances: for the isometry.
-    """
-
-    depth: int
-    stand_ins: dict[str, StandIn]
-    errors: dict[str, float] = field(default_factory=dict)
-    states: _Spread = field(default_factory=_Spread)
-    observables: _Spread = field(default_factory=_Spread)
-    residual: float = 0.0
-    distances: _Distances = field(default_factory=_Distances)

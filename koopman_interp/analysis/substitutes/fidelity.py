@@ -122,7 +122,7 @@ class Fidelity(Result):
         if not self.spans:
             return ()
         names = [row.name for row in self.outputs[1:]]
-        spans = {f"{one.source} → {one.target}": one.outputs for one in self.spans}
+        spans = {f"{each.source} → {each.target}": each.outputs for each in self.spans}
         return span_tables(spans, names, "substituted for", "with each substitute for a span")
 
     def notes(self) -> tuple[str, ...]:
