@@ -24,9 +24,6 @@ Batch = Tensor | Mapping[str, Any]
 _TRANSLATED = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features", "attention_mask")
 """Arguments that adapters of frameworks give to their models by other names."""
 
-_POSITION_TABLES = ("wpe", "position_embeddings", "embed_positions")
-"""Names of learnt embeddings of positions in models of Hugging Face's kind."""
-
 
 class ModelInputs:
     """How batches are brought to what a host is called with.
@@ -43,7 +40,6 @@ class ModelInputs:
         self._required, self._takes_any = _arguments_of(host.model)
         tensors = chain(host.model.parameters(), host.model.buffers())
         self._dtypes = list(dict.fromkeys(tensor.dtype for tensor in tensors if tensor.is_floating_point()))
-        self._positions = _learnt_positions(host.model)
 
     def require_labels(self, name: str, columns: Mapping[str, Any], *, named: bool) -> None:
         """Check that a column of labels is none that the model computes with.
@@ -165,11 +161,12 @@ class ModelInputs:
         return batch["input_ids"] if bool(mask.all()) else batch
 
     def _require_positions(self, ids: Tensor) -> None:
-        """Check that no sequence is longer than a learnt table of positions."""
-        if self._positions is not None and ids.shape[1] > self._positions:
+        """Check that no sequence is longer than the model takes."""
+        most = self._host.context_length
+        if most is not None and ids.shape[1] > most:
             raise InputError(
-                f"A sequence of a batch has {ids.shape[1]:,} tokens; {self._name} has {self._positions:,} positions. "
-                "Cut it: observe([ids[:most] for ids in tokenizer(texts)['input_ids']])."
+                f"A sequence of a batch has {ids.shape[1]:,} tokens; {self._name} takes {most:,}. Cut it: "
+                f"observe([ids[:{most}] for ids in tokenizer(texts)['input_ids']])."
             )
 
     def _in_dtype(self, numbers: Tensor) -> Tensor:
@@ -202,16 +199,6 @@ def _arguments_of(model: nn.Module) -> tuple[dict[str, bool], bool]:
     stars = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     named = [parameter for parameter in parameters if parameter.kind not in stars]
     return {parameter.name: parameter.default is parameter.empty for parameter in named}, len(named) < len(parameters)
-
-
-def _learnt_positions(model: nn.Module) -> int | None:
-    """Return the positions of the smallest learnt table of them, None without any."""
-    tables = [
-        module.num_embeddings
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES
-    ]
-    return min(tables, default=None)
 
 
 # --- kinds of values ----------------------------------------------------------------------------------------
