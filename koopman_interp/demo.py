@@ -85,7 +85,7 @@ def run_demo(
     with _timed("read", seconds):
         spectra = spectrum(koopman, held_out)
         shapes = {"host": topology(held_out), "surrogate": topology(held_out, koopman)}
-        faith = fidelity(model, koopman, trajectories, x_test, y_test, spans="to_target")
+        faith = fidelity(model, koopman, held_out=(x_test, y_test), fitted=trajectories, spans="to_target")
     say(f"{spectra}\n\nBetti numbers of the host, by depth:\n{shapes['host']}\n")
     say(f"Betti numbers of the surrogate's iterates:\n{shapes['surrogate']}\n\n{faith}\n")
     with _timed("edit", seconds):
