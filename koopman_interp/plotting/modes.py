@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from koopman_interp.analysis.spectra.meaning import ModeMeanings
+from koopman_interp.analysis.spectra.mode_meanings import ModeMeanings
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
