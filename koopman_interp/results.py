@@ -85,8 +85,8 @@ class PlainResult(Result):
     """A result whose fields are plain values, arrays and other dataclasses of such, so that JSON holds it whole."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON: fields by name, arrays as lists."""
-        values: dict[str, Any] = _plain(self)
+        """Return plain values for JSON: fields by name, arrays as lists; a number that is not finite is None."""
+        values: dict[str, Any] = jsonable(_plain(self))
         return values
 
     @classmethod
@@ -96,7 +96,7 @@ class PlainResult(Result):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one file, as JSON; a number that is not finite becomes null."""
-        write_json(path, jsonable({"kind": type(self).__name__, **self.as_dict()}))
+        write_json(path, {"kind": type(self).__name__, **self.as_dict()})
 
     @classmethod
     def load(cls: type[Kept], path: str | os.PathLike[str]) -> Kept:
