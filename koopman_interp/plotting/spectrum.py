@@ -45,7 +45,7 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None, *, pseudospectra: 
     for name, chosen in (("spurious: residual >", ~trusted), ("trusted: residual ≤", trusted)):
         edges = shades[chosen].tolist()
         faces = edges if chosen is trusted else "none"
-        label = f"{name} {spectrum.tolerance:g} ({int(chosen.sum())})"
+        label = f"{name} {spectrum.tolerance:g} ({int(chosen.sum())})" if chosen.any() else "_"
         at = (values.real[chosen], values.imag[chosen])
         ax.scatter(*at, s=64, facecolors=faces, edgecolors=edges, linewidths=1.8, label=label, zorder=3)
     place = ax.inset_axes((1.05, 0, 0.045, 1))
