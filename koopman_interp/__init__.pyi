@@ -72,6 +72,7 @@ from .observing.tap import attach as attach
 from .patching.patch import Patch as Patch
 from .patching.patch import PatchOptions as PatchOptions
 from .patching.patch import patched as patched
+from .report.run import write_run as write_run
 from .surrogates.autoencoder import KoopmanAutoencoder as KoopmanAutoencoder
 from .surrogates.autoencoder import SurrogateConfig as SurrogateConfig
 from .surrogates.normalization import NormalizationConfig as NormalizationConfig
