@@ -70,7 +70,7 @@ from .hosts.protocol import Host as Host
 from .observing.tap import Tap as Tap
 from .observing.tap import attach as attach
 from .patching.patch import Patch as Patch
-from .patching.patch import PatchOptions as PatchOptions
+from .patching.options import PatchOptions as PatchOptions
 from .patching.patch import patched as patched
 from .report.run import write_run as write_run
 from .surrogates.autoencoder import KoopmanAutoencoder as KoopmanAutoencoder
