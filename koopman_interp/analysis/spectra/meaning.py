@@ -91,7 +91,7 @@ def describe_modes(
     if model is not None:
         host = host_for(model)
         koopman.config.host.require(HostFingerprint.of(host), "surrogate")
-        tokenizer = _tokenizer_of(host) if tokenizer is None else tokenizer
+        tokenizer = host.tokenizer if tokenizer is None else tokenizer
         steps = _steps(koopman, spectrum, depth, chosen, axes, phi[depth])
         changes = _at_output(host, koopman, calls(host, batches, batch_size=batch_size), depth, steps)
         if names is not None and len(names) != changes.shape[1]:
@@ -119,10 +119,6 @@ def describe_modes(
             )
         )
     return ModeMeanings(tuple(meanings), koopman.sites, koopman.sites[depth])
-
-
-def _tokenizer_of(host: Host) -> Any:
-    return getattr(host.model, "tokenizer", None)
 
 
 def _chosen(spectrum: Spectrum, modes: Sequence[int] | int) -> list[int]:
