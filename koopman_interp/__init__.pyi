@@ -47,13 +47,12 @@ from .edits.concept import erase_concept as erase_concept
 from .edits.edit_set import EditSet as EditSet
 from .edits.edit_set import each_site as each_site
 from .edits.erase import erase_class as erase_class
-from .edits.erase import erase_classes as erase_classes
 from .edits.modes import edit_modes as edit_modes
 from .edits.modes import steer as steer
 from .edits.operator_edit import Certificate as Certificate
 from .edits.operator_edit import OperatorEdit as OperatorEdit
-from .edits.redirect import null_space as null_space
 from .edits.redirect import redirect as redirect
+from .edits.redirect import redirect_in_null_space as redirect_in_null_space
 from .edits.targets import class_means as class_means
 from .edits.targets import counterfactual as counterfactual
 from .errors import KoopmanInterpError as KoopmanInterpError
@@ -66,7 +65,9 @@ from .forgetting.frontier import FrontierPoint as FrontierPoint
 from .forgetting.gradient import gradient_edit as gradient_edit
 from .hosts.finding import host_for as host_for
 from .hosts.fingerprint import HostFingerprint as HostFingerprint
+from .hosts.listing import SiteTable as SiteTable
 from .hosts.protocol import Host as Host
+from .observing.tap import sites as sites
 from .observing.tap import Tap as Tap
 from .observing.tap import attach as attach
 from .patching.patch import Patch as Patch

@@ -67,7 +67,7 @@ class SkippedSpan:
         self.passes = Passes()
         self._blocks = blocks
         self._ends = ends
-        self._advance = advance
+        self.advance = advance
         self._unheard = unheard
         self._frames: list[Any] | None = None
         self._skippable = True
@@ -84,7 +84,7 @@ class SkippedSpan:
             self._unheard.tell()
         if self in running.kept:
             raise InputError(f"The pass reached {self._ends[0]!r} twice, so where the span starts is not one place.")
-        running.kept[self] = _OnePass(self._advance(state), state, _version(state), skips)
+        running.kept[self] = _OnePass(self.advance(state), state, _version(state), skips)
 
     def end(self, running: Pass) -> None:
         """Take leave of a pass, and learn from it.

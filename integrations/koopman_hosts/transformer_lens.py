@@ -23,12 +23,16 @@ from koopman_hosts.site_names import matches
 from koopman_hosts.skipping import overwritten
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
 from koopman_interp.hosts.devices import device_of, moved_to
+from koopman_interp.hosts.laid_out import in_layout
+from koopman_interp.hosts.layouts import Layout
+from koopman_interp.hosts.listing import SiteListing
 from koopman_interp.hosts.passes import Pass, Passes
 from koopman_interp.hosts.protocol import Hook, SiteSelection
 from koopman_interp.hosts.tokens import right_padded
 
 OLDEST = (3, 9)
 _KINDS = ("TransformerBridge", "HookedTransformer", "RemoteBridge")
+_BY_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k", "hook_result")
 _INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values")
 # Where in a block its points fire; those not listed lie between.
 _WITHIN = {
@@ -102,6 +106,11 @@ class TransformerLensHost:
         patterns = [selection] if isinstance(selection, str) else list(selection)
         return tuple(dict.fromkeys(site for pattern in patterns for site in self._matching(pattern, points)))
 
+    def listed(self) -> tuple[SiteListing, ...]:
+        """List all hook points, with the width of the residual stream where they are on it."""
+        width = self._config("d_model")
+        return tuple(SiteListing(name, "hook point", width if "resid" in name else None) for name in self._points())
+
     def call(self, batch: Any) -> Any:
         """Call the model on tokens, or on a mapping with `input_ids`, `attention_mask` and what else it takes."""
         batch = moved_to(device_of(self.model), batch)
@@ -170,7 +179,7 @@ class TransformerLensHost:
         with ExitStack() as stack:
             for site, hook in hooks.items():
                 point = self._point(site, points)
-                point.add_hook(_in_lens_idiom(hook), is_permanent=True, prepend=first)
+                point.add_hook(_in_lens_idiom(_in_layout(site, hook)), is_permanent=True, prepend=first)
                 stack.callback(_take_off, point, point.fwd_hooks[0 if first else -1])
             yield
 
@@ -202,7 +211,7 @@ class TransformerLensHost:
         points = self._points()
         for site in hooks:
             self._point(site, points)
-        return [(site, _in_lens_idiom(hook)) for site, hook in hooks.items()]
+        return [(site, _in_lens_idiom(_in_layout(site, hook))) for site, hook in hooks.items()]
 
     def _points(self) -> dict[str, Any]:
         model: Any = self.model
@@ -320,6 +329,11 @@ def _in_depth_order(names: Sequence[str], points: Mapping[str, Any]) -> tuple[st
 
     ordered = sorted(names, key=lambda name: (*depth(name), name.count("."), "resid" not in name, known[name]))
     return tuple({id(points[name]): name for name in reversed(ordered)}.values())[::-1]
+
+
+def _in_layout(site: str, hook: Hook) -> Hook:
+    """Bring states with an axis of heads to `[batch, position, width]` and back, by TransformerLens's own names."""
+    return in_layout(hook, Layout("batch position head width")) if site.split(".")[-1] in _BY_HEAD else hook
 
 
 def _in_lens_idiom(hook: Hook) -> Callable[..., Tensor | None]:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from koopman_interp.hosts.listing import SiteListing
 from koopman_interp.hosts.passes import Pass, Passes
 
 Hook = Callable[[Tensor], Tensor | None]
@@ -56,6 +57,10 @@ class Host(Protocol):
             UnknownSiteError: nothing has such a name.
             UnsupportedHostError: there is no residual stream to default to.
         """
+        ...
+
+    def listed(self) -> tuple[SiteListing, ...]:
+        """List the sites that can be chosen, with their types and widths."""
         ...
 
     def call(self, batch: Any) -> Any:

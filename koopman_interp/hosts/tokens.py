@@ -102,6 +102,8 @@ class Tokens:
         if entries is None:
             return None
         shape = (entries.shape[0], entries.shape[1])
+        if ids is None and (mask := mask_of(arguments, start, shape)) is not None and mask.shape == shape[::-1]:
+            shape = shape[::-1]  # vectors whose positions come first
         cached = cached_length(cache_of(arguments))
         mask = mask_of(arguments, start, shape)
         tokens = cls.of_mask(mask, shape, cached or 0, entries, ids)

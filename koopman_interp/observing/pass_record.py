@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from koopman_interp.errors import InputError, NonFiniteError, UnknownSiteError, UnsupportedHostError
-from koopman_interp.hosts.layouts import to_rows
+from koopman_interp.hosts.layouts import require_plain, to_rows
 from koopman_interp.hosts.passes import Arguments, Pass, Passes
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Tokens
@@ -103,15 +103,17 @@ class PassRecord:
                 f"Site {site!r} was reached twice in one forward pass, so its depth is not one place. Name one call "
                 f"of it, {site + '#0'!r} or {site + '#1'!r}, or choose sites that are reached once."
             )
-        if state.is_nested:
-            raise UnsupportedHostError(
-                f"Site {site!r} gave a nested tensor, which torch's encoder makes of padded inputs. Make it with "
-                "nn.TransformerEncoder(…, enable_nested_tensor=False)."
-            )
+        require_plain(state)
         if not state.is_floating_point():
             raise UnsupportedHostError(
                 f"Site {site!r} gave a tensor of {state.dtype}; a state is of floating-point numbers. "
                 "Choose other sites with sites=."
+            )
+        if state.ndim == 4 and self.tokens is not None:
+            raise UnsupportedHostError(
+                f"Site {site!r} gave a state of shape {tuple(state.shape)} in a pass of {self.tokens.shape} tokens "
+                "(batch, position), and it is not known which of its axes are these. Name them, as in attach(model, "
+                "sites, layout='batch position head width')."
             )
         self.shapes[site] = tuple(state.shape)
         # The copy matters: an in-place operation further on would write into what was kept.

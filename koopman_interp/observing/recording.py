@@ -27,12 +27,14 @@ class Recording:
         host: the host.
         sites: its sites, in order of depth.
         skip: leading places of each sequence to leave out.
+        layout: what the axes of the states were said to be, for the record.
     """
 
-    def __init__(self, host: Host, sites: tuple[str, ...], skip: int = 0) -> None:
+    def __init__(self, host: Host, sites: tuple[str, ...], skip: int = 0, layout: str | None = None) -> None:
         self.host = host
         self.sites = sites
         self.skip = skip
+        self.layout = layout
         self.fingerprint = HostFingerprint.of(host)
         self.running = False
         self.passes: list[Samples] = []
@@ -123,4 +125,5 @@ class Recording:
             tokens=torch.cat(ids) if len(ids) == len(self.passes) else None,
             shapes=tuple(self._shapes[site] for site in self.sites),
             skip=self.skip,
+            layout=self.layout,
         )

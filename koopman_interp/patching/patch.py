@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from koopman_interp.depths import span
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import HostMismatchError, InputError
 from koopman_interp.hosts.devices import device_of
@@ -35,7 +36,6 @@ from koopman_interp.hosts.tokens import Positions, Tokens
 from koopman_interp.patching.motion import Mode, Motion
 from koopman_interp.patching.options import At, Edits, PatchOptions
 from koopman_interp.patching.spans import MovedRows, PatchedSpan
-from koopman_interp.sites import span
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 
@@ -93,7 +93,12 @@ def patched(
         True
     """
     edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit or ())
-    return Patch(host_for(model), koopman, edits, PatchOptions(mode, source, target, at, positions, check_weights))
+    return Patch(
+        host_for(model, koopman.config.layout),
+        koopman,
+        edits,
+        PatchOptions(mode, source, target, at, positions, check_weights),
+    )
 
 
 class Patch:
@@ -192,7 +197,12 @@ class Patch:
         Raises:
             HostMismatchError: it differs in more than its weights.
         """
-        return Patch(host_for(model), self.koopman, self.edits, replace(self.options, check_weights=check_weights))
+        return Patch(
+            host_for(model, self.koopman.config.layout),
+            self.koopman,
+            self.edits,
+            replace(self.options, check_weights=check_weights),
+        )
 
     def fwd_hooks(self) -> list[tuple[str, Callable[..., Any]]]:
         """Return the patch as hooks for TransformerLens's `run_with_hooks(fwd_hooks=…)` and `hooks(fwd_hooks=…)`.
