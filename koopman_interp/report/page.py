@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from string import Template
@@ -105,30 +106,11 @@ def _probes(row: Mapping[str, Any]) -> str:
 
 
 def _edit(edits: EditSet) -> str:
-    """Show what is known of an edit, or of several, one column a site."""
+    """Show what is known of an edit, or of several, a row a site."""
     where = edits[0].site if len(edits) == 1 else f"{len(edits)} sites"
-    heading = f"Edit: {edits[0].description}, at {where}"
-    known = {edit.site: edit.certificate for edit in edits if edit.certificate is not None}
-    if not known:
-        body = "<p>This edit has no certificate: it was composed or scaled after it was made.</p>"
-        return section("edit", heading, body)
-    certificates = list(known.values())
-    rows = certificates[0].drift_rows
-    source = f"measured on {rows:,} rows" if rows else "a bound from held-out moments"
-    lines = {
-        "rank of the change of K": [str(one.rank) for one in certificates],
-        "noise of the reading (the class reads 1, the retained mean 0)": [number(one.noise, 2) for one in certificates],
-        f"drift of retained rows, % of the spread of all rows ({source})": [
-            percent(one.retained_drift) for one in certificates
-        ],
-        "farthest drift of a retained class mean, % of the same spread": [
-            percent(one.class_mean_drift) for one in certificates
-        ],
-        "undo error, ‖undo(K′) − K‖ / ‖K‖": [number(one.undo_error, 1, "e") for one in certificates],
-    }
-    header = ["figure", *(["value"] if len(edits) == 1 else known)]
+    (table,) = edits[0].tables() if len(edits) == 1 else edits.tables()
     caption = "What can be said of the edit without running the model."
-    return section("edit", heading, table(caption, header, [[name, *cells] for name, cells in lines.items()]))
+    return section("edit", f"Edit: {edits.description}, at {where}", shown(replace(table, caption=caption)))
 
 
 def _fidelity(fidelity: Mapping[str, Any], figures: Mapping[str, str]) -> str:

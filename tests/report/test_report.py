@@ -314,10 +314,10 @@ def test_the_page_shows_spans_a_lens_and_an_edit_at_several_sites(longer):
     for number, row in enumerate(samples):
         said = [f"{lens.said(d, number)} {lens.probability[d, number, 0]:.2f}" for d in range(len(lens.sites))]
         assert row == [lens.inputs[number], *map(escape, said)]
-    header, *facts = cells(page, "What can be said of the edit")
-    assert header[1:] == [edit.site for edit in edits]
-    drifts = [f"{100 * edit.certificate.retained_drift:.1f}" for edit in edits]
-    assert facts[2][1:] == drifts
+    header, *rows = cells(page, "What can be said of the edit")
+    assert [row[0] for row in rows] == [edit.site for edit in edits]
+    drifts = [f"{100 * edit.certificate.retained_drift:.2f}" for edit in edits]
+    assert [row[header.index("retained drift %")] for row in rows] == drifts
     assert "at 2 sites</h2>" in page
     assert {path.stem for path in (folder / "figures").glob("*.svg")} >= {"spans", "lens"}
     assert re.findall(r'<h2 id="(.*?)">', page).index("lens") == 5
