@@ -96,6 +96,18 @@ class TorchHost:
         """The model's own tokenizer: its attribute, or the one saved beside its weights; None where it has neither."""
         return getattr(self.model, "tokenizer", None) or _saved_tokenizer(self.model)
 
+    @property
+    def context_length(self) -> int | None:
+        """Positions that the model has learnt, as its Hugging Face configuration tells; None without one.
+
+        Positions that are computed (rotary ones, say) go on past what a model was trained on, so they are no limit.
+        """
+        config = getattr(self.model, "config", None)
+        learnt = any("position" in name and isinstance(one, nn.Embedding) for name, one in self._modules.items())
+        learnt |= any(name.endswith("wpe") for name in self._modules)
+        length = getattr(config, "max_position_embeddings", None)
+        return length if learnt and isinstance(length, int) else None
+
     def copy(self) -> TorchHost:
         """Return a host of a deep copy of the model."""
         return TorchHost(deepcopy(self.model))

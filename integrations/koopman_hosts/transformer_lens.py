@@ -128,6 +128,12 @@ class TransformerLensHost:
         """The model's own tokenizer; None where it was booted without one."""
         return getattr(self.model, "tokenizer", None)
 
+    @property
+    def context_length(self) -> int | None:
+        """The configuration's `n_ctx`."""
+        length = self._config("n_ctx")
+        return length if isinstance(length, int) else None
+
     def copy(self) -> TransformerLensHost:
         """Return a host of a deep copy of the model."""
         return TransformerLensHost(deepcopy(self.model))

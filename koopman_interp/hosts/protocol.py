@@ -75,6 +75,11 @@ class Host(Protocol):
         """The model's own tokenizer, of Hugging Face's kind; None where it has none."""
         ...
 
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of one sequence that the model takes; None where it has no such limit, or it is not known."""
+        ...
+
     def copy(self) -> Host:
         """Return a host of a deep copy of the model."""
         ...
