@@ -20,7 +20,7 @@ from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.labels import IGNORED, labels_of_rows
+from koopman_interp.labels import IGNORED, forms_of, spread_labels
 from koopman_interp.results import drawn
 
 
@@ -128,7 +128,7 @@ class Trajectories:
         Raises:
             InputError: the number of labels fits neither, or they are not whole numbers.
         """
-        found = labels_of_rows(labels, self.sequence)
+        found = spread_labels(labels, forms_of(self.sequence))
         labelled = replace(self, labels=found)
         return labelled[found != IGNORED] if bool((found == IGNORED).any()) else labelled
 

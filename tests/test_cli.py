@@ -78,7 +78,7 @@ def test_every_step_runs_on_files(run, tmp_path):
     code, printed, _ = run("topology", "t.safetensors", "--points", "60", "--json")
     assert code == 0
     assert json.loads(printed)["points"] == 60
-    code, printed, _ = run("fidelity", *host, "k", "t.safetensors", "--json")
+    code, printed, _ = run("fidelity", *host, "k", "--fitted", "t.safetensors", "--json")
     assert json.loads(printed)["rows"] == 300
     assert run("edit", "k", "--label", "1", "--out", "e.safetensors")[0] == 0
     code, printed, _ = run("audit", *host, "k", "e.safetensors", "--label", "1", "--json")
@@ -154,17 +154,14 @@ def test_spans_and_a_lens_of_a_language_model(run, tmp_path):
     pytest.importorskip("transformers", reason="transformers is missing")
     (tmp_path / "language.py").write_text(LANGUAGE)
     host = ("language:model", "language:texts")
-    assert run("observe", *host, "--out", "t.safetensors")[0] == 0
+    assert run("observe", *host, "--skip", "1", "--out", "t.safetensors")[0] == 0
     assert run("fit", "t.safetensors", "--out", "k", "--method", "least_squares")[0] == 0
-    options = ("--spans", "to_target", "--next-token", "--skip", "1", "--json")
-    code, printed, err = run("fidelity", *host, "k", "t.safetensors", *options)
+    code, printed, err = run("fidelity", *host, "k", "--spans", "to_target", "--next-token", "--json")
     assert code == 0, err
     told = json.loads(printed)
     assert len(told["spans"]) == 2
     assert told["rows"] == 18 * 4
-    code, printed, err = run(
-        "lens", "language:model", "k", "once upon a", "she liked it", "--skip", "1", "--out", "l.safetensors"
-    )
+    code, printed, err = run("lens", "language:model", "k", "once upon a", "she liked it", "--out", "l.safetensors")
     assert code == 0, err
     reading = ki.LensReading.load(tmp_path / "l.safetensors")
     assert printed == f"{reading}\n"
@@ -210,8 +207,8 @@ def test_adapters_are_listed(run):
         (("observe", "own_host", "own_host:data", "--out", "t"), 2, "module:callable"),
         (("observe", "own_host:model", "own_host:none", "--out", "t"), 2, "could not be imported"),
         (("observe", "own_host:number", "own_host:data", "--out", "t"), 2, "is a int, which cannot be called"),
-        (("fidelity", "own_host:model", "own_host:unlabelled", "k", "t"), 2, "pairs of inputs and labels"),
-        (("fidelity", "own_host:model", "builtins:list", "k", "t"), 2, "one or more pairs"),
+        (("audit", "own_host:model", "own_host:unlabelled", "k", "e", "--label", "1"), 2, "pairs of inputs and labels"),
+        (("audit", "own_host:model", "builtins:list", "k", "e", "--label", "1"), 2, "one or more pairs"),
         (("spectrum", "k", "t", "--modes", "0"), 2, "0 is not in the range"),
         (("observe", "own_host:model", "own_host:data", "--site", "blokcs.*", "--out", "t"), 1, "Nearest: blocks"),
         (("observe", "own_host:broken", "own_host:data", "--out", "t"), 1, "RuntimeError: no such disk"),

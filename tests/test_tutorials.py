@@ -111,7 +111,7 @@ def test_transformer_lens(tmp_path):
     assert "Outside of the context the model goes on as before: True" in printed
     told = {line.split(":")[0]: line for line in printed.splitlines() if line.startswith(("host: ", "patched"))}
     assert len(told) == 3
-    for name in ("host", "surrogate", "identity", "mean", "endpoint linear"):
+    for name in ("base model", "surrogate", "identity", "mean", "endpoint linear"):
         assert len(re.findall(rf"^{name} +\d", printed, re.MULTILINE)) >= 3, name
 
 

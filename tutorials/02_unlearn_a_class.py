@@ -139,7 +139,7 @@ print(f"{koopman} ({since(started, 'fit')})")
 # %%
 print("\n== Fidelity on the test rows ==")
 started = time.perf_counter()
-fidelity = ki.fidelity(model, koopman, trajectories, x_test, y_test)
+fidelity = ki.fidelity(model, koopman, held_out=(x_test, y_test), fitted=trajectories)
 since(started, "fidelity")
 print(fidelity)
 

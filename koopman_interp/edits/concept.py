@@ -13,13 +13,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from koopman_interp.edits.certifying import acting_depth, at_strength, certified, edit_at, encoded
 from koopman_interp.edits.oblique import SHRINKAGE, oblique
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
+from koopman_interp.labels import forms_of, spread
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -106,7 +107,7 @@ def columns_of(given: Any, sequence: Int[Tensor, " sample"], what: str) -> Float
         numbers = torch.as_tensor(given).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"The {what} is no array of numbers ({error}). Number its categories.") from error
-    values = _of_rows(numbers, sequence, what)
+    values = spread(numbers, forms_of(sequence), f"values of the {what}")
     if values.is_floating_point():
         columns = values.double().reshape(len(values), -1)
     else:
@@ -125,18 +126,6 @@ def columns_of(given: Any, sequence: Int[Tensor, " sample"], what: str) -> Float
     if not bool((columns.abs().amax(0) > 0).all()):
         raise InputError(f"This {what} is the same for all {len(columns)} rows, so nothing can be learnt of it.")
     return columns
-
-
-def _of_rows(values: Shaped[Tensor, "..."], sequence: Int[Tensor, " sample"], what: str) -> Shaped[Tensor, "..."]:
-    inputs = int(sequence.max()) + 1 if len(sequence) else 0
-    if values.ndim in (1, 2) and len(values) == len(sequence):
-        return values
-    if values.ndim in (1, 2) and len(values) == inputs:
-        return values[sequence]
-    raise InputError(
-        f"Expected one value of the {what} a row ({len(sequence):,}) or an observed input ({inputs:,}); got the shape "
-        f"{tuple(values.shape)}."
-    )
 
 
 def _cross_covariance(

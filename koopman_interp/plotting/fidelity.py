@@ -35,9 +35,9 @@ def plot_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
     """Draw the fraction of variance unexplained over depth: the surrogate beside identity, mean and a linear map."""
     ax = own_axes(ax, 7.2, 4.2)
     ends = {}
-    for name in fidelity.depths[-1].unexplained:
+    for name in fidelity.depths[-1].fvu:
         colour, marker, style = _PREDICTORS.get(name, (PURPLE, "v", "-"))
-        shares = [depth.unexplained[name] for depth in fidelity.depths]
+        shares = [depth.fvu[name] for depth in fidelity.depths]
         known = [(index, max(share, FLOOR)) for index, share in enumerate(shares) if share is not None]
         if known:
             x, y = zip(*known, strict=True)

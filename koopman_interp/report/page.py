@@ -119,17 +119,17 @@ def _fidelity(fidelity: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         [row["name"], percent(row["accuracy"]), percent(row["agreement"]), number(row["kl"], 4)] for row in outputs
     ]
     marked = next(index for index, row in enumerate(outputs) if row["name"] == "surrogate")
-    names = list(depths[-1]["unexplained"])
+    names = list(depths[-1]["fvu"])
     at_depths = [
         [
             depth["site"],
-            *(number(depth["unexplained"][name], 4) for name in names),
+            *(number(depth["fvu"][name], 4) for name in names),
             number(depth["linearity_residual"], 4),
             " / ".join(number(ratio, 2) for ratio in depth["isometry"]),
         ]
         for depth in depths
     ]
-    header = ["site", *(f"unexplained: {name}" for name in names), "linearity residual", "isometry 5/50/95 %"]
+    header = ["site", *(f"FVU: {name}" for name in names), "linearity residual", "isometry 5/50/95 %"]
     caption = "At each depth: share of variance that each predictor from the first depth leaves unexplained."
     return section(
         "fidelity",

@@ -177,7 +177,7 @@ def test_one_value_an_input_is_spread_over_its_rows():
     ("attribute", "sentence"),
     [
         (["a", "b"] * 300, "no array of numbers"),
-        (torch.zeros(7), "Expected one value of the attribute a row"),
+        (torch.zeros(7), "Expected 600 values of the attribute, one a sample; got 7"),
         (torch.ones(600), "the same for all 600 rows"),
         (torch.full((600,), torch.nan), "NaN or infinite"),
         (torch.arange(600), "give it as floating-point numbers"),

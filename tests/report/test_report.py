@@ -35,7 +35,7 @@ def run(tmp_path_factory, surrogate, trajectories):
     sites = surrogate.sites
     start = DepthFidelity(sites[0], {"surrogate": 0.0123, **dict.fromkeys(FREE)}, None, (0.9, 1.0, 1.1))
     end = DepthFidelity(EVIL, {"surrogate": 0.0789, **FREE}, float("nan"), (0.9, 1.0, 1.1))
-    outputs = (OutputFidelity("host", None, 1.0, 0.0), OutputFidelity("surrogate", None, 0.9123, 0.0712))
+    outputs = (OutputFidelity("base model", None, 1.0, 0.0), OutputFidelity("surrogate", None, 0.9123, 0.0712))
     rows = (
         AuditRow("host", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567),
         AuditRow(EVIL, 0.0, 0.9756, 0.0111, 0.9978, 0.9989, 0.9501),
@@ -280,7 +280,7 @@ def longer(tmp_path_factory, run, trained):
     _, values = run
     model, koopman, fitted = trained
     x, y = yin_yang(40, seed=5)
-    faith = ki.fidelity(model, koopman, fitted, x, y, spans="to_target")
+    faith = ki.fidelity(model, koopman, held_out=(x, y), fitted=fitted, spans="to_target")
     lens = ki.koopman_lens(model, koopman, x, names=["yin", EVIL, "dot"])
     edits = ki.each_site(koopman, lambda depth: ki.erase_class(koopman, label=2, site=depth), [1, 2])
     own = {**values, "koopman": koopman, "fidelity": faith, "edit": edits, "lens": lens}
