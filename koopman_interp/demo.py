@@ -86,11 +86,7 @@ def run_demo(
         spectra = spectrum(koopman, held_out)
         shapes = {"model": topology(held_out), "surrogate": topology(held_out, koopman)}
         faith = fidelity(model, koopman, held_out=(x_test, y_test), fitted=trajectories, spans="to_target")
-    say(f"{spectra}
-
-Betti numbers of the model, by depth:
-{shapes['model']}
-")
+    say(f"{spectra}\n\nBetti numbers of the model, by depth:\n{shapes['model']}\n")
     say(f"Betti numbers of the surrogate's iterates:\n{shapes['surrogate']}\n\n{faith}\n")
     with _timed("edit", seconds):
         edit = erase_class(koopman, label=label, strength=strength, held_out=held_out)

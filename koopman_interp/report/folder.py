@@ -15,6 +15,8 @@ from typing import Any
 
 from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.spectra.spectrum import Spectrum
+from koopman_interp.analysis.substitutes.fidelity import Fidelity
+from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.errors import FileFormatError
 from koopman_interp.files import read_json
@@ -47,10 +49,10 @@ class Run:
         trajectories: the states in one line; None where none were kept.
         spectrum: of the surrogate.
         topologies: by what they are of.
-        fidelity: plain values of the fidelity.
+        fidelity: of the surrogate.
+        lens: what a lens reads.
         edits: the edits, one a site.
         audits: plain values of each audit; the first is the one in the summary.
-        lens: plain values of what a lens reads.
         figures: images by name, as they stand in a page.
     """
 
@@ -62,10 +64,10 @@ class Run:
     trajectories: str | None
     spectrum: Spectrum | None
     topologies: Mapping[str, Topology]
-    fidelity: Mapping[str, Any] | None
+    fidelity: Fidelity | None
+    lens: LensReading | None
     edits: EditSet | None
     audits: tuple[Mapping[str, Any], ...]
-    lens: Mapping[str, Any] | None
     figures: Mapping[str, str]
 
 
@@ -102,10 +104,10 @@ def _read(folder: Path, values: Mapping[str, Any]) -> Run:
         trajectories=values["trajectories"],
         spectrum=None if values["spectrum"] is None else Spectrum.load(folder / SPECTRUM),
         topologies={name: Topology.load(folder / topology_file(index)) for index, name in topologies},
-        fidelity=values["fidelity"],
+        fidelity=None if values["fidelity"] is None else Fidelity.from_dict(values["fidelity"]),
+        lens=None if values["lens"] is None else LensReading.load(folder / LENS),
         edits=None if values["edits"] is None else EditSet.load(folder / EDIT),
         audits=tuple(values["audits"]),
-        lens=values["lens"],
         figures=figures,
     )
 

@@ -18,13 +18,15 @@ from typing import Any
 
 from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.spectra.spectrum import Spectrum
+from koopman_interp.analysis.substitutes.fidelity import Fidelity
+from koopman_interp.analysis.substitutes.stand_ins import SURROGATE
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.errors import FileFormatError
 from koopman_interp.files import write_text
 from koopman_interp.report.audit_section import audit_section
 from koopman_interp.report.folder import METRICS, Run, read_run
-from koopman_interp.report.lens_section import lens_sections
-from koopman_interp.report.parts import figure, number, percent, section, shown, strong, table
+from koopman_interp.report.lens_section import lens_section
+from koopman_interp.report.parts import figure, number, percent, section, shown, strong
 from koopman_interp.report.text import FILES, PAGE, STYLE
 from koopman_interp.tables import Column, Table, digits
 
@@ -61,7 +63,7 @@ def _page(run: Run) -> str:
         *(audit_section(audit, index, run.figures) for index, audit in enumerate(run.audits)),
         _edit(run.edits) if run.edits else "",
         _fidelity(run.fidelity, run.figures) if run.fidelity else "",
-        *lens_sections(run.lens, run.figures),
+        lens_section(run.lens, run.figures) if run.lens else "",
         _spectrum(run.spectrum, run.figures) if run.spectrum else "",
         *(_topology(name, each, index, run.figures) for index, (name, each) in enumerate(run.topologies.items())),
         _fit(run.surrogate, run.figures),
@@ -79,12 +81,12 @@ def _page(run: Run) -> str:
     )
 
 
-def _result(audits: Sequence[Mapping[str, Any]], fidelity: Mapping[str, Any] | None) -> str:
+def _result(audits: Sequence[Mapping[str, Any]], fidelity: Fidelity | None) -> str:
     """One sentence with the numbers of the first audit and of the fidelity, as far as there are any."""
     agrees = ""
-    if fidelity is not None:
-        ours = next(row for row in fidelity["outputs"] if row["name"] == "surrogate")
-        agrees = f"the model predicts as before on {strong(ours['agreement'])} of held-out rows"
+    if fidelity is not None and fidelity.outputs:
+        ours = next(row for row in fidelity.outputs if row.name == SURROGATE)
+        agrees = f"the model predicts as before on {strong(ours.agreement)} of held-out rows"
     if not audits:
         judged = f"With the surrogate substituted for its span, {agrees}" if agrees else "The output was not judged"
         return f"{judged}; no edit was audited."
@@ -113,68 +115,34 @@ def _edit(edits: EditSet) -> str:
     return section("edit", f"Edit: {edits.description}, at {where}", shown(replace(table, caption=caption)))
 
 
-def _fidelity(fidelity: Mapping[str, Any], figures: Mapping[str, str]) -> str:
-    outputs, depths = fidelity["outputs"], fidelity["depths"]
-    at_output = [
-        [row["name"], percent(row["accuracy"]), percent(row["agreement"]), number(row["kl"], 4)] for row in outputs
-    ]
-    marked = next(index for index, row in enumerate(outputs) if row["name"] == "surrogate")
-    names = list(depths[-1]["fvu"])
-    at_depths = [
-        [
-            depth["site"],
-            *(number(depth["fvu"][name], 4) for name in names),
-            number(depth["linearity_residual"], 4),
-            " / ".join(number(ratio, 2) for ratio in depth["isometry"]),
-        ]
-        for depth in depths
-    ]
-    header = ["site", *(f"FVU: {name}" for name in names), "linearity residual", "isometry 5/50/95 %"]
-    caption = "At each depth: share of variance that each predictor from the first depth leaves unexplained."
+def _fidelity(fidelity: Fidelity, figures: Mapping[str, str]) -> str:
+    """Show the figures at the output, by depth and by span, each with what is drawn of it."""
+    at_output = fidelity.tables()[:1] if fidelity.outputs else ()
     return section(
         "fidelity",
         "Fidelity: the surrogate beside baselines",
-        f"<p>On {fidelity['rows']:,} held-out rows. Identity is the state as it was at the first depth; mean "
-        "and endpoint linear map were fitted on the surrogate's rows. The output has the last word.</p>",
-        table(
-            "At the host's output, with each predictor in place of the span.",
-            ["in place of the span", "accuracy %", "agreement %", "KL to host, nats"],
-            at_output,
-            marked=marked,
-        ),
-        figure(figures, "output", "Dot plot of agreement and accuracy by predictor, as in the table above."),
-        table(caption, header, at_depths, marked_column=1 + names.index("surrogate")),
+        f"<p>On {fidelity.rows:,} held-out rows. Identity is the state as it was at the first depth; the mean and the "
+        "linear maps were fitted on the surrogate's rows. The output has the last word.</p>",
+        *map(_beside_surrogate, at_output),
+        _drawn(figures, "output", "Dot plot of agreement and accuracy by substitute, as in the table above."),
+        _beside_surrogate(fidelity.by_depth()),
         "<p>Linearity residual: how far observables miss K's step from the depth before. Isometry: quantiles "
         "of the ratio of distances in observables to distances in states; 1 keeps shapes.</p>",
-        figure(
-            figures,
-            "fidelity",
-            "Unexplained variance over depth, one line a predictor, as in the table above.",
-        ),
-        *_by_span(fidelity, figures),
+        _drawn(figures, "fidelity", "FVU over depth, one line a predictor, as in the table above."),
+        *map(_beside_surrogate, fidelity.by_span()),
+        _drawn(figures, "spans", "KL to the model by where the span starts, one line a substitute."),
+        *(f"<p>{escape(note)}</p>" for note in fidelity.notes()),
     )
 
 
-def _by_span(fidelity: Mapping[str, Any], figures: Mapping[str, str]) -> list[str]:
-    spans = fidelity["spans"]
-    if not spans:
-        return []
-    names = [row["name"] for row in fidelity["outputs"][1:]]
-    rows = []
-    for one in spans:
-        found = {row["name"]: f"{number(row['kl'], 4)} / {percent(row['agreement'])}" for row in one["outputs"]}
-        rows.append([f"{one['source']} → {one['target']}", *(found.get(name, "–") for name in names)])
-    return [
-        table(
-            "At the host's output, with each predictor in place of a shorter span: KL to host, nats / agreement %.",
-            ["span", *names],
-            rows,
-            marked_column=1 + names.index("surrogate"),
-        ),
-        figure(figures, "spans", "KL to the host by where the span starts, one line a predictor.")
-        if "spans" in figures
-        else "",
-    ]
+def _beside_surrogate(table: Table) -> str:
+    """Show a table with the surrogate's column, where it has one, set off."""
+    ours = [place for place, column in enumerate(table.columns) if column.name.endswith(SURROGATE)]
+    return shown(table, marked_column=ours[0] if ours else None)
+
+
+def _drawn(figures: Mapping[str, str], name: str, alt: str) -> str:
+    return figure(figures, name, alt) if name in figures else ""
 
 
 def _spectrum(spectrum: Spectrum, figures: Mapping[str, str]) -> str:

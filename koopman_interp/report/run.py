@@ -123,7 +123,8 @@ def _of_surrogate(
         drawn["spectrum"] = plotting.plot_spectrum(spectrum)
     if fidelity is not None:
         drawn["fidelity"] = plotting.plot_fidelity(fidelity)
-        drawn["output"] = plotting.plot_output_fidelity(fidelity)
+        if fidelity.outputs:
+            drawn["output"] = plotting.plot_output_fidelity(fidelity)
         if any(span.target == fidelity.depths[-1].site for span in fidelity.spans):
             drawn["spans"] = plotting.plot_span_fidelity(fidelity)
     if trajectories is not None:
