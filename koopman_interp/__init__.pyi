@@ -12,12 +12,12 @@ from .analysis.shapes.diagrams_by_depth import Topology as Topology
 from .analysis.spectra.comparison import SpectralDistance as SpectralDistance
 from .analysis.spectra.comparison import spectral_distance as spectral_distance
 from .analysis.spectra.eigen import SchurForm as SchurForm
-from .analysis.spectra.eigen import schur as schur
+from .analysis.spectra.eigen import schur_form as schur_form
 from .analysis.spectra.grams import Grams as Grams
-from .analysis.spectra.grams import gather as gather
-from .analysis.spectra.meaning import ModeMeaning as ModeMeaning
-from .analysis.spectra.meaning import ModeMeanings as ModeMeanings
+from .analysis.spectra.grams import gather_grams as gather_grams
 from .analysis.spectra.meaning import describe_modes as describe_modes
+from .analysis.spectra.mode_meanings import ModeMeaning as ModeMeaning
+from .analysis.spectra.mode_meanings import ModeMeanings as ModeMeanings
 from .analysis.spectra.modes import eigenfunctions as eigenfunctions
 from .analysis.spectra.modes import host_modes as host_modes
 from .analysis.spectra.pseudospectra import Pseudospectra as Pseudospectra
@@ -73,6 +73,7 @@ from .observing.tap import attach as attach
 from .patching.patch import Patch as Patch
 from .patching.options import PatchOptions as PatchOptions
 from .patching.patch import patched as patched
+from .report.run import write_run as write_run
 from .surrogates.autoencoder import KoopmanAutoencoder as KoopmanAutoencoder
 from .surrogates.autoencoder import SurrogateConfig as SurrogateConfig
 from .surrogates.normalization import NormalizationConfig as NormalizationConfig

@@ -21,6 +21,7 @@ from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.labels import IGNORED, forms_of, spread_labels
+from koopman_interp.results import drawn
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,6 +84,14 @@ class Trajectories:
             f"Trajectories({len(self):,} samples, {self.depths} depths from {self.sites[0]!r} to "
             f"{self.sites[-1]!r}, width {shown}, {labelled})"
         )
+
+    def plot(self, **options: Any) -> Any:
+        """Draw the states at each depth by `koopman_interp.plotting.plot_trajectories`, and return its axes.
+
+        Args:
+            **options: of that function, such as `axes=` to draw on.
+        """
+        return drawn(self, **options)
 
     @property
     def depths(self) -> int:

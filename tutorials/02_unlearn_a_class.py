@@ -30,7 +30,6 @@ from datasets import load_dataset
 from safetensors.torch import load_file, save_file
 
 import koopman_interp as ki
-from koopman_interp.report.run import write_run
 from koopman_interp.tables import table
 from koopman_interp.testing import ResidualMLP, train_classifier
 
@@ -366,24 +365,24 @@ print(f"Outside of the context the host predicts {verdict}: this is reversible s
 started = time.perf_counter()
 spectrum = ki.spectrum(koopman, held_out)
 topologies = {
-    "host": ki.topology(held_out, points=60 if SLICE else 400),
+    "model": ki.topology(held_out, points=60 if SLICE else 400),
     "surrogate": ki.topology(held_out, koopman, points=60 if SLICE else 400),
 }
 since(started, "spectrum and topology")
 print("\n== Keep the run ==")
 print(spectrum)
-page = write_run(
+page = ki.write_run(
     OUT,
+    koopman,
     title=f"MNIST without class {LABEL}",
     command="python tutorials/02_unlearn_a_class.py",
-    koopman=koopman,
     trajectories=held_out[:1000],
     spectrum=spectrum,
     topologies=topologies,
     fidelity=fidelity,
     edit=chosen,
     audits=list(final.values()),
-    host={
+    facts={
         "model": "ResidualMLP, 784 → 256, 4 blocks, 10 classes",
         "data": SOURCE,
         "training rows": len(x),

@@ -109,14 +109,12 @@ class OperatorEdit(Result):
         return f"OperatorEdit({self.description}, at {self.site!r}: {known})"
 
     def __str__(self) -> str:
-        facts = self._in_words()
-        width = max(len(name) for name, _ in facts)
-        return "\n".join(f"{name.ljust(width)}  {value}".rstrip() for name, value in facts)
+        return self.tables()[0].text()
 
     def tables(self) -> tuple[Table]:
         """Return what is known of the edit, a row a fact."""
         names, values = zip(*self._in_words(), strict=True)
-        return (Table((Column("fact", names), Column("value", values))),)
+        return (Table((Column("fact", names), Column("value", values, left=True))),)
 
     def _in_words(self) -> list[tuple[str, str]]:
         known = [("", "not certified")] if self.certificate is None else self.certificate.in_words()

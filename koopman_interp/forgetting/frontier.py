@@ -6,14 +6,11 @@ knows nothing of how they were measured.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from koopman_interp.errors import InputError
-from koopman_interp.files import write_json
-from koopman_interp.results import Result
+from koopman_interp.results import PlainResult
 from koopman_interp.tables import Column, Table
 
 
@@ -35,7 +32,7 @@ class FrontierPoint:
 
 
 @dataclass(frozen=True, repr=False)
-class Frontier(Result):
+class Frontier(PlainResult):
     """Curves of several methods.
 
     Attributes:
@@ -101,14 +98,6 @@ class Frontier(Result):
             Column(f"cost, leaving ≤ {most:g}", costs),
         )
         return Table(columns).text()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON."""
-        write_json(path, self.as_dict())
 
 
 def _shown(figure: str, point: FrontierPoint) -> str:

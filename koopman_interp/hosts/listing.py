@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from koopman_interp.results import Result
+from koopman_interp.results import PlainResult
 from koopman_interp.tables import Column, Table
 
 
@@ -25,7 +25,7 @@ class SiteListing:
 
 
 @dataclass(frozen=True, repr=False)
-class SiteTable(Result):
+class SiteTable(PlainResult):
     """The sites of a host.
 
     Attributes:

@@ -197,10 +197,10 @@ def test_it_prints_as_a_line_and_as_a_table():
     edit = random_edit(operator())
     assert repr(edit).startswith("OperatorEdit(edit 1, at 'blocks.1': rank 2, ")
     names = [line.split("  ")[0] for line in str(edit).splitlines()]
-    assert names[:4] == ["edit", "site", "rank", "reading noise"]
+    assert names[:5] == ["fact", "edit", "site", "rank", "reading noise"]
     frame = edit.to_frame()
     assert dict(zip(frame["fact"], frame["value"], strict=True))["site"] == "blocks.1"
-    assert "<td>edit 1</td>" in edit._repr_html_()
+    assert ">edit 1</td>" in edit._repr_html_()
     assert edit.as_dict()["certificate"]["drift_rows"] == 12
     assert edit.as_dict()["rank"] == 2
     assert "not certified" in str(edit.scaled(0.5))

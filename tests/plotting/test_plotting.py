@@ -270,7 +270,7 @@ def test_output_fidelity_shows_agreement_and_accuracy_where_there_is_one():
 
 def test_a_fit_marks_the_weights_it_kept():
     ax = plotting.plot_fit(HISTORY)
-    assert lines(ax, ["unexplained variance"])[0].get_ydata().tolist() == [0.9, 0.2, 0.3]
+    assert lines(ax, ["FVU"])[0].get_ydata().tolist() == [0.9, 0.2, 0.3]
     kept = next(text for text in ax.texts if text.get_text() == "kept")
     assert kept.get_position()[0] == 20
 

@@ -9,8 +9,8 @@ batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import labels_of_samples
-from koopman_interp.results import Result
+from koopman_interp.results import PlainResult
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits
 from koopman_interp.trajectories import Trajectories
@@ -64,18 +64,9 @@ class SpanFidelity:
         """Return the figures, one line a stand-in."""
         return output_table(self.outputs, f"At the model's output, substituted for {self.source} → {self.target}")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SpanFidelity:
-        """Rebuild from what `as_dict` and JSON made of it."""
-        return cls(values["source"], values["target"], _outputs(values["outputs"]))
-
 
 @dataclass(frozen=True, repr=False)
-class Fidelity(Result):
+class Fidelity(PlainResult):
     """How faithful a surrogate is, as `fidelity` measures it.
 
     Attributes:
@@ -136,17 +127,6 @@ class Fidelity(Result):
                 "surrogate was fitted on: fitted=…."
             )
         return tuple(notes)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Fidelity:
-        """Rebuild from what `as_dict` and JSON made of it."""
-        depths = (DepthFidelity(**depth | {"isometry": tuple(depth["isometry"])}) for depth in values["depths"])
-        spans = tuple(map(SpanFidelity.from_dict, values["spans"]))
-        return cls(tuple(depths), _outputs(values["outputs"]), values["rows"], spans, values["no_outputs"])
 
 
 @torch.no_grad()
@@ -294,10 +274,6 @@ def _asked(first: int, last: int, spans: Spans) -> list[Span]:
         case "to_target":
             return [(depth, last) for depth in range(first, last)]
     return list(combinations(range(first, last + 1), 2))
-
-
-def _outputs(values: Iterable[Mapping[str, Any]]) -> tuple[OutputFidelity, ...]:
-    return tuple(OutputFidelity(**row) for row in values)
 
 
 def _quantiles(ratios: tuple[float, ...]) -> str:

@@ -7,7 +7,7 @@ explanation: a lens with more parameters can learn what the model has not comput
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,14 +23,14 @@ from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.own_pass import OwnPass
-from koopman_interp.results import Result
+from koopman_interp.results import PlainResult
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table
 from koopman_interp.trajectories import Trajectories
 
 
 @dataclass(frozen=True, repr=False)
-class LensComparison(Result):
+class LensComparison(PlainResult):
     """How far lenses are from the model at each depth, as `compare_lenses` measures it.
 
     Attributes:
@@ -69,10 +69,6 @@ class LensComparison(Result):
         if lens not in self.parameters:
             raise InputError(f"There is no lens {lens!r} here; there are {', '.join(self.parameters)}.")
         return tuple({row.name: row.kl for row in outputs}.get(lens) for outputs in self.outputs)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
 
 
 @torch.no_grad()
