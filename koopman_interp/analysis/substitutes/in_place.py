@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from koopman_interp.analysis.substitutes.stand_ins import MEAN, StandIn
+from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.labels import IGNORED
-from koopman_interp.observing.outputs import Output, divergences
+from koopman_interp.observing.outputs import Output
 from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.tables import number, percent, table
 
@@ -159,7 +160,7 @@ class _Tally:
         guess = logp.argmax(1)
         self.rows += len(logp)
         self.agreeing += int((guess == own.argmax(1)).sum())
-        self.divergence += float(divergences(own, logp).sum())
+        self.divergence += float(kullback_leibler(own, logp).sum())
         if labels is not None:
             self.labelled += int((labels != IGNORED).sum())
             self.right += int((guess == labels).sum())

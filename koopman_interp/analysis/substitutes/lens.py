@@ -17,13 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from koopman_interp.analysis.substitutes.lenses import KoopmanLens, Lens
+from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import calls
-from koopman_interp.observing.outputs import Output, divergences
+from koopman_interp.observing.outputs import Output
 from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.observing.samples import Samples
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -206,7 +207,7 @@ def _read(outputs: Sequence[Output], top: int) -> _Part:
     by_depth = {
         "top": likeliest.indices,
         "probability": likeliest.values.exp().float(),
-        "kl": torch.stack([divergences(own, output.logp) for output in outputs]).float(),
+        "kl": torch.stack([kullback_leibler(own, output.logp) for output in outputs]).float(),
         "own": logp.gather(-1, first).squeeze(-1).exp().float(),
     }
     return _Part(by_depth, outputs[-1].samples)
