@@ -31,6 +31,7 @@ def edit_at(
     directions: Float[Tensor, "observable rank"],
     readers: Float[Tensor, "observable rank"],
     offset: Float[Tensor, " rank"],
+    labels: Sequence[int] = (),
 ) -> OperatorEdit:
     """Make an edit of a surrogate's operator, not yet certified.
 
@@ -49,6 +50,7 @@ def edit_at(
         moved=koopman.K.detach().double() @ directions,
         host=koopman.config.host,
         operator=koopman.digest(),
+        labels=tuple(labels),
     )
 
 

@@ -138,7 +138,7 @@ def erase_classes(
     named = f"class{'es' if len(labels) > 1 else ''} {', '.join(map(str, labels))}"
     order = "" if len(steps) == 1 else ", one after another"
     description = f"erase {named}{order}{at_strength(strength)}"
-    edit = edit_at(koopman, depth, description, eraser.directions, eraser.readers, eraser.offset)
+    edit = edit_at(koopman, depth, description, eraser.directions, eraser.readers, eraser.offset, labels)
     return certified(
         edit,
         koopman,

@@ -93,6 +93,7 @@ class OperatorEdit:
         moved: `K A`, `[observable, rank]`, so that the edit can be undone without K.
         host: fingerprint of the host.
         operator: digest of the K it was made for.
+        labels: the classes that it forgets; empty where it is made for none.
         certificate: what can be said of it; None for a composition that has not been certified.
     """
 
@@ -105,6 +106,7 @@ class OperatorEdit:
     moved: Float[Tensor, "observable rank"]
     host: HostFingerprint
     operator: str
+    labels: tuple[int, ...] = ()
     certificate: Certificate | None = None
 
     def __repr__(self) -> str:
@@ -147,6 +149,7 @@ class OperatorEdit:
             description=f"inverse of {self.description}",
             directions=-self.directions @ back.T,
             moved=-self.moved @ back.T,
+            labels=(),
             certificate=None,
         )
 
@@ -187,6 +190,7 @@ class OperatorEdit:
             readers=readers,
             offset=offset,
             moved=torch.cat([first.moved, self.moved], 1),
+            labels=tuple(dict.fromkeys(first.labels + self.labels)),
             certificate=None,
         )
 
@@ -213,6 +217,7 @@ class OperatorEdit:
             "depth": self.depth,
             "host": asdict(self.host),
             "operator": self.operator,
+            "labels": list(self.labels),
             "certificate": None if self.certificate is None else asdict(self.certificate),
         }
 
@@ -227,6 +232,7 @@ class OperatorEdit:
             depth=facts["depth"],
             host=HostFingerprint(**facts["host"]),
             operator=facts["operator"],
+            labels=tuple(facts.get("labels", ())),  # which files of 0.1.0 lack
             certificate=None if known is None else Certificate(**known),
         )
 

@@ -155,6 +155,7 @@ class _Problem:
         retained: covariance of what is to stay.
         centre: its mean.
         forgotten: index of the class among the surrogate's own, if it is one of them.
+        labels: the class to redirect, if it is one.
     """
 
     rows: Float[Tensor, "row observable"]
@@ -162,6 +163,7 @@ class _Problem:
     retained: Float[Tensor, "observable observable"]
     centre: Float[Tensor, " observable"]
     forgotten: tuple[int, ...]
+    labels: tuple[int, ...]
 
     @classmethod
     def of(
@@ -194,7 +196,7 @@ class _Problem:
             goal = named_targets(targets, z, trajectories.labels, moved)
         classes = koopman.config.classes
         forgotten = (classes.index(label),) if label in classes else ()
-        return cls(z[moved] - centre, goal - z[moved], covariance, centre, forgotten)
+        return cls(z[moved] - centre, goal - z[moved], covariance, centre, forgotten, () if label is None else (label,))
 
     @cached_property
     def gram(self) -> Float[Tensor, "observable observable"]:
@@ -242,7 +244,8 @@ def _finished(
 ) -> OperatorEdit:
     """Cut Δ, `solved` times the displacements wanted, to low rank, and make the edit of it."""
     readers, directions = _truncated(solved, problem, rank)
-    edit = edit_at(koopman, depth, description, -strength * directions, readers, problem.centre @ readers)
+    offset = problem.centre @ readers
+    edit = edit_at(koopman, depth, description, -strength * directions, readers, offset, problem.labels)
     left = problem.wanted - problem.rows @ readers @ directions.T
     met = 1 - float(left.square().sum() / problem.wanted.square().sum().clamp_min(torch.finfo(left.dtype).tiny))
     if after is not None:

@@ -269,3 +269,15 @@ def test_the_certificate_says_what_its_drift_was_measured_on():
     measured, bound = Certificate(1, 0.2, 0.1234, 1200, 0.01, 1e-15), Certificate(1, 0.2, 0.1234, 0, 0.01, 1e-15)
     assert "12.34% (1,200 rows)" in str(measured)
     assert "12.34% (at most, from held-out moments)" in str(bound)
+
+
+def test_an_edit_says_which_classes_it_forgets(surrogate, trajectories, tmp_path):
+    first, second = (ki.erase_class(surrogate, label=label, site=1) for label in (2, 0))
+    assert first.labels == (2,)
+    assert (second @ first @ second).labels == (0, 2)
+    assert first.scaled(3.0).labels == (2,)
+    assert first.scaled(3.0).inverse.labels == ()
+    assert ki.erase_classes(surrogate, labels=[2, 0]).labels == (2, 0)
+    assert ki.redirect(surrogate, trajectories, label=1).labels == (1,)
+    first.save(tmp_path / "edit.safetensors")
+    assert ki.OperatorEdit.load(tmp_path / "edit.safetensors").labels == (2,)
