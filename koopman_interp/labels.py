@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,3 +49,12 @@ def labels_of_rows(labels: Any, sequence: Int[Tensor, " sample"]) -> Int[Tensor,
         + (f", or {inputs:,}, one an observed input" if inputs != len(sequence) else "")
         + f"; got {len(given):,}."
     )
+
+
+def classes_named(labels: Sequence[int]) -> str:
+    """Name classes in a sentence.
+
+    >>> classes_named([4]), classes_named([4, 7, 2])
+    ('class 4', 'classes 4, 7, 2')
+    """
+    return f"class{'es' if len(labels) > 1 else ''} {', '.join(map(str, labels))}"

@@ -20,6 +20,7 @@ import numpy as np
 
 from koopman_interp.errors import FileFormatError
 from koopman_interp.files import read_json, write_text
+from koopman_interp.labels import classes_named
 from koopman_interp.report.audit_section import audit_section
 from koopman_interp.report.lens_section import lens_sections
 from koopman_interp.report.parts import figure, number, percent, section, strong, table
@@ -93,10 +94,10 @@ def _result(audits: Sequence[Mapping[str, Any]], fidelity: Mapping[str, Any]) ->
     audit = audits[0]
     before, after = audit["rows"][0], audit["rows"][-1]
     return (
-        f"After “{escape(audit['edit'])}”, class {audit['label']} is still predicted on "
-        f"{strong(after['forgotten'])} of its held-out rows (host: {percent(before['forgotten'])} %) and "
-        f"{strong(after['retained'])} of the others are right (host: {percent(before['retained'])} %), "
-        f"while probes find the class in the representation at {_probes(after)}, where chance is 50 %; without the "
+        f"After “{escape(audit['edit'])}”, the forget accuracy of {classes_named(audit['labels'])} on held-out rows is "
+        f"{strong(after['forget_accuracy'])} (base model: {percent(before['forget_accuracy'])} %) and the retain "
+        f"accuracy {strong(after['retain_accuracy'])} (base model: {percent(before['retain_accuracy'])} %), while "
+        f"probes find it in the representation at {_probes(after)}, where 50 % is at chance; without the "
         f"edit and with the surrogate in place of its span, {agrees}."
     )
 

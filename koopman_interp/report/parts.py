@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from koopman_interp.tables import Table
+
 
 def section(name: str, heading: str, *parts: str) -> str:
     """One section under its heading; empty parts are left out."""
@@ -43,6 +45,13 @@ def table(
         + "\n".join(body)
         + "\n</tbody></table></div>"
     )
+
+
+def shown(values: Table, *, marked_column: int | None = None) -> str:
+    """One table of a result, as `table` shows it."""
+    header = [column.name for column in values.columns]
+    rows = list(zip(*(column.cells() for column in values.columns), strict=True))
+    return table(values.caption, header, rows, marked=values.marked, marked_column=marked_column)
 
 
 def figure(figures: Mapping[str, str], name: str, alt: str, caption: str = "") -> str:
