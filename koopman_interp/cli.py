@@ -258,7 +258,7 @@ def forget_(
 @click.option("--mode", type=click.Choice(["delta", "replace"]), default="delta", show_default=True)
 @click.option("--each-site", is_flag=True, help="Write the edits in place at each of their sites.")
 @click.option("--training", help="Rows that MODEL was trained on, as module:callable: accuracy and membership.")
-@click.option("--retrained", help="The same model trained without the class, as module:callable: the yardstick.")
+@click.option("--retrained", help="The same model trained without the class, as module:callable: the reference.")
 @click.option("--depths", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Sites to probe.")
 @click.option("--mlp", is_flag=True, help="Add a probe with a hidden layer.")
 @click.option("--relearn", is_flag=True, help="Try to bring the class back by fine-tuning; needs --training.")

@@ -2,8 +2,8 @@
 
 "None of the class recognised, the rest kept" is done by masking one logit. So an edit is shown beside the base model, a
 logit mask, mean difference, LEACE and, where given, a model retrained without the class, by what probes and a few shots
-still find in the representation, and by what a little relearning brings back. The retrained reference is the yardstick,
-not chance.
+still find in the representation, and by what a little relearning brings back. It is to be measured by the retrained
+reference, not by chance.
 
 Costs, for each method, a pass over the rows and two probes at the last site. Five methods on 2,000 rows of width 10
 took 0.2 CPU seconds, 0.3 with 5,000 training rows. What costs more is asked for: every depth (0.4, six of them), a

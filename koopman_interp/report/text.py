@@ -20,7 +20,7 @@ area under the curve in %, ± one standard error. 50 is at chance; below it tell
 <dt>prototype</dt><dd>Recall of the classes from 1, 5 and 10 examples a class at the last site.</dd>
 <dt>drift</dt><dd>How far the other classes' last states move, in per cent of the spread of all.</dd>
 <dt>rows</dt><dd>“logit mask” only forbids the answer and changes no representation; “mean difference” and “LEACE”
-project the last site; “retrained reference”, if given, never saw the classes: the yardstick.</dd>
+project the last site; “retrained reference”, if given, never saw the classes: by it the others are measured.</dd>
 </dl></details>"""
 
 FILES = """<section aria-labelledby="files">
