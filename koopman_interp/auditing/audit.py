@@ -46,6 +46,7 @@ from koopman_interp.auditing.result import Audit
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.labels import whole_numbers
 from koopman_interp.observing.batches import BATCH_SIZE
 from koopman_interp.patching.patch import Patch
 
@@ -105,6 +106,7 @@ def audit(
         InputError: no edit, or edits that do not say what they forget; a patch that is installed; an unknown probe;
             too few rows; or relearning without training rows of both kinds.
     """
+    ours = edited(patch)
     labels = _classes(patch, label)
     _require_known(probes, depths)
     rows = _rows(patch, held_out, training, labels, depths, batch_size)
@@ -113,7 +115,7 @@ def audit(
             raise InputError("Relearning needs rows to learn from: give training=(x, y).")
         require_classes(rows.training, labels, "training")
     reference = None if retrained is None else Method(RETRAINED, _model(retrained))
-    methods, measured, missing = _measured(patch, rows, reference)
+    methods, measured, missing = _measured(ours, rows, reference)
     audited = audit_rows(measured, Prober(labels, tuple(probes), seed))
     if relearn is not None:
         few = drawn(rows.training, labels, rows=relearn.rows, beside=relearn.beside, seed=seed)
@@ -126,32 +128,29 @@ def audit(
         spoken = _language(methods, language, rows.skip, batch_size)
         audited = [replace(row, language=own) for row, own in zip(audited, spoken, strict=True)]
     base = measured[0]
+    forget_rows, retain_rows = base.held_out.counts
+    forget_training_rows, retain_training_rows = (0, 0) if base.training is None else base.training.counts
     return Audit(
         labels=labels,
         edit=", then ".join(edit.description for edit in patch.edits),
         rows=tuple(audited),
-        forget_rows=base.held_out.counts[0],
-        retain_rows=base.held_out.counts[1],
-        forget_training_rows=0 if base.training is None else base.training.counts[0],
-        retain_training_rows=0 if base.training is None else base.training.counts[1],
+        forget_rows=forget_rows,
+        retain_rows=retain_rows,
+        forget_training_rows=forget_training_rows,
+        retain_training_rows=retain_training_rows,
         relearn=relearn,
         left_out=missing,
     )
 
 
 def _classes(patch: Patch, label: int | tuple[int, ...] | None) -> tuple[int, ...]:
-    """Say which classes are to be forgotten; refuse what is no patch of an edit."""
-    if not isinstance(patch, Patch):
-        raise InputError(
-            f"An audit judges a patch; got {type(patch).__name__}. Make one: "
-            "audit(patched(model, koopman, edit), held_out=(x, y))."
-        )
+    """Say which classes are to be forgotten."""
     if not patch.edits:
         raise InputError("This patch has no edit to audit. Make one: patched(model, koopman, erase_class(…)).")
     if label is None:
         labels = tuple(dict.fromkeys(label for edit in patch.edits for label in edit.labels))
     else:
-        labels = (label,) if isinstance(label, int) else tuple(label)
+        labels = tuple(whole_numbers(label).tolist())
     if not labels or len(set(labels)) != len(labels):
         told = "The edits of this patch do not say which classes they forget" if label is None else f"Got label={label}"
         raise InputError(f"{told}. Say it, each once: audit(patch, held_out=…, label=4) or label=(4, 7).")
@@ -190,31 +189,29 @@ def _model(retrained: Retrained) -> Host:
 
 
 def _measured(
-    patch: Patch, rows: AuditedRows, reference: Method | None
+    ours: Method, rows: AuditedRows, reference: Method | None
 ) -> tuple[list[Method], list[Measured], tuple[str, ...]]:
     """Run the base model, make the baselines of it, and run all methods; say which of them are missing."""
-    ours = edited(patch)
-    with ours.running():
-        pass  # refused here if it is installed: the base model could not be measured
-    base, mask = Method(BASE, patch.host, learns=False), logit_mask(patch.host, rows.labels)
+    host, site = ours.host, rows.sites[-1]
+    base, mask = Method(BASE, host, learns=False), logit_mask(host, rows.labels)
     first = FirstPasses.of(base, rows)
     _require_rows(first, rows.labels)
     trained = scored_on_training([base, mask], rows, states=True) if rows.training else []
     if trained and all(trained[0].counts):
-        states, labels = torch.cat([*trained[0].states[rows.sites[-1]]]).double(), trained[0].labels
+        states, labels = torch.cat([*trained[0].states[site]]).double(), trained[0].labels
         trained = [replace(scores, states={}) for scores in trained]
     else:
         states, labels = first.every_other(rows.labels)
-    fitted = [mean_difference(patch.host, rows.sites[-1], states, labels, rows.labels)]
+    fitted = [mean_difference(host, site, states, labels, rows.labels)]
     reason = why_no_leace(states.shape[1])
     if reason is None:
-        fitted.append(leace(patch.host, rows.sites[-1], states, labels, rows.labels))
+        fitted.append(leace(host, site, states, labels, rows.labels))
     methods = [base, mask, *fitted, *([] if reference is None else [reference]), ours]
     held_out = compared(methods, rows, first, reference)
     if rows.training:
         trained += [scored_on_training([method], rows)[0] for method in methods[2:]]
     measured = [
-        Measured(method.name, scores, trained[place] if trained else None, method.host is patch.host)
+        Measured(method.name, scores, trained[place] if trained else None, method.host is host)
         for place, (method, scores) in enumerate(zip(methods, held_out, strict=True))
     ]
     return methods, measured, () if reason is None else (reason,)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from koopman_interp.auditing.baselines import BASE, edited
 from koopman_interp.auditing.intervals import wilson
-from koopman_interp.errors import InputError
-from koopman_interp.files import jsonable, write_json
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import jsonable, read_json, write_json
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.labels import IGNORED
 from koopman_interp.observing.batches import BATCH_SIZE, calls
@@ -29,6 +29,8 @@ from koopman_interp.observing.outputs import Output
 from koopman_interp.patching.patch import Patch
 from koopman_interp.results import Result
 from koopman_interp.tables import Column, Table, columns_of, digits, percents
+
+KIND = "language audit"
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,27 @@ class LanguageAudit(Result):
         return asdict(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON."""
-        write_json(path, jsonable(self.as_dict()))
+        """Write as JSON; a figure that is not finite becomes null."""
+        write_json(path, jsonable({"kind": KIND, **self.as_dict()}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LanguageAudit:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileFormatError: it is not JSON, not an audit of a language model, or incomplete.
+        """
+        values = read_json(path)
+        if not isinstance(values, dict) or values.get("kind") != KIND:
+            raise FileFormatError(f"{path} does not hold an audit of a language model.")
+        try:
+            rows = {name: LanguageScores.from_dict(scores) for name, scores in values["rows"].items()}
+            return cls(values["edit"], rows)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(
+                f"{path} lacks parts of an audit ({error}). Write it again from its source."
+            ) from error
 
 
 @torch.no_grad()
@@ -147,10 +168,8 @@ def audit_language(patch: Patch, checks: LanguageChecks, *, batch_size: int = BA
     Raises:
         InputError: the model is not called with tokens, there is no tokenizer, or the patch is installed.
     """
-    host, skip = patch.host, patch.koopman.config.skip
     method = edited(patch)
-    with method.running():
-        pass  # refused here if it is installed: the base model could not be asked
+    host, skip = patch.host, patch.koopman.config.skip
     before, answers = language_scores(host, checks, None, skip, batch_size)
     with method.running():
         after, _ = language_scores(host, checks, answers, skip, batch_size)

@@ -74,13 +74,12 @@ class RowScores:
         for other, rows, prefix in ((base, retain, ""), (retrained, forget, "retrained_")):
             if other is not None:
                 divergences |= _divergences(ours, other, rows, prefix)
-        logp = ours.logp[forget]
         return cls(
             forgotten=forgotten,
             labels=ours.labels,
             right=ours.logp.argmax(1) == ours.labels,
-            true=logp.gather(1, ours.labels[forget, None]).squeeze(1),
-            top=logp.amax(1),
+            true=ours.logp[forget, ours.labels[forget]],
+            top=ours.logp.amax(1)[forget],
             divergences=divergences,
             states={site: [_shared(rows, site, base)] for site, rows in ours.states.items()},
         )

@@ -8,7 +8,8 @@ import torch
 from scipy.stats import binomtest
 
 import koopman_interp as ki
-from koopman_interp.errors import InputError
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import write_json
 from koopman_interp.hosts.finding import host_for
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -229,11 +230,17 @@ def test_an_audit_judges_the_positions_that_were_fitted(skipping):
     assert (found.forget_rows, found.retain_rows) == (48, 48)
 
 
-def test_values_are_json(language, tmp_path):
+def test_values_are_json_and_come_back_from_it(language, tmp_path):
     model, koopman, edit, checks = language
     found = ki.audit_language(ki.patched(model, koopman, edit), checks)
     found.save(tmp_path / "language.json")
-    assert json.loads((tmp_path / "language.json").read_text()) == json.loads(json.dumps(found.as_dict()))
+    stored = json.loads((tmp_path / "language.json").read_text())
+    assert stored == {"kind": "language audit", **json.loads(json.dumps(found.as_dict()))}
+    assert ki.LanguageAudit.load(tmp_path / "language.json") == found
+    for broken, told in ((stored | {"kind": "audit"}, "does not hold"), (stored | {"rows": {"": {}}}, "lacks parts")):
+        write_json(tmp_path / "language.json", broken)
+        with pytest.raises(FileFormatError, match=told):
+            ki.LanguageAudit.load(tmp_path / "language.json")
 
 
 def test_a_model_under_relearning_learns_from_tokens(language):
