@@ -177,7 +177,7 @@ def lens(model: str, koopman: Path, texts: tuple[str, ...], skip: int, out: Path
 @click.option("--strength", type=float, default=1.0, show_default=True, help="1 erases; more pushes beyond.")
 @click.option("--site", help="Site to erase at; by default where the classes are read best.")
 @click.option("--each-site", is_flag=True, help="Erase at each site past the first, to be written in place.")
-@click.option("--trajectories", type=FILE, help="Held-out rows to measure the drift on.")
+@click.option("--held-out", type=FILE, help="Held-out trajectories to measure the drift on.")
 @click.option("--out", type=FILE, required=True, help="Edit to write (.safetensors).")
 def edit(
     koopman: Path,
@@ -185,23 +185,21 @@ def edit(
     strength: float,
     site: str | None,
     each_site: bool,
-    trajectories: Path | None,
+    held_out: Path | None,
     out: Path,
 ) -> None:
     """Erase classes from KOOPMAN; needs no data."""
     from koopman_interp.edits.edit_set import each_site as at_each
-    from koopman_interp.edits.erase import erase_class, erase_classes
+    from koopman_interp.edits.erase import erase_class
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
     if each_site and site is not None:
         raise click.UsageError("Give --site or --each-site, not both.")
-    rows = None if trajectories is None else Trajectories.load(trajectories)
     surrogate = KoopmanAutoencoder.from_pretrained(koopman)
-    erase: Any = partial(erase_class, label=labels[0]) if len(labels) == 1 else partial(erase_classes, labels=labels)
-    erase = partial(erase, surrogate, rows, strength=strength)
-    past_the_first = range(1, len(surrogate.sites))
-    made = at_each(surrogate, lambda depth: erase(site=depth), past_the_first) if each_site else erase(site=site)
+    rows = None if held_out is None else Trajectories.load(held_out)
+    erase = partial(erase_class, surrogate, label=labels, strength=strength, held_out=rows)
+    made = at_each(surrogate, lambda depth: erase(site=depth)) if each_site else erase(site=site)
     made.save(out)
     click.echo(repr(made))
 
@@ -236,17 +234,17 @@ def forget_(
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
-    found = forget(
+    chosen = forget(
         _called(model),
         KoopmanAutoencoder.from_pretrained(koopman),
-        Trajectories.load(trajectories),
-        label=label,
+        fitted=Trajectories.load(trajectories),
         held_out=_labelled(data),
+        label=label,
         most=most,
         mode=mode,
     )
-    found.edit.save(out)
-    click.echo(json.dumps(found.as_dict()) if as_json else str(found))
+    chosen.edit.save(out)
+    click.echo(json.dumps(chosen.as_dict()) if as_json else str(chosen))
 
 
 @cli.command("audit")

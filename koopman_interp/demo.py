@@ -89,7 +89,7 @@ def run_demo(
     say(f"{spectra}\n\nBetti numbers of the host, by depth:\n{shapes['host']}\n")
     say(f"Betti numbers of the surrogate's iterates:\n{shapes['surrogate']}\n\n{faith}\n")
     with _timed("edit", seconds):
-        edit = erase_class(koopman, held_out, label=label, strength=strength)
+        edit = erase_class(koopman, label=label, strength=strength, held_out=held_out)
     say(f"{edit!r}\n\n{_null_edit(model, koopman, x_test)}\n")
     with _timed("audit", seconds):
         retrained = _host(x[y != label], y[y != label], seed)

@@ -108,13 +108,13 @@ def test_options_of_an_edit_reach_it(run, tmp_path):
     host = ("own_host:model", "own_host:data")
     run("observe", *host, "--site", "blocks.*", "--out", "t.safetensors")
     run("fit", "t.safetensors", "--out", "k", "--method", "least_squares")
-    options = ("--strength", "2", "--site", "blocks.1", "--trajectories", "t.safetensors")
+    options = ("--strength", "2", "--site", "blocks.1", "--held-out", "t.safetensors")
     assert run("edit", "k", "--label", "1", *options, "--out", "e.safetensors")[0] == 0
     koopman = ki.KoopmanAutoencoder.from_pretrained(tmp_path / "k")
     rows = ki.Trajectories.load(tmp_path / "t.safetensors")
     assert koopman.sites == ("blocks.0", "blocks.1", "blocks.2")
     made = ki.OperatorEdit.load(tmp_path / "e.safetensors")
-    expected = ki.erase_class(koopman, rows, label=1, strength=2.0, site="blocks.1")
+    expected = ki.erase_class(koopman, label=1, strength=2.0, site="blocks.1", held_out=rows)
     assert str(made) == str(expected)
     assert torch.equal(made.directions, expected.directions)
     audit = ("audit", *host, "k", "e.safetensors", "--label", "1", "--mode", "replace", "--json")
@@ -130,7 +130,7 @@ def test_edits_of_several_classes_and_sites(run, tmp_path):
     koopman = ki.KoopmanAutoencoder.from_pretrained(tmp_path / "k")
     assert run("edit", "k", "--label", "1", "--label", "2", "--site", "blocks.1", "--out", "two.safetensors")[0] == 0
     two = ki.OperatorEdit.load(tmp_path / "two.safetensors")
-    assert torch.equal(two.directions, ki.erase_classes(koopman, labels=[1, 2], site="blocks.1").directions)
+    assert torch.equal(two.directions, ki.erase_class(koopman, label=(1, 2), site="blocks.1").directions)
     assert run("edit", "k", "--label", "1", "--each-site", "--strength", "0.5", "--out", "e.safetensors")[0] == 0
     each = ki.EditSet.load(tmp_path / "e.safetensors")
     assert [edit.depth for edit in each] == [1, 2, 3]

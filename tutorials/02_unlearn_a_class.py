@@ -162,7 +162,7 @@ print(fidelity)
 # %%
 print("\n== The edit ==")
 held_out = ki.attach(model).observe(x_test, labels=y_test)
-edit = ki.erase_class(koopman, held_out, label=LABEL)
+edit = ki.erase_class(koopman, label=LABEL, held_out=held_out)
 print(edit)
 with torch.no_grad():
     plain = model(x_test)
@@ -284,8 +284,8 @@ classes = torch.tensor(TOGETHER)
 of_them = torch.isin(y_test, classes)
 ways = {}
 for strength in (0.75, 1.0, 1.5, 2.0):
-    erase = partial(ki.erase_classes, koopman, labels=TOGETHER, strength=strength)
-    each = ki.each_site(koopman, lambda depth, erase=erase: erase(site=depth), range(1, len(koopman.sites)))
+    erase = partial(ki.erase_class, koopman, label=TOGETHER, strength=strength)
+    each = ki.each_site(koopman, lambda site, erase=erase: erase(site=site))
     ways[strength] = [ki.patched(model, koopman, erase()), ki.patched(model, koopman, each, at="each site")]
 rows = []
 for strength, patches in ways.items():
@@ -313,7 +313,7 @@ started = time.perf_counter()
 without = y != LABEL
 retrained = train_classifier(fresh(), x[without], y[without], epochs=EPOCHS, augment=shifted)
 print(f"\n== The yardstick: trained without class {LABEL} ({since(started, 'yardstick')}) ==")
-chosen = ki.erase_class(koopman, held_out, label=LABEL, strength=strengths[LABEL])
+chosen = ki.erase_class(koopman, label=LABEL, strength=strengths[LABEL], held_out=held_out)
 print(chosen)
 started = time.perf_counter()
 final = {mode: audited(chosen, mode, retrained=retrained) for mode in ("delta", "replace")}

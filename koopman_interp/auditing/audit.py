@@ -114,7 +114,8 @@ def audit(
         if not rows.training:
             raise InputError("Relearning needs rows to learn from: give training=(x, y).")
         require_classes(rows.training, labels, "training")
-    reference = None if retrained is None else Method(RETRAINED, _model(retrained))
+    layout = patch.koopman.config.layout
+    reference = None if retrained is None else Method(RETRAINED, _reference(retrained, layout))
     methods, measured, missing = _measured(ours, rows, reference)
     audited = audit_rows(measured, Prober(labels, tuple(probes), seed))
     if relearn is not None:
@@ -180,12 +181,12 @@ def _rows(
     return AuditedRows(judged, trained, labels, sites, koopman.config.skip)
 
 
-def _model(retrained: Retrained) -> Host:
+def _reference(retrained: Retrained, layout: str | None) -> Host:
     """Train the reference where it is a function that does."""
     if isinstance(retrained, (nn.Module, Host)):
-        return host_for(retrained)
+        return host_for(retrained, layout)
     with torch.enable_grad():
-        return host_for(retrained().eval())
+        return host_for(retrained().eval(), layout)
 
 
 def _measured(

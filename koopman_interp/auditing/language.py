@@ -237,7 +237,7 @@ def _perplexity(host: Host, checks: LanguageChecks, skip: int, batch_size: int) 
 
 def _continued(host: Host, prompt: str, checks: LanguageChecks) -> str:
     """Go on greedily from a prompt; every pass sees the whole sequence, so that a patch needs no cache."""
-    tokenizer = checks.tokenizer or getattr(host.model, "tokenizer", None)
+    tokenizer = checks.tokenizer or host.tokenizer
     if tokenizer is None:
         raise InputError("Samples are shown as text, for which the tokenizer is needed: LanguageChecks(tokenizer=…).")
     ((x, _),) = calls(host, [prompt], tokenizer=checks.tokenizer)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from koopman_interp.auditing.baselines import Method
@@ -20,15 +20,11 @@ from koopman_interp.auditing.comparison import AuditedRows
 from koopman_interp.auditing.labelled import Batch
 from koopman_interp.auditing.passes import LabelledPass
 from koopman_interp.auditing.row_scores import RowScores
-from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.devices import device_of
-from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.patching.motion import Mode
 from koopman_interp.patching.patch import Patch
-from koopman_interp.sites import depth_of
-from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.patching.stepped_motion import SteppedMotion
 
 ALL_PARAMETERS, OPERATOR = "all parameters", "K alone"
 
@@ -121,7 +117,7 @@ class RelearningTask:
 
 def relearn_model(method: Method, task: RelearningTask) -> RelearningCurve:
     """Fine-tune all parameters of a copy of the model, in eval mode, with the method left in place."""
-    host = _copy(method.host)
+    host = method.host.copy()
     for parameter in host.model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     parameters = [parameter for parameter in host.model.parameters() if parameter.requires_grad]
@@ -132,60 +128,23 @@ def relearn_model(method: Method, task: RelearningTask) -> RelearningCurve:
 def relearn_operator(patch: Patch, task: RelearningTask) -> RelearningCurve:
     """Fine-tune K alone, in its own parametrisation, through the patch; model, encoder, decoder and edits stay."""
     # Of a copy, so that the gradients of the model's own parameters stay as they were.
-    host = _copy(patch.host)
+    host = patch.host.copy()
     host.model.requires_grad_(False)
-    own = patch.on(host)
-    motion = LearningMotion(own.koopman, own.source, own.target, own.edits, own.options.mode)
-    motion.to(device_of(host.model))
-    own.moved_by(lambda _first, _last: motion)  # another way to compute the same
+    device, own = device_of(host.model), patch.on(host)
+    operator = deepcopy(own.koopman.operator).requires_grad_(True).to(device)
+    acting = [(edit.depth, edit) for edit in own.edits if edit.directions.any()]
+
+    def learning(first: int, last: int) -> SteppedMotion:
+        return SteppedMotion(own.koopman, first, last, acting, own.mode, operator=operator).to(device)
+
+    own.moved_by(learning)  # another way to compute the same
     with own:
-        return _curve(OPERATOR, host, list(motion.operator.parameters()), task.settings.operator_rate, task)
+        return _curve(OPERATOR, host, list(operator.parameters()), task.settings.operator_rate, task)
 
 
 def learns_by_operator(patch: Patch) -> bool:
     """Whether K carries what the edits change, so that it can learn: edits at each site are carried by the model."""
     return patch.options.at == "target" and any(bool(edit.directions.any()) for edit in patch.edits)
-
-
-class LearningMotion(nn.Module):
-    """What `motion.Motion` computes, step by step, with a K that takes gradients.
-
-    Args:
-        koopman: the surrogate.
-        source: site where the motion starts.
-        target: site where it ends.
-        edits: that act on the way.
-        mode: `replace` gives rows at the target, `delta` what edits and learning change there.
-    """
-
-    def __init__(
-        self, koopman: KoopmanAutoencoder, source: str, target: str, edits: Sequence[OperatorEdit], mode: Mode
-    ) -> None:
-        super().__init__()
-        self.surrogate = deepcopy(koopman).requires_grad_(False)
-        self.operator = deepcopy(koopman.operator).requires_grad_(True)
-        self.first, self.last = (depth_of(koopman.sites, site) for site in (source, target))
-        self.edits = tuple(edits)
-        self.mode = mode
-
-    def forward(self, state: Tensor) -> Tensor:
-        """Map rows at the source to rows at the target, or to their change."""
-        koopman, first, last = self.surrogate, self.first, self.last
-        lifted = z = koopman.encode(state.to(next(self.operator.parameters()).dtype), first)
-        for depth in range(first, last + 1):
-            if depth > first:
-                z = self.operator.advance(z, koopman.steps(depth - 1, depth))
-            for edit in self.edits:
-                if edit.depth == depth:
-                    z = edit(z)
-        moved = koopman.decode(z, last)
-        if self.mode == "replace":
-            return moved
-        return moved - koopman.decode(koopman.operator.advance(lifted, koopman.steps(first, last)), last)
-
-
-def _copy(host: Host) -> Host:
-    return host_for(deepcopy(host.model))
 
 
 def _curve(moved: str, host: Host, parameters: Sequence[Tensor], rate: float, task: RelearningTask) -> RelearningCurve:

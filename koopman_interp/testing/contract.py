@@ -14,6 +14,7 @@ from unittest import SkipTest
 import torch
 from torch import Tensor, nn
 
+from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
@@ -288,7 +289,7 @@ class HostContract:
         found: dict[str, list[Tensor]] = {site: [] for site in sites}
         removals = [self.watch(host.model, site, partial(_keep, rows)) for site, rows in found.items()]
         passes: list[Tokens | None] = []
-        with host.passes(passes.append):
+        with host.passes(sites, lambda running: passes.append(running.tokens)):
             self._outputs(host)
         for remove in removals:
             remove()
@@ -324,9 +325,7 @@ class HostContract:
             description="move every row",
             site=ends[0],
             depth=0,
-            directions=directions,
-            readers=readers,
-            offset=torch.tensor([1.0, -1.0], dtype=torch.float64),
+            map=LowRankMap(directions, readers, torch.tensor([1.0, -1.0], dtype=torch.float64)),
             moved=directions,
             host=config.host,
             operator=koopman.digest(),

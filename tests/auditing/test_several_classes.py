@@ -20,7 +20,7 @@ LABELS = (2, 0)
 
 @pytest.fixture(scope="module")
 def edit(case):
-    return ki.erase_classes(case.koopman, labels=LABELS, strength=0.45)
+    return ki.erase_class(case.koopman, label=LABELS, strength=0.45)
 
 
 @pytest.fixture(scope="module")

@@ -79,8 +79,7 @@ def _erased(rows, columns):
 
     centred = rows - rows.mean(0)
     A = _cross_covariance(centred, columns)
-    found = oblique(A, A[:, :0], torch.cov(rows.T, correction=0), rows.mean(0), shrinkage=0.0)
-    return rows - (rows @ found.readers - found.offset) @ A.T
+    return oblique(A, A[:, :0], torch.cov(rows.T, correction=0), rows.mean(0), shrinkage=0.0).map(rows)
 
 
 def test_the_cost_of_the_fit_is_cheaper_on_the_rows_fitted(surrogate, trajectories, rows):

@@ -57,7 +57,7 @@ def run(tmp_path_factory, surrogate, trajectories):
             {"forget_accuracy": (0.0021, 0.0553)},
         ),
     )  # fmt: skip
-    edit = ki.erase_class(surrogate, trajectories, label=2)
+    edit = ki.erase_class(surrogate, label=2, held_out=trajectories)
     values = {
         "koopman": surrogate,
         "trajectories": trajectories,

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from koopman_interp.analysis.spectra.amplitudes import by_group
 from koopman_interp.analysis.spectra.modes import eigenfunctions, host_modes
 from koopman_interp.analysis.spectra.spectrum import Spectrum
+from koopman_interp.depths import depth_of
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import calls
 from koopman_interp.observing.outputs import Output
-from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import table
 from koopman_interp.trajectories import Trajectories

@@ -15,8 +15,8 @@ from torch.func import jvp, vmap
 
 from koopman_interp.analysis.encoding import require_sites
 from koopman_interp.analysis.spectra.spectrum import Spectrum
+from koopman_interp.depths import depth_of
 from koopman_interp.errors import InputError
-from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 

@@ -19,13 +19,13 @@ from torch import nn
 from koopman_interp.analysis.encoding import require_sites
 from koopman_interp.analysis.substitutes.in_place import OutputFidelity, Span, by_span_and_name, judged_in_place
 from koopman_interp.analysis.substitutes.stand_ins import NAMES, SURROGATE, StandIn, StandIns
+from koopman_interp.depths import span
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import calls
 from koopman_interp.observing.tap import attach
-from koopman_interp.sites import span
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import number, percent, table
 from koopman_interp.trajectories import Trajectories
