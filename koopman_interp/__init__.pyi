@@ -34,7 +34,7 @@ from .analysis.substitutes.lenses import AffineLens as AffineLens
 from .analysis.substitutes.lenses import KoopmanLens as KoopmanLens
 from .analysis.substitutes.lenses import LogitLens as LogitLens
 from .auditing.audit import audit as audit
-from .auditing.findings import Audit as Audit
+from .auditing.result import Audit as Audit
 from .auditing.language import LanguageAudit as LanguageAudit
 from .auditing.language import LanguageChecks as LanguageChecks
 from .auditing.language import audit_language as audit_language

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from koopman_interp.analysis.substitutes.affine import AffineMap
 from koopman_interp.analysis.substitutes.lenses import AffineLens
+from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import InputError, NonFiniteError
 from koopman_interp.fitting.losses import linearity, matching_isometry, prediction, reconstruction
 from koopman_interp.hosts.devices import device_of
@@ -34,7 +35,6 @@ from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import calls
-from koopman_interp.observing.outputs import divergences
 from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.moments import Moments
@@ -353,7 +353,7 @@ def _koopman_loss(
 def _divergence(own: OwnPass, arrived: Sequence[Tensor]) -> Float[Tensor, ""]:
     """Mean of `KL(host ‖ host with these rows at the last depth)` over several sets of rows."""
     with own.after(len(own.sites) - 1) as said:
-        found = [divergences(own.output.logp, said(rows).logp).mean() for rows in arrived]
+        found = [kullback_leibler(own.output.logp, said(rows).logp).mean() for rows in arrived]
     return torch.stack(found).mean()
 
 
