@@ -81,7 +81,7 @@ def write_run(
         "command": command,
         "host": host,
         "seconds": seconds,
-        "surrogate": {"description": repr(koopman), "history": koopman.config.history},
+        "surrogate": {"description": repr(koopman), "history": koopman.record.history},
         "trajectories": {"description": repr(trajectories)},
         "edits": [_facts(one) for one in ((edit,) if isinstance(edit, OperatorEdit) else edit)],
         "audits": [audit.as_dict() for audit in audits],
@@ -128,8 +128,8 @@ def _figures(
             drawn[f"audit-{index}-depths"] = plotting.plot_forgetting_by_depth(audit)
         if audit.relearn is not None:
             drawn[f"audit-{index}-relearning"] = plotting.plot_relearning(audit)
-    if koopman.config.history:
-        drawn["fit"] = plotting.plot_fit(koopman.config.history)
+    if koopman.record.history:
+        drawn["fit"] = plotting.plot_fit(koopman.record.history)
     for index, topology in enumerate(topologies.values()):
         for dimension in range(min(map(len, topology.diagrams))):
             drawn[f"topology-{index}-{dimension}"] = plotting.plot_topology(topology, dimension)

@@ -87,7 +87,7 @@ def compare_lenses(
         koopman: the surrogate.
         trajectories: rows to fit the affine lens on, by least squares: those that the surrogate was fitted on.
         batches: held-out inputs, as in `Tap.observe`.
-        others: lenses to judge beside these: one that `tune` trained, another surrogate's; each by a name of its own.
+        others: lenses to judge beside these: one by `tune_lens`, another surrogate's; each by a name of its own.
         next_token: for language models, give the share of cross-entropy recovered too.
         skip: leading positions of each sequence to leave out, as in `attach`.
         batch_size: for inputs that come uncut.
