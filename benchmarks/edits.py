@@ -26,7 +26,7 @@ import koopman_interp as ki
 from koopman_interp.edits.redirect import EQUALITY
 from koopman_interp.edits.targets import Targets
 from koopman_interp.files import write_json
-from koopman_interp.patching.patch import At
+from koopman_interp.patching.options import At
 from koopman_interp.tables import table
 
 COLUMNS = ("forget", "retain", "linear", "RBF", "10-shot", "JS to retrained", "membership: loss", "confidence")

@@ -70,7 +70,7 @@ from .hosts.protocol import Host as Host
 from .observing.tap import Tap as Tap
 from .observing.tap import attach as attach
 from .patching.patch import Patch as Patch
-from .patching.patch import PatchOptions as PatchOptions
+from .patching.options import PatchOptions as PatchOptions
 from .patching.patch import patched as patched
 from .surrogates.autoencoder import KoopmanAutoencoder as KoopmanAutoencoder
 from .surrogates.autoencoder import SurrogateConfig as SurrogateConfig

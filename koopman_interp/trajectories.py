@@ -40,6 +40,7 @@ class Trajectories:
         tokens: `[sample]` token id of each row, or None where the host was not called with any.
         shapes: shape of one sample's state in the host, per depth: `(width,)`, or `(channel, height, width)`.
         skip: leading places of each sequence that were left out; the default of all that is made of these.
+        layout: names of the axes of the states in the host, where `attach` was told; see `Layout`.
         digests: `[sample]`, 64 bits of the input that each row belongs to: equal inputs have equal ones. Left out, they
             are made from the states at the first depth.
     """
@@ -54,6 +55,7 @@ class Trajectories:
     tokens: Int[Tensor, " sample"] | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
     skip: int = 0
+    layout: str | None = None
     digests: Int[Tensor, " sample"] = None  # type: ignore[assignment]  # left out: made below
 
     def __post_init__(self) -> None:
@@ -274,6 +276,7 @@ class Trajectories:
             "times": self.times,
             "shapes": self.shapes,
             "skip": self.skip,
+            "layout": self.layout,
             "host": asdict(self.host),
         }
         write_tensors(path, tensors, kind="trajectories", header=header)
@@ -294,6 +297,7 @@ class Trajectories:
                 times=tuple(header["times"]),
                 shapes=tuple(map(tuple, header["shapes"])),
                 skip=header["skip"],
+                layout=header["layout"],
                 host=HostFingerprint(**header["host"]),
                 sequence=tensors["sequence"],
                 position=tensors["position"],

@@ -79,7 +79,7 @@ def distil(
     """
     started = time.perf_counter()
     config = config or DistilConfig()
-    host = host_for(model)
+    host = host_for(model, koopman.config.layout)
     _require_own(host, koopman, fitted)
     called = (x for x, _ in calls(host, batches, batch_size=config.batch_size))
     inputs = PartedInputs.of(called, config.validation, config.seed, koopman.record.held_out)

@@ -88,6 +88,6 @@ class OutputObjective:
 
 def divergence(own: OwnPass, arrived: Sequence[Tensor]) -> Float[Tensor, ""]:
     """Mean of `KL(host ‖ host with these rows at the last depth)`, in nats, over several sets of rows."""
-    with own.after(len(own.sites) - 1) as said:
-        of_each = [divergences(own.output.logp, said(rows).logp).mean() for rows in arrived]
+    with own.after(len(own.sites) - 1) as continued:
+        of_each = [divergences(own.output.logp, continued(rows).logp).mean() for rows in arrived]
     return torch.stack(of_each).mean()

@@ -59,7 +59,7 @@ def tune_lens(
         NonFiniteError: the loss diverged.
     """
     config = config or DistilConfig()
-    host = host_for(model)
+    host = host_for(model, lens.layout)
     lens.host.require(HostFingerprint.of(host), "lens")
     inputs = PartedInputs.of(
         (x for x, _ in calls(host, batches, batch_size=config.batch_size)), config.validation, config.seed

@@ -31,7 +31,8 @@ from koopman_interp.labels import IGNORED
 from koopman_interp.observing.batches import calls
 from koopman_interp.observing.outputs import Output
 from koopman_interp.patching.motion import Mode
-from koopman_interp.patching.patch import At, patched
+from koopman_interp.patching.options import At
+from koopman_interp.patching.patch import patched
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import table
 from koopman_interp.trajectories import Trajectories

@@ -24,7 +24,8 @@ from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Positions
-from koopman_interp.patching.patch import At, patched
+from koopman_interp.patching.options import At
+from koopman_interp.patching.patch import patched
 from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 

@@ -26,10 +26,10 @@ class Samples:
     """The rows of one pass that are samples; all tensors are on the CPU.
 
     Attributes:
-        inputs: entries of the batch.
+        inputs: entries of the batch; where several texts are packed into one, as many as there are texts.
         real: `[row]`, False at padding.
         kept: `[row]`, False at padding and at skipped positions.
-        entry: `[sample]`, the entry of the batch that each kept row belongs to.
+        entry: `[sample]`, the input that each kept row belongs to.
         place: `[sample]`, where in its sequence it stands; 0 without positions.
         ids: `[sample]` token ids, or None.
     """
@@ -65,6 +65,10 @@ class Samples:
             place, ids = tokens.place.flatten().cpu(), None if tokens.ids is None else tokens.ids.flatten().cpu()
             entry, _ = row_origins((*tokens.shape, 1))
             inputs = tokens.shape[0]
+            if tokens.document is not None:  # each of the texts that are packed into a row is an input of its own
+                packed = torch.stack([entry, tokens.document.flatten().cpu()])
+                texts, entry = torch.unique(packed, dim=1, return_inverse=True)
+                inputs = texts.shape[1]
         else:
             if skip and len(shape) != 3:
                 raise InputError(

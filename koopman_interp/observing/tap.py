@@ -32,6 +32,7 @@ def attach(
     *,
     times: Sequence[float | int] | None = None,
     skip: int = 0,
+    layout: str | None = None,
 ) -> Tap:
     """Attach to a model; nothing is hooked until something is recorded.
 
@@ -43,6 +44,8 @@ def attach(
             give the setting of arXiv 2505.12809.
         skip: leading positions of each sequence to leave out, counted from its first real token. The first tokens of
             language models are often attention sinks, whose states are far from all others.
+        layout: names of the axes of the states, where they are not `batch width`, `batch position width` or `batch
+            channel height width`: `position batch width`, or `batch position head width`, whose heads are joined.
 
     Returns:
         A Tap on those sites.
@@ -52,13 +55,13 @@ def attach(
     """
     if skip < 0:
         raise InputError(f"skip is how many leading positions to leave out, 0 or more; got {skip}.")
-    host = host_for(model)
+    host = host_for(model, layout)
     chosen = host.sites(sites)
     if len(chosen) < 2:
         raise InputError(f"A trajectory needs two or more sites; {sites!r} chose only {', '.join(chosen)}.")
     if times is not None and len(times) != len(chosen):
         raise InputError(f"Expected {len(chosen)} times, one a site ({', '.join(chosen)}); got {len(times)}.")
-    return Tap(host, chosen, tuple(map(float, range(len(chosen)) if times is None else times)), skip)
+    return Tap(host, chosen, tuple(map(float, range(len(chosen)) if times is None else times)), skip, layout)
 
 
 class Tap:
@@ -75,11 +78,19 @@ class Tap:
         Trajectories(16 samples, 4 depths from 'blocks.0:input' to 'blocks.2', width 8, unlabelled)
     """
 
-    def __init__(self, host: Host, sites: tuple[str, ...], times: tuple[float, ...], skip: int = 0) -> None:
+    def __init__(
+        self,
+        host: Host,
+        sites: tuple[str, ...],
+        times: tuple[float, ...],
+        skip: int = 0,
+        layout: str | None = None,
+    ) -> None:
         self.host = host
         self.sites = sites
         self.times = times
         self.skip = skip
+        self.layout = layout
         self._recording: Recording | None = None
         self._listening = ExitStack()
 
@@ -91,7 +102,7 @@ class Tap:
         if self._recording is not None and self._recording.running:
             raise InputError("This tap is recording already. Leave its `with` block before entering it again.")
         self._warn_of_train_mode()
-        self._recording = Recording(self.host, self.sites, self.skip)
+        self._recording = Recording(self.host, self.sites, self.skip, self.layout)
         self._listening.enter_context(self._recording.listening())
         return self
 
@@ -245,7 +256,7 @@ class Tap:
         progress: bool | None,
     ) -> Iterator[tuple[Trajectories, list[Samples], Any]]:
         """Call the host on each batch; yield what was recorded, which of it are samples, and its labels."""
-        recording = Recording(self.host, self.sites, self.skip)
+        recording = Recording(self.host, self.sites, self.skip, self.layout)
         found = calls(self.host, batches, inputs=inputs, column=column, batch_size=batch_size, tokenizer=tokenizer)
         none = True
         for x, y in tqdm(found, desc="observe", unit="batch", disable=None if progress is None else not progress):

@@ -50,6 +50,7 @@ class SurrogateConfig:
         widths: width of the host's state at each depth, as rows.
         shapes: shape of one sample's state at each depth, as the host has it.
         skip: leading places of each sequence that it was not fitted on, and that a patch leaves alone.
+        layout: names of the axes of the states in the host, where `attach` was told.
         dimension: width of the normalised states.
         observables: width of the observable space.
         architecture: of encoder and decoder.
@@ -73,6 +74,7 @@ class SurrogateConfig:
     classes: tuple[int, ...]
     host: HostFingerprint
     skip: int = 0
+    layout: str | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SurrogateConfig:

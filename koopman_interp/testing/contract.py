@@ -288,7 +288,7 @@ class HostContract:
         found: dict[str, list[Tensor]] = {site: [] for site in sites}
         removals = [self.watch(host.model, site, partial(_keep, rows)) for site, rows in found.items()]
         passes: list[Tokens | None] = []
-        with host.passes(passes.append):
+        with host.passes(sites, lambda running: passes.append(running.tokens)):
             self._outputs(host)
         for remove in removals:
             remove()

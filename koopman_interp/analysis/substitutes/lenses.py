@@ -102,6 +102,7 @@ class AffineLens:
         sites: of its depths, the last included.
         host: fingerprint of the host that it is for.
         skip: leading places of each sequence that it was not fitted on.
+        layout: names of the axes of the states in the host, where `attach` was told.
         name: what tables call it.
     """
 
@@ -109,6 +110,7 @@ class AffineLens:
     sites: tuple[str, ...]
     host: HostFingerprint
     skip: int = 0
+    layout: str | None = None
     name: str = "affine lens"
 
     def __post_init__(self) -> None:
@@ -126,12 +128,12 @@ class AffineLens:
         *before, last = trajectories.states
         maps = tuple(AffineMap.fit(state, last) for state in before)
         t = trajectories
-        return cls(maps, t.sites, t.host, t.skip, "affine lens, least squares")
+        return cls(maps, t.sites, t.host, t.skip, t.layout, "affine lens, least squares")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one safetensors file."""
-        header = {"sites": self.sites, "host": asdict(self.host), "skip": self.skip, "name": self.name}
-        write_tensors(path, dict(self._tensors()), kind=KIND, header=header)
+        header = {name: getattr(self, name) for name in ("sites", "skip", "layout", "name")}
+        write_tensors(path, dict(self._tensors()), kind=KIND, header=header | {"host": asdict(self.host)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AffineLens:
@@ -147,7 +149,7 @@ class AffineLens:
                 AffineMap(*(tensors[f"{part}.{depth}"] for part in _PARTS)) for depth in range(len(header["sites"]) - 1)
             )
             host = HostFingerprint(**header["host"])
-            return cls(maps, tuple(header["sites"]), host, header["skip"], header["name"])
+            return cls(maps, tuple(header["sites"]), host, header["skip"], header["layout"], header["name"])
         except KeyError as error:
             raise FileFormatError(f"{path} lacks parts of a lens. Write it again from its source.") from error
 

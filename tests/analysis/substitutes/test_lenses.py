@@ -12,18 +12,20 @@ from koopman_interp.files import read_tensors, write_tensors
 
 @pytest.fixture
 def lens(trajectories):
-    return ki.AffineLens.fit(replace(trajectories, skip=2))
+    return ki.AffineLens.fit(replace(trajectories, skip=2, layout="batch width"))
 
 
 def test_what_was_chosen_at_observing_travels_with_it(lens, trajectories):
     assert (lens.sites, lens.skip, lens.host) == (trajectories.sites, 2, trajectories.host)
+    assert lens.layout == "batch width"
     assert repr(lens) == "AffineLens(affine lens, least squares, 5 depths from 'blocks.0:input' to 'blocks.3')"
 
 
 def test_what_is_saved_is_loaded_bit_for_bit(lens, trajectories, tmp_path):
     lens.save(tmp_path / "lens.safetensors")
     loaded = ki.AffineLens.load(tmp_path / "lens.safetensors")
-    assert (loaded.sites, loaded.skip, loaded.host, loaded.name) == (lens.sites, lens.skip, lens.host, lens.name)
+    for name in ("sites", "skip", "layout", "host", "name"):
+        assert getattr(loaded, name) == getattr(lens, name)
     assert loaded.digest() == lens.digest()
     for depth in range(4):
         rows = trajectories.states[depth][:20]
