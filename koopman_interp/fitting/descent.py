@@ -213,7 +213,7 @@ class Descent:
             if name.startswith("adam."):
                 _, index, key = name.split(".")
                 own = self._parameters[int(index)]
-                adam.setdefault(int(index), {})[key] = _laid_out(value, own) if value.shape == own.shape else value
+                adam.setdefault(int(index), {})[key] = value if key == "step" else _laid_out(value, own)
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": adam})
         self.progress = Progress(**progress)
 

@@ -254,8 +254,7 @@ class KoopmanAutoencoder(
             z = torch.stack([self.encode(state.to(device), depth) for depth, state in enumerate(rows.states)])
             held_out = self.is_held_out(rows)
             for moments, side in ((self.moments, ~held_out), (self.heldout_moments, held_out)):
-                if side.any():
-                    moments.update(z[:, side.to(device)], None if rows.labels is None else rows.labels[side])
+                moments.update(z[:, side.to(device)], None if rows.labels is None else rows.labels[side])
 
     def digest(self) -> str:
         """Digest all that gives an edit of K its meaning: normalisation, encoder and operator."""
