@@ -95,8 +95,7 @@ def fit_(
     settings = FitConfig.from_dict(read_json(config)) if config else FitConfig()
     koopman = fit(Trajectories.load(trajectories), settings, method=method, checkpoint=checkpoint, resume=resume)
     koopman.save_pretrained(out)
-    figures = koopman.config.history[-1] if koopman.config.history else {}
-    click.echo(f"{koopman!r}\nheld out: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    click.echo(f"{koopman!r}\n{koopman.record!r}")
 
 
 @cli.command("spectrum")

@@ -178,17 +178,17 @@ def test_spans_and_a_lens_of_a_language_model(run, tmp_path):
 
 
 def test_an_interrupted_fit_says_how_to_go_on(run, monkeypatch):
-    from koopman_interp.fitting.descent import Trainer
+    from koopman_interp.fitting.descent import Descent
 
-    descend, taken = Trainer._descend, []
+    descend, taken = Descent._descend, []
 
-    def interrupted(trainer, step):
+    def interrupted(descent, step):
         taken.append(step)
         if len(taken) == 15:
             raise KeyboardInterrupt
-        descend(trainer, step)
+        descend(descent, step)
 
-    monkeypatch.setattr(Trainer, "_descend", interrupted)
+    monkeypatch.setattr(Descent, "_descend", interrupted)
     Path("fit.json").write_text(json.dumps({"steps": 20, "hidden": [8], "evaluate_every": 10}))
     run("observe", "own_host:model", "own_host:data", "--out", "t.safetensors")
     arguments = ("fit", "t.safetensors", "--out", "k", "--config", "fit.json", "--checkpoint", "c.safetensors")

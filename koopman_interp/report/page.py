@@ -182,7 +182,7 @@ def _fit(surrogate: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         return section("fit", "Fit", f"<p>{escape(surrogate['description'])}; no history was kept.</p>")
     kept = min(history, key=lambda entry: entry["loss"]) if "loss" in history[-1] else history[-1]
     when = f"kept weights: step {kept['step']:,}" if "step" in kept else "one least-squares solve"
-    shares = f"unexplained variance {number(kept['unexplained'], 4)}, stress {number(kept['stress'], 4)}"
+    shares = f"FVU {number(kept['fvu'], 4)}, stress {number(kept['stress'], 4)}"
     return section(
         "fit",
         "Fit",

@@ -59,13 +59,6 @@ def table(
     )
 
 
-def shown(values: Table, *, marked_column: int | None = None) -> str:
-    """One table of a result, as `table` shows it."""
-    header = [column.name for column in values.columns]
-    rows = list(zip(*(column.cells() for column in values.columns), strict=True))
-    return table(values.caption, header, rows, marked=values.marked, marked_column=marked_column)
-
-
 def figure(figures: Mapping[str, str], name: str, alt: str, caption: str = "") -> str:
     """One figure on a white card; as an image, since nothing in an image can run."""
     look = ' class="wide"' if name.startswith("audit-") else ""

@@ -89,7 +89,7 @@ def write_run(
         "command": command,
         "facts": facts or {},
         "seconds": seconds or {},
-        "surrogate": {"description": repr(koopman), "history": koopman.config.history},
+        "surrogate": {"description": repr(koopman), "history": koopman.record.history},
         "trajectories": None if trajectories is None else repr(trajectories),
         "spectrum": _plain(spectrum),
         "topologies": {name: topology.as_dict() for name, topology in topologies.items()},
@@ -131,8 +131,8 @@ def _of_surrogate(
         drawn["trajectories"] = plotting.plot_trajectories(trajectories)
     if lens is not None:
         drawn["lens"] = plotting.plot_lens(lens)
-    if koopman.config.history:
-        drawn["fit"] = plotting.plot_fit(koopman.config.history)
+    if koopman.record.history:
+        drawn["fit"] = plotting.plot_fit(koopman.record.history)
     return drawn
 
 

@@ -116,9 +116,9 @@ AUDIT = Audit(
     retain_rows=140,
 )
 HISTORY = [
-    {"step": 0, "loss": 3.0, "unexplained": 0.9, "stress": 0.1},
-    {"step": 20, "loss": 1.0, "unexplained": 0.2, "stress": 0.05},
-    {"step": 40, "loss": 2.0, "unexplained": 0.3, "stress": 0.0},
+    {"step": 0, "loss": 3.0, "fvu": 0.9, "stress": 0.1},
+    {"step": 20, "loss": 1.0, "fvu": 0.2, "stress": 0.05},
+    {"step": 40, "loss": 2.0, "fvu": 0.3, "stress": 0.0},
 ]
 SINGLE = {
     "spectrum": lambda ax=None: plotting.plot_spectrum(SPECTRUM, ax=ax),
@@ -276,7 +276,7 @@ def test_a_fit_marks_the_weights_it_kept():
 
 
 def test_a_least_squares_fit_is_one_dot_each():
-    ax = plotting.plot_fit([{"unexplained": 0.1, "stress": 0.02}])
+    ax = plotting.plot_fit([{"fvu": 0.1, "stress": 0.02}])
     assert [len(line.get_xdata()) for line in ax.lines] == [1, 1]
     with pytest.raises(InputError, match="no history"):
         plotting.plot_fit([])

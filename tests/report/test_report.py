@@ -147,7 +147,7 @@ def test_the_numbers_are_those_of_the_values_and_are_finite(run):
     assert found["spectrum"]["residuals"] == pytest.approx(values["spectrum"].residuals.tolist(), rel=1e-12)
     assert found["topologies"][EVIL] == values["topologies"][EVIL].as_dict()
     assert found["fidelity"]["rows"] == 1234
-    assert found["surrogate"]["history"] == list(values["koopman"].config.history)
+    assert found["surrogate"]["history"] == list(values["koopman"].record.history)
 
 
 def shown(page, audit, name):
