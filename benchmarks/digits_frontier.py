@@ -90,8 +90,8 @@ def edits_of(
         erased = ki.erase_class(koopman, label=LABEL, site=site)
         yield f"erase, site {site}", erased
         for weight in WEIGHTS:
-            yield f"second choice, site {site}, λ {weight:g}", second(trajectories, site=site, weight=weight)
-            then = second(trajectories, after=erased, weight=weight)
+            yield f"second choice, site {site}, λ {weight:g}", second(fitted=trajectories, site=site, weight=weight)
+            then = second(fitted=trajectories, after=erased, weight=weight)
             yield f"erase, then second choice, site {site}, λ {weight:g}", then
     for strength in (0.35, 0.5, 0.75, 1.0):
         each = everywhere_past_the_first(koopman, partial(ki.erase_class, koopman, label=LABEL, strength=strength))
@@ -99,10 +99,13 @@ def edits_of(
         with ki.patched(setting.model, koopman, each, at="each site"):
             left = ki.attach(setting.model).observe(setting.x, setting.y, progress=False)
         for weight in WEIGHTS[1:]:
-            last = second(left, site=-1, weight=weight) @ each[-1]
+            last = second(fitted=left, site=-1, weight=weight) @ each[-1]
             made = ki.EditSet((*each[:-1], last), each.description)
             yield f"erase × {strength:g} at each site, then second choice, λ {weight:g}", made
-    yield "second choice, 50 steps towards the masked output", towards_the_mask(setting, koopman, second(trajectories))
+    yield (
+        "second choice, 50 steps towards the masked output",
+        towards_the_mask(setting, koopman, second(fitted=trajectories)),
+    )
 
 
 def towards_the_mask(setting: Setting, koopman: ki.KoopmanAutoencoder, start: ki.OperatorEdit) -> Edit:

@@ -26,7 +26,7 @@ import koopman_interp as ki
 from koopman_interp.edits.redirect import EQUALITY
 from koopman_interp.edits.targets import Targets
 from koopman_interp.files import write_json
-from koopman_interp.patching.patch import At
+from koopman_interp.patching.options import At
 from koopman_interp.tables import table
 
 COLUMNS = ("forget", "retain", "linear", "RBF", "10-shot", "JS to retrained", "membership: loss", "confidence")
@@ -47,17 +47,19 @@ WAYS: dict[str, Make] = {
     "erase_class × 0.5, at each site": lambda koopman, _, __: everywhere_past_the_first(
         koopman, partial(ki.erase_class, koopman, label=LABEL, strength=0.5)
     ),
-    "redirect, equality": lambda koopman, rows, _: ki.redirect(koopman, rows, label=LABEL, weight=EQUALITY),
-    "redirect, λ = 1": lambda koopman, rows, _: ki.redirect(koopman, rows, label=LABEL),
+    "redirect, equality": lambda koopman, rows, _: ki.redirect(koopman, fitted=rows, label=LABEL, weight=EQUALITY),
+    "redirect, λ = 1": lambda koopman, rows, _: ki.redirect(koopman, fitted=rows, label=LABEL),
     "erase_class, then redirect, λ = 1": lambda koopman, rows, _: ki.redirect(
-        koopman, rows, label=LABEL, after=ki.erase_class(koopman, label=LABEL)
+        koopman, fitted=rows, label=LABEL, after=ki.erase_class(koopman, label=LABEL)
     ),
-    "redirect, λ = 3, rank 4": lambda koopman, rows, _: ki.redirect(koopman, rows, label=LABEL, weight=3.0, rank=4),
+    "redirect, λ = 3, rank 4": lambda koopman, rows, _: ki.redirect(
+        koopman, fitted=rows, label=LABEL, weight=3.0, rank=4
+    ),
     "redirect to the host's second choice": lambda koopman, rows, setting: ki.redirect(
-        koopman, rows, label=LABEL, targets=second_choices(setting), site=-1
+        koopman, fitted=rows, label=LABEL, targets=second_choices(setting), site=-1
     ),
     "the same, λ = 1.5, rank 4, strength 1.15": lambda koopman, rows, setting: ki.redirect(
-        koopman, rows, label=LABEL, targets=second_choices(setting), site=-1, weight=1.5, rank=4, strength=1.15
+        koopman, fitted=rows, label=LABEL, targets=second_choices(setting), site=-1, weight=1.5, rank=4, strength=1.15
     ),
 }
 
@@ -143,7 +145,7 @@ def erased_together(
     classes = torch.tensor(IN_A_ROW)
     gone = torch.isin(data.y, classes)
     for strength in (0.75, *STRENGTHS) if everywhere else STRENGTHS:
-        make = partial(ki.erase_classes, koopman, labels=IN_A_ROW, jointly=jointly, strength=strength)
+        make = partial(ki.erase_class, koopman, label=IN_A_ROW, jointly=jointly, strength=strength)
         edit = everywhere_past_the_first(koopman, make) if everywhere else make()
         with ki.patched(model, koopman, edit, at=way(edit)):
             left = int(torch.isin(predictions(model, data.x[gone]), classes).sum())
@@ -157,7 +159,7 @@ def erased_together(
 
 def everywhere_past_the_first(koopman: ki.KoopmanAutoencoder, make: Callable[..., ki.OperatorEdit]) -> ki.EditSet:
     """Edit after each step of the operator: K' = P K."""
-    return ki.each_site(koopman, lambda depth: make(site=depth), range(1, len(koopman.sites)))
+    return ki.each_site(koopman, lambda site: make(site=site))
 
 
 def way(edit: ki.OperatorEdit | ki.EditSet) -> At:

@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.labels import IGNORED, labels_of_rows
-from koopman_interp.sites import span
+from koopman_interp.labels import IGNORED, forms_of, spread_labels
+from koopman_interp.results import drawn
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,6 +40,7 @@ class Trajectories:
         tokens: `[sample]` token id of each row, or None where the host was not called with any.
         shapes: shape of one sample's state in the host, per depth: `(width,)`, or `(channel, height, width)`.
         skip: leading places of each sequence that were left out; the default of all that is made of these.
+        layout: names of the axes of the states in the host, where `attach` was told; see `Layout`.
     """
 
     states: tuple[Float[Tensor, "sample _"], ...]
@@ -51,6 +53,7 @@ class Trajectories:
     tokens: Int[Tensor, " sample"] | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
     skip: int = 0
+    layout: str | None = None
 
     def __post_init__(self) -> None:
         if not self.shapes:
@@ -81,6 +84,14 @@ class Trajectories:
             f"Trajectories({len(self):,} samples, {self.depths} depths from {self.sites[0]!r} to "
             f"{self.sites[-1]!r}, width {shown}, {labelled})"
         )
+
+    def plot(self, **options: Any) -> Any:
+        """Draw the states at each depth by `koopman_interp.plotting.plot_trajectories`, and return its axes.
+
+        Args:
+            **options: of that function, such as `axes=` to draw on.
+        """
+        return drawn(self, **options)
 
     @property
     def depths(self) -> int:
@@ -117,7 +128,7 @@ class Trajectories:
         Raises:
             InputError: the number of labels fits neither, or they are not whole numbers.
         """
-        found = labels_of_rows(labels, self.sequence)
+        found = spread_labels(labels, forms_of(self.sequence))
         labelled = replace(self, labels=found)
         return labelled[found != IGNORED] if bool((found == IGNORED).any()) else labelled
 
@@ -262,6 +273,7 @@ class Trajectories:
             "times": self.times,
             "shapes": self.shapes,
             "skip": self.skip,
+            "layout": self.layout,
             "host": asdict(self.host),
         }
         write_tensors(path, tensors, kind="trajectories", header=header)
@@ -282,6 +294,7 @@ class Trajectories:
                 times=tuple(header["times"]),
                 shapes=tuple(map(tuple, header["shapes"])),
                 skip=header["skip"],
+                layout=header["layout"],
                 host=HostFingerprint(**header["host"]),
                 sequence=tensors["sequence"],
                 position=tensors["position"],

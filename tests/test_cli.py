@@ -79,7 +79,7 @@ def test_every_step_runs_on_files(run, tmp_path):
     code, printed, _ = run("topology", "t.safetensors", "--points", "60", "--json")
     assert code == 0
     assert json.loads(printed)["points"] == 60
-    code, printed, _ = run("fidelity", *host, "k", "t.safetensors", "--json")
+    code, printed, _ = run("fidelity", *host, "k", "--fitted", "t.safetensors", "--json")
     assert json.loads(printed)["rows"] == 300
     assert run("edit", "k", "--label", "1", "--out", "e.safetensors")[0] == 0
     code, printed, _ = run("audit", *host, "k", "e.safetensors", "--label", "1", "--json")
@@ -100,13 +100,13 @@ def test_options_of_an_edit_reach_it(run, tmp_path):
     host = ("own_host:model", "own_host:data")
     run("observe", *host, "--site", "blocks.*", "--out", "t.safetensors")
     run("fit", "t.safetensors", "--out", "k", "--method", "least_squares")
-    options = ("--strength", "2", "--site", "blocks.1", "--trajectories", "t.safetensors")
+    options = ("--strength", "2", "--site", "blocks.1", "--held-out", "t.safetensors")
     assert run("edit", "k", "--label", "1", *options, "--out", "e.safetensors")[0] == 0
     koopman = ki.KoopmanAutoencoder.from_pretrained(tmp_path / "k")
     rows = ki.Trajectories.load(tmp_path / "t.safetensors")
     assert koopman.sites == ("blocks.0", "blocks.1", "blocks.2")
     made = ki.OperatorEdit.load(tmp_path / "e.safetensors")
-    expected = ki.erase_class(koopman, rows, label=1, strength=2.0, site="blocks.1")
+    expected = ki.erase_class(koopman, label=1, strength=2.0, site="blocks.1", held_out=rows)
     assert str(made) == str(expected)
     assert torch.equal(made.directions, expected.directions)
     audit = ("audit", *host, "k", "e.safetensors", "--label", "1", "--mode", "replace", "--json")
@@ -122,7 +122,7 @@ def test_edits_of_several_classes_and_sites(run, tmp_path):
     koopman = ki.KoopmanAutoencoder.from_pretrained(tmp_path / "k")
     assert run("edit", "k", "--label", "1", "--label", "2", "--site", "blocks.1", "--out", "two.safetensors")[0] == 0
     two = ki.OperatorEdit.load(tmp_path / "two.safetensors")
-    assert torch.equal(two.directions, ki.erase_classes(koopman, labels=[1, 2], site="blocks.1").directions)
+    assert torch.equal(two.directions, ki.erase_class(koopman, label=(1, 2), site="blocks.1").directions)
     assert run("edit", "k", "--label", "1", "--each-site", "--strength", "0.5", "--out", "e.safetensors")[0] == 0
     each = ki.EditSet.load(tmp_path / "e.safetensors")
     assert [edit.depth for edit in each] == [1, 2, 3]
@@ -155,17 +155,14 @@ def test_spans_and_a_lens_of_a_language_model(run, tmp_path):
     pytest.importorskip("transformers", reason="transformers is missing")
     (tmp_path / "language.py").write_text(LANGUAGE)
     host = ("language:model", "language:texts")
-    assert run("observe", *host, "--out", "t.safetensors")[0] == 0
+    assert run("observe", *host, "--skip", "1", "--out", "t.safetensors")[0] == 0
     assert run("fit", "t.safetensors", "--out", "k", "--method", "least_squares")[0] == 0
-    options = ("--spans", "to_target", "--next-token", "--skip", "1", "--json")
-    code, printed, err = run("fidelity", *host, "k", "t.safetensors", *options)
+    code, printed, err = run("fidelity", *host, "k", "--spans", "to_target", "--next-token", "--json")
     assert code == 0, err
     told = json.loads(printed)
     assert len(told["spans"]) == 2
     assert told["rows"] == 18 * 4
-    code, printed, err = run(
-        "lens", "language:model", "k", "once upon a", "she liked it", "--skip", "1", "--out", "l.safetensors"
-    )
+    code, printed, err = run("lens", "language:model", "k", "once upon a", "she liked it", "--out", "l.safetensors")
     assert code == 0, err
     reading = ki.LensReading.load(tmp_path / "l.safetensors")
     assert printed == f"{reading}\n"
@@ -211,8 +208,8 @@ def test_adapters_are_listed(run):
         (("observe", "own_host", "own_host:data", "--out", "t"), 2, "module:callable"),
         (("observe", "own_host:model", "own_host:none", "--out", "t"), 2, "could not be imported"),
         (("observe", "own_host:number", "own_host:data", "--out", "t"), 2, "is a int, which cannot be called"),
-        (("fidelity", "own_host:model", "own_host:unlabelled", "k", "t"), 2, "pairs of inputs and labels"),
-        (("fidelity", "own_host:model", "builtins:list", "k", "t"), 2, "one or more pairs"),
+        (("audit", "own_host:model", "own_host:unlabelled", "k", "e", "--label", "1"), 2, "pairs of inputs and labels"),
+        (("audit", "own_host:model", "builtins:list", "k", "e", "--label", "1"), 2, "one or more pairs"),
         (("spectrum", "k", "t", "--modes", "0"), 2, "0 is not in the range"),
         (("observe", "own_host:model", "own_host:data", "--site", "blokcs.*", "--out", "t"), 1, "Nearest: blocks"),
         (("observe", "own_host:broken", "own_host:data", "--out", "t"), 1, "RuntimeError: no such disk"),

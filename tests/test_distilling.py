@@ -177,11 +177,11 @@ def test_a_language_model_is_distilled_through_its_own_head():
     first, *later = (look["kl"] for look in found.config.distilled)
     assert min(later) < first
     held_out = ids.split(4)[int(torch.randperm(10, generator=torch.Generator().manual_seed(0))[0])]
-    as_fitted = ki.compare_lenses(model, koopman, data, held_out, skip=1).kl("Koopman lens")
+    as_fitted = ki.compare_lenses(model, koopman, held_out=held_out, fitted=data).kl("Koopman lens")
     assert first == pytest.approx(np.mean(as_fitted), rel=1e-2)
     with pytest.raises(InputError, match=r"no samples to learn from.*skip=8"):
         ki.distil(model, koopman, data, ids, settings, skip=8, progress=False)
-    lens = ki.koopman_lens(model, found, ids[:4], skip=1)
+    lens = ki.koopman_lens(model, found, ids[:4])
     assert torch.equal(lens.top[-1, :, 0], model(ids[:4])[:, 1:].flatten(0, 1).argmax(1))
 
 
@@ -195,7 +195,7 @@ def test_a_tuned_lens_is_nearer_to_the_host_than_least_squares(trained, points):
     settings = ki.DistilConfig(steps=60, learning_rate=1e-2)
     tuned = ki.tune(model, lens, surrogate.sites, points, settings, progress=False)
     fresh = yin_yang(300, seed=9)[0]
-    found = ki.compare_lenses(model, surrogate, trajectories, fresh, others=[tuned])
+    found = ki.compare_lenses(model, surrogate, held_out=fresh, fitted=trajectories, others=[tuned])
     assert sum(found.kl(tuned.name)) < 0.9 * sum(found.kl(lens.name))
     assert found.parameters[tuned.name] == lens.parameters
     assert torch.equal(lens.maps[0].weight, weights)

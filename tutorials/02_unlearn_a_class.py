@@ -30,7 +30,6 @@ from datasets import load_dataset
 from safetensors.torch import load_file, save_file
 
 import koopman_interp as ki
-from koopman_interp.report.run import write_run
 from koopman_interp.tables import table
 from koopman_interp.testing import ResidualMLP, train_classifier
 
@@ -140,7 +139,7 @@ print(f"{koopman} ({since(started, 'fit')})")
 # %%
 print("\n== Fidelity on the test rows ==")
 started = time.perf_counter()
-fidelity = ki.fidelity(model, koopman, trajectories, x_test, y_test)
+fidelity = ki.fidelity(model, koopman, held_out=(x_test, y_test), fitted=trajectories)
 since(started, "fidelity")
 print(fidelity)
 
@@ -162,7 +161,7 @@ print(fidelity)
 # %%
 print("\n== The edit ==")
 held_out = ki.attach(model).observe(x_test, labels=y_test)
-edit = ki.erase_class(koopman, held_out, label=LABEL)
+edit = ki.erase_class(koopman, label=LABEL, held_out=held_out)
 print(edit)
 with torch.no_grad():
     plain = model(x_test)
@@ -284,8 +283,8 @@ classes = torch.tensor(TOGETHER)
 of_them = torch.isin(y_test, classes)
 ways = {}
 for strength in (0.75, 1.0, 1.5, 2.0):
-    erase = partial(ki.erase_classes, koopman, labels=TOGETHER, strength=strength)
-    each = ki.each_site(koopman, lambda depth, erase=erase: erase(site=depth), range(1, len(koopman.sites)))
+    erase = partial(ki.erase_class, koopman, label=TOGETHER, strength=strength)
+    each = ki.each_site(koopman, lambda site, erase=erase: erase(site=site))
     ways[strength] = [ki.patched(model, koopman, erase()), ki.patched(model, koopman, each, at="each site")]
 rows = []
 for strength, patches in ways.items():
@@ -313,7 +312,7 @@ started = time.perf_counter()
 without = y != LABEL
 retrained = train_classifier(fresh(), x[without], y[without], epochs=EPOCHS, augment=shifted)
 print(f"\n== The yardstick: trained without class {LABEL} ({since(started, 'yardstick')}) ==")
-chosen = ki.erase_class(koopman, held_out, label=LABEL, strength=strengths[LABEL])
+chosen = ki.erase_class(koopman, label=LABEL, strength=strengths[LABEL], held_out=held_out)
 print(chosen)
 started = time.perf_counter()
 final = {mode: audited(chosen, mode, retrained=retrained) for mode in ("delta", "replace")}
@@ -366,24 +365,24 @@ print(f"Outside of the context the host predicts {verdict}: this is reversible s
 started = time.perf_counter()
 spectrum = ki.spectrum(koopman, held_out)
 topologies = {
-    "host": ki.topology(held_out, points=60 if SLICE else 400),
+    "model": ki.topology(held_out, points=60 if SLICE else 400),
     "surrogate": ki.topology(held_out, koopman, points=60 if SLICE else 400),
 }
 since(started, "spectrum and topology")
 print("\n== Keep the run ==")
 print(spectrum)
-page = write_run(
+page = ki.write_run(
     OUT,
+    koopman,
     title=f"MNIST without class {LABEL}",
     command="python tutorials/02_unlearn_a_class.py",
-    koopman=koopman,
     trajectories=held_out[:1000],
     spectrum=spectrum,
     topologies=topologies,
     fidelity=fidelity,
     edit=chosen,
     audits=list(final.values()),
-    host={
+    facts={
         "model": "ResidualMLP, 784 → 256, 4 blocks, 10 classes",
         "data": SOURCE,
         "training rows": len(x),

@@ -9,44 +9,42 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from koopman_hosts.containers import containers, followed
 from koopman_hosts.skipping import overridden
-from koopman_interp.hosts.tokens import Tokens, cache_of
-
-Begin = Callable[[Tokens | None, Any], None]
-"""Called with the tokens of a pass and its key-value cache, or None for either."""
+from koopman_interp.hosts.arguments import cache_of
+from koopman_interp.hosts.passes import Arguments, Pass, Passes
+from koopman_interp.hosts.tokens import Tokens
 
 
 @contextmanager
-def each_call(model: nn.Module, begin: Begin, end: Callable[[], None] | None = None) -> Iterator[None]:
-    """Call `begin` as each pass starts and `end` when it is done; a pass that raises has no end."""
-    bridge = hasattr(type(model), "original_model")
+def each_call(
+    model: nn.Module, modules: Sequence[nn.Module] = (), ended: Callable[[Pass], None] | None = None
+) -> Iterator[Passes]:
+    """Follow the passes of a model, whichever of TransformerLens's ways starts them.
+
+    Args:
+        model: a bridge or HookedTransformer.
+        modules: hook points that the passes are to reach.
+        ended: called with each pass that ends without an exception.
+
+    Yields:
+        The passes under way.
+    """
     padding = _Padding(model)
     with ExitStack() as stack:
         stack.enter_context(overridden(model, "to_tokens", padding.to_tokens))
-        if not bridge:
-            stack.enter_context(overridden(model, "forward", _HookedCall(model, padding, begin, end)))
-        else:
+        if hasattr(type(model), "original_model"):
             wrapped: Any = model.original_model
-
-            def started(_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                tokens = Tokens.of_call(args, kwargs)
-                cache = cache_of(kwargs)
-                if tokens is not None and tokens.ids is not None and kwargs.get("attention_mask") is cache is None:
-                    tokens = Tokens.of_mask(padding.real(tokens.ids), tokens.shape, 0, tokens.ids, tokens.ids)
-                begin(tokens, cache)
-
-            stack.callback(wrapped.register_forward_pre_hook(started, with_kwargs=True).remove)
-            if end is not None:
-                done = end
-                stack.callback(wrapped.register_forward_hook(lambda *_: done()).remove)
-        yield
+            yield stack.enter_context(followed(containers(wrapped, modules), ended, _BridgeTokens(padding).read))
+        else:
+            yield stack.enter_context(followed([model], ended, _HookedTokens(model, padding).read))
 
 
 def argument(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -94,25 +92,32 @@ class _Padding:
         return (token.long().cumsum(1) > 0) & (token.flip(1).long().cumsum(1) > 0).flip(1)
 
 
-class _HookedCall:
-    """A stand-in for the `forward` of a HookedTransformer."""
+class _BridgeTokens:
+    """Reads the tokens of a call of the model that a bridge wraps."""
 
-    def __init__(self, model: Any, padding: _Padding, begin: Begin, end: Callable[[], None] | None) -> None:
+    def __init__(self, padding: _Padding) -> None:
+        self._padding = padding
+
+    def read(self, arguments: Arguments) -> Tokens | None:
+        """Read them; where no mask tells of padding, TransformerLens's own way to pad does."""
+        tokens = Tokens.of_arguments(arguments)
+        if tokens is None or tokens.ids is None or "decoder_input_ids" in arguments:
+            return tokens
+        if arguments.get("attention_mask") is not None or cache_of(arguments) is not None:
+            return tokens
+        return Tokens.of_mask(self._padding.real(tokens.ids), tokens.shape, 0, tokens.ids, tokens.ids)
+
+
+class _HookedTokens:
+    """Reads the tokens of a call of a HookedTransformer."""
+
+    def __init__(self, model: Any, padding: _Padding) -> None:
         self._model = model
         self._padding = padding
-        self._begin = begin
-        self._end = end
 
-    def __call__(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call = inspect.signature(original).bind(*args, **kwargs).arguments
+    def read(self, call: Arguments) -> Tokens | None:
+        """Read them; texts are tokenised, and the mask is computed, as the model does for itself."""
         cache = call.get("past_kv_cache")
-        self._begin(self._tokens(call, cache), cache)
-        output = original(*args, **kwargs)
-        if self._end is not None:
-            self._end()
-        return output
-
-    def _tokens(self, call: Mapping[str, Any], cache: Any) -> Tokens | None:
         ids, given = call["input"], {name: call[name] for name in ("prepend_bos", "padding_side") if name in call}
         if call.get("start_at_layer") is not None:  # `generate` is such a call: it embeds the tokens itself
             shape, cached = (ids.shape[0], ids.shape[1]), 0 if cache is None else cache[0].past_keys.shape[1]

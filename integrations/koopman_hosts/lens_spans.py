@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from koopman_hosts.lens_calls import argument, each_call
 from koopman_hosts.skipping import Unheard, overridden, refuse_cache
-from koopman_hosts.states import NO_STATE, holds_tensors, input_state, with_state
+from koopman_hosts.states import NO_STATE, input_state, is_bare, is_handed_on, with_state
 from koopman_interp.errors import InputError, UnskippableError
+from koopman_interp.hosts.passes import Passes
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def skipped(
     """
     span = _Span(model, blocks, ends, advance)
     with ExitStack() as stack:
-        stack.enter_context(each_call(model, lambda _tokens, cache: span.begin(cache)))
+        span.passes = stack.enter_context(each_call(model, ends))
         for method in ("forward", "run_with_cache"):
             stack.enter_context(overridden(model, method, span.guarded))
         for index in blocks:
@@ -53,16 +54,11 @@ class _Span:
         self._first: Any = model.blocks[blocks.start]
         self._enter, self._leave = ends
         self._advance = advance
-        self._advanced: Tensor | None = None
         self._frame: Any = None
+        self.passes = Passes()
         within = [point for index in blocks for point in _hook_points(model.blocks[index], type(ends[0]))]
         inside = [point for point in within if point is not ends[0] and point is not ends[1]]
         self._unheard = Unheard((point._forward_hooks for point in inside), blocks)
-
-    def begin(self, cache: Any) -> None:
-        """Begin a pass."""
-        refuse_cache(cache, self._skipped)
-        self._advanced = None
 
     def guarded(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Refuse a pass that starts or stops inside the span; a stand-in for what starts one."""
@@ -78,22 +74,26 @@ class _Span:
 
     def forward(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Stand in for one block."""
+        running = self.passes.current
+        if running is None:
+            return original(*args, **kwargs)
         if index == self._skipped.start:
             if getattr(self._first, "_stop_at_layer_idx", None) == index:
                 return original(*args, **kwargs)  # which stops before it computes
+            refuse_cache(running.cache, self._skipped)
             if hasattr(self._first, "_maybe_inject_start_residual"):
                 args, kwargs = self._first._maybe_inject_start_residual(args, kwargs)
             if self._frame is None:
                 self._frame = self._learnt(original, args, kwargs)
             self._unheard.tell()
-        state = input_state(args, kwargs)
-        if index == self._skipped.start:
-            state = self._enter(state)
-            self._advanced = self._advance(state)
-        if index == self._skipped.stop - 1:
-            assert self._advanced is not None
-            state, self._advanced = self._leave(self._advanced.to(state.device)), None
-        return with_state(self._frame, state)
+            running.kept[self] = self._advance(self._enter(input_state(args, kwargs)))
+        elif self not in running.kept or not is_handed_on(input_state(args, kwargs), running.kept[self]):
+            raise InputError(
+                f"Block {index} of the replaced span was not called with what the block before it returned: the model "
+                "changes the state between its blocks, or drops some. Patch with mode='delta'."
+            )
+        state: Tensor = running.kept[self].to(input_state(args, kwargs).device)
+        return with_state(self._frame, self._leave(state) if index == self._skipped.stop - 1 else state)
 
     def _learnt(self, block: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Learn what blocks return by running one, with all hook points in it silent."""
@@ -103,10 +103,10 @@ class _Span:
                 stack.callback(point.__dict__.__setitem__, "_forward_hooks", point._forward_hooks)
                 point.__dict__["_forward_hooks"] = silent
             frame = with_state(block(*args, **kwargs), NO_STATE)
-        if holds_tensors(frame):
+        if not is_bare(frame):
             raise UnskippableError(
-                "The blocks of this model return tensors beside their state, which only they can compute, so they "
-                "cannot be skipped. Patch with mode='delta'."
+                "The blocks of this model return more than their state, which only they can supply, so they cannot be "
+                "skipped. Patch with mode='delta'."
             )
         return frame
 

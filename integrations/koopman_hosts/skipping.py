@@ -66,15 +66,28 @@ def overridden(module: nn.Module, method: str, stand_in: Callable[..., Any]) -> 
 
 
 @contextmanager
-def overwritten(host: Host, source: str, target: str, advance: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Write `advance(state at source)` over the state at target by hooks, which skips no compute."""
-    carried: list[Tensor] = []
+def overwritten(host: Host, source: str, target: str, advance: Callable[[Tensor], Tensor]) -> Iterator[bool]:
+    """Write `advance(state at source)` over the state at target by hooks; its value says that no compute is skipped."""
+    key = object()
 
     def read(state: Tensor) -> None:
-        carried[:] = [state]
+        if (running := passes.current) is not None:
+            running.kept[key] = advance(state)
 
-    with host.hooked({source: read}), host.hooked({target: lambda _: advance(carried.pop())}, first=True):
-        yield
+    def write(_: Tensor) -> Tensor | None:
+        if (running := passes.current) is None:
+            return None
+        if key not in running.kept:
+            raise InputError(f"The pass reached {target!r} before {source!r}, so there is nothing to put there.")
+        advanced: Tensor = running.kept.pop(key)
+        return advanced
+
+    with (
+        host.passes((source, target)) as passes,
+        host.hooked({source: read}),
+        host.hooked({target: write}, first=True),
+    ):
+        yield False
 
 
 class Unheard:

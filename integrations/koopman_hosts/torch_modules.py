@@ -11,24 +11,30 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from koopman_hosts.compiled import eager
+from koopman_hosts.containers import containers, followed
+from koopman_hosts.offloaded import offloaded_weights
+from koopman_hosts.runs import INPUT, residual_stream, runs, width_of
 from koopman_hosts.site_names import matches
-from koopman_hosts.skipping import Unheard, overridden, overwritten, refuse_cache
-from koopman_hosts.states import NO_STATE, holds_tensors, input_state, output_state, with_state
+from koopman_hosts.skipped_span import SkippedSpan
+from koopman_hosts.skipping import Unheard, overridden, overwritten
+from koopman_hosts.states import input_state, output_state, with_state
+from koopman_hosts.torch_layouts import advance_of_positions_first, hook_of_positions_first, takes_positions_first
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
 from koopman_interp.hosts.devices import device_of, moved_to
+from koopman_interp.hosts.listing import SiteListing
+from koopman_interp.hosts.passes import Pass, Passes
 from koopman_interp.hosts.protocol import Hook, SiteSelection
-from koopman_interp.hosts.tokens import Tokens, cache_of, padded
+from koopman_interp.hosts.tokens import padded
 
-INPUT = ":input"
-_CONTAINERS = (nn.ModuleList, nn.Sequential)
 _SUFFIX = re.compile(r"(:input)?(#\d+)?$")
 
 
@@ -47,7 +53,7 @@ class TorchHost:
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.basis = "module outputs"
         self._modules = dict(self.model.named_modules())
-        self._wrapped = model is not self.model
+        self._chains: dict[tuple[str, ...], list[nn.Module]] = {}
 
     @classmethod
     def accepts(cls, model: object) -> bool:
@@ -85,13 +91,38 @@ class TorchHost:
         batch = moved_to(device_of(self.model), batch)
         return self.model(**batch) if isinstance(batch, Mapping) else self.model(batch)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer: its attribute, or the one saved beside its weights; None where it has neither."""
+        return getattr(self.model, "tokenizer", None) or _saved_tokenizer(self.model)
+
+    @property
+    def context_length(self) -> int | None:
+        """Positions that the model has learnt, as its Hugging Face configuration tells; None without one.
+
+        Positions that are computed (rotary ones, say) go on past what a model was trained on, so they are no limit.
+        """
+        config = getattr(self.model, "config", None)
+        learnt = any("position" in name and isinstance(one, nn.Embedding) for name, one in self._modules.items())
+        learnt |= any(name.endswith("wpe") for name in self._modules)
+        length = getattr(config, "max_position_embeddings", None)
+        return length if learnt and isinstance(length, int) else None
+
+    def copy(self) -> TorchHost:
+        """Return a host of a deep copy of the model."""
+        return TorchHost(deepcopy(self.model))
+
+    def weights_elsewhere(self) -> Mapping[int, Tensor]:
+        """Return the weights that accelerate keeps on the CPU or on disk."""
+        return offloaded_weights(self.model)
+
     def tokenize(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
-        """Tokenise with the model's own tokenizer: its attribute, or the one saved beside its weights.
+        """Tokenise with the model's own tokenizer.
 
         Raises:
-            InputError: it has neither.
+            InputError: it has none.
         """
-        tokenizer = getattr(self.model, "tokenizer", None) or _saved_tokenizer(self.model)
+        tokenizer = self.tokenizer
         if tokenizer is None:
             raise InputError(
                 f"{type(self.model).__name__} has no tokenizer, so it cannot be called with texts. Give one with "
@@ -100,32 +131,39 @@ class TorchHost:
         return padded(tokenizer, texts)
 
     @contextmanager
-    def passes(self, begin: Callable[[Tokens | None], None], end: Callable[[], None] | None = None) -> Iterator[None]:
-        """Call `begin` and `end` around each call of the model."""
-        with ExitStack() as stack:
-            stack.enter_context(self._eager())
+    def passes(self, sites: Sequence[str] = (), ended: Callable[[Pass], None] | None = None) -> Iterator[Passes]:
+        """Follow the passes through the modules that contain all the sites; see `Host.passes`."""
+        with followed(self._containers(tuple(sites)), ended) as passes:
+            yield passes
 
-            def started(_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                begin(Tokens.of_call(args, kwargs))
-
-            stack.callback(self.model.register_forward_pre_hook(started, with_kwargs=True).remove)
-            if end is not None:
-                done = end
-                stack.callback(self.model.register_forward_hook(lambda *_: done()).remove)
-            yield
+    def eager(self) -> AbstractContextManager[None]:
+        """Set aside what `torch.compile` made, of this model or of any."""
+        return eager()
 
     @contextmanager
     def hooked(self, hooks: Mapping[str, Hook], *, first: bool = False) -> Iterator[None]:
-        """Call each hook with the state at its site; a returned tensor takes the state's place."""
+        """Call each hook with the state at its site; a returned tensor takes the state's place.
+
+        States of torch's own layers that take positions first are brought to `[batch, position, width]` and back.
+        """
         with ExitStack() as stack:
-            stack.enter_context(self._eager())
+            positions_first = [site for site in hooks if takes_positions_first(self._module(_parsed(site)[0]))]
+            own = dict(hooks)
+            if positions_first:
+                passes = stack.enter_context(self.passes(tuple(hooks)))
+                own |= {site: hook_of_positions_first(own[site], passes) for site in positions_first}
+            stack.enter_context(self._hooked(own, first=first))
+            yield
+
+    @contextmanager
+    def _hooked(self, hooks: Mapping[str, Hook], *, first: bool = False) -> Iterator[None]:
+        """Call each hook with the state as the model has it."""
+        with ExitStack() as stack:
             for site, hook in hooks.items():
                 name, at_input, call = _parsed(site)
                 module = self._module(name)
                 if call is not None:
-                    counted = _OneCall(hook, call)
-                    stack.callback(self.model.register_forward_pre_hook(counted.restart).remove)
-                    hook = counted
+                    hook = _OneCall(hook, call, stack.enter_context(self.passes([site])))
                 if at_input:
                     handle = module.register_forward_pre_hook(partial(_at_input, hook), with_kwargs=True, prepend=first)
                 else:
@@ -148,16 +186,16 @@ class TorchHost:
         run, skipped = self._blocks_between(source, target)
         with ExitStack() as stack:
             if not skipped:
-                stack.enter_context(overwritten(self, source, target, advance))
-                yield False
+                yield stack.enter_context(overwritten(self, source, target, advance))
                 return
             blocks = [self._modules[name] for name in run[skipped.start : skipped.stop]]
-            stand_ins = _SkippedSpan(len(skipped), advance, Unheard(_hooks_inside(blocks), skipped))
-            refusal = partial(_refuse_cache, skipped)
-            stack.callback(self.model.register_forward_pre_hook(refusal, with_kwargs=True).remove)
-            stack.enter_context(self.hooked({source: stand_ins.read}))
+            span = SkippedSpan(skipped, (source, target), advance, Unheard(_hooks_inside(blocks), skipped))
+            span.passes = stack.enter_context(self.passes((source, target), span.end))
+            if takes_positions_first(blocks[0]):
+                span.advance = advance_of_positions_first(advance, span.passes)
+            stack.enter_context(self._hooked({source: span.read}))
             for index, block in enumerate(blocks):
-                stack.enter_context(overridden(block, "forward", stand_ins.forward_of(index)))
+                stack.enter_context(overridden(block, "forward", span.forward_of(index)))
             yield True
 
     def fwd_hooks(self, hooks: Mapping[str, Hook]) -> list[tuple[str, Callable[..., Tensor | None]]]:
@@ -171,13 +209,10 @@ class TorchHost:
             f"{len(hooks)} hooks to. Use `with koopman_interp.patched(…):` around its calls."
         )
 
-    def _eager(self) -> AbstractContextManager[Any]:
-        """Keep compiled code aside while hooks are on, since it was traced without them."""
-        compiled = any(
-            hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-            for module in self._modules.values()
-        )
-        return torch.compiler.set_stance("force_eager") if compiled or self._wrapped else nullcontext()
+    def _containers(self, sites: tuple[str, ...]) -> list[nn.Module]:
+        if sites not in self._chains:
+            self._chains[sites] = containers(self.model, [self._module(_parsed(site)[0]) for site in sites])
+        return self._chains[sites]
 
     def _module(self, name: str) -> nn.Module:
         if name not in self._modules:
@@ -186,40 +221,22 @@ class TorchHost:
         return self._modules[name]
 
     def _residual_stream(self) -> tuple[str, ...]:
-        run = max(self._runs(), key=lambda names: (len(names), self._parameters(names)), default=[])
-        if not run:
-            listed = ", ".join(list(self._modules)[1:9]) or "none"
-            raise UnsupportedHostError(
-                f"{type(self.model).__name__} has no run of two or more same-typed blocks in a ModuleList or "
-                f"Sequential, so its residual stream is not clear. Name the sites: attach(model, sites=[…]). "
-                f"Its first modules: {listed}."
-            )
-        return (run[0] + INPUT, *run)
+        sites = residual_stream(self._modules)
+        if sites:
+            return sites
+        listed = [site for site in self.listed() if site.width is not None] or list(self.listed())
+        shown = ", ".join(f"{site.name} ({site.kind}, {site.width or '?'})" for site in listed[:8]) or "none"
+        line = f"attach(model, {[site.name for site in listed[:3]]})" if len(listed) > 1 else "attach(model, sites=[…])"
+        raise UnsupportedHostError(
+            f"{type(self.model).__name__} has no run of two or more blocks, and no plain layers in a row of one width, "
+            f"so its residual stream is not clear. Name the sites, as in {line}. Its modules, with type and width: "
+            f"{shown}. koopman_interp.sites(model) lists them all."
+        )
 
-    def _runs(self) -> list[list[str]]:
-        """List the outermost runs of same-typed blocks; sibling containers of one type join (ResNet stages)."""
-        runs: dict[tuple[str, type[nn.Module]], list[str]] = {}
-        for name, module in self._modules.items():
-            if not isinstance(module, _CONTAINERS) or len(module) == 0:
-                continue
-            kinds = {type(child) for child in module}
-            kind = kinds.pop()
-            if kinds or issubclass(kind, _CONTAINERS) or not any(True for _ in module.parameters()):
-                continue
-            if self._inside(name, runs):
-                continue
-            # Containers of one block each are joined too: a stage may hold a single block.
-            runs.setdefault((name.rpartition(".")[0], kind), []).extend(
-                f"{name}.{key}" if name else key for key, _ in module.named_children()
-            )
-        return [names for names in runs.values() if len(names) > 1]
-
-    @staticmethod
-    def _inside(name: str, runs: Mapping[Any, Sequence[str]]) -> bool:
-        return any(name.startswith(block + ".") for blocks in runs.values() for block in blocks)
-
-    def _parameters(self, names: Sequence[str]) -> int:
-        return sum(parameter.numel() for name in names for parameter in self._modules[name].parameters())
+    def listed(self) -> tuple[SiteListing, ...]:
+        """List the outputs of all modules."""
+        named = ((name, module) for name, module in self._modules.items() if name)
+        return tuple(SiteListing(name, type(module).__name__, width_of(module)) for name, module in named)
 
     def _matching(self, pattern: str, names: Sequence[str]) -> list[str]:
         suffix = _SUFFIX.search(pattern)
@@ -234,7 +251,7 @@ class TorchHost:
 
     def _blocks_between(self, source: str, target: str) -> tuple[Sequence[str], range]:
         """Find the run of blocks, and which of it lie from source to target; none where these are not on one stream."""
-        for run in self._runs():
+        for run in runs(self._modules):
             stream = (run[0] + INPUT, *run)
             if source in stream and target in stream:
                 return run, range(stream.index(source), stream.index(target))
@@ -265,16 +282,15 @@ def _parsed(site: str) -> tuple[str, bool, int | None]:
 class _OneCall:
     """A hook that acts at one of a module's calls in each pass."""
 
-    def __init__(self, hook: Hook, call: int) -> None:
-        self._hook, self._call, self._seen = hook, call, 0
-
-    def restart(self, *_: Any) -> None:
-        """Begin a pass; a pre-hook of the whole model."""
-        self._seen = 0
+    def __init__(self, hook: Hook, call: int, passes: Passes) -> None:
+        self._hook, self._call, self._passes = hook, call, passes
 
     def __call__(self, state: Tensor) -> Tensor | None:
-        self._seen += 1
-        return self._hook(state) if self._seen == self._call + 1 else None
+        running = self._passes.current
+        if running is None:
+            return None
+        count = running.kept[self] = running.kept.get(self, 0) + 1
+        return self._hook(state) if count == self._call + 1 else None
 
 
 def _saved_tokenizer(model: nn.Module) -> Any:
@@ -289,10 +305,6 @@ def _saved_tokenizer(model: nn.Module) -> Any:
         return None
 
 
-def _refuse_cache(skipped: range, _model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-    refuse_cache(cache_of(kwargs), skipped)
-
-
 def _at_input(
     hook: Hook, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -305,48 +317,7 @@ def _at_input(
     return args, {key: new if value is state else value for key, value in kwargs.items()}
 
 
-def _at_output(hook: Hook, _module: nn.Module, _args: Any, output: Any) -> Any:
-    new = hook(output_state(output))
+def _at_output(hook: Hook, _module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    given = args[0] if args and isinstance(args[0], Tensor) else None
+    new = hook(output_state(output, given))
     return None if new is None else with_state(output, new)
-
-
-class _SkippedSpan:
-    """Stand-ins for the `forward` of a run of blocks, whose last returns the advanced state of the source.
-
-    What each block returns is learnt by letting the first pass compute the span for real. Later passes skip it,
-    unless the model does something of its own between the blocks, or a block returns tensors beside its state:
-    then only the blocks themselves can supply what follows, and every pass is like the first.
-    """
-
-    def __init__(self, blocks: int, advance: Callable[[Tensor], Tensor], unheard: Unheard) -> None:
-        self._blocks = blocks
-        self._advance = advance
-        self._unheard = unheard
-        self._frames: list[Any] = []
-        self._chained = False
-        self._flowing: Tensor | None = None
-        self._advanced: Tensor | None = None
-
-    def read(self, state: Tensor) -> None:
-        """Take the state at the source; a hook there."""
-        self._flowing = state
-        self._advanced = self._advance(state)
-
-    def forward_of(self, index: int) -> Callable[..., Any]:
-        """Return the stand-in for one block of the span."""
-        return partial(self._forward, index)
-
-    def _forward(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        assert self._advanced is not None
-        learnt = len(self._frames) == self._blocks
-        if learnt and self._chained and not any(map(holds_tensors, self._frames)):
-            if index == 0:
-                self._unheard.tell()
-            return with_state(self._frames[index], self._advanced)
-        if index == 0:
-            self._frames, self._chained = [], True
-        self._chained &= input_state(args, kwargs) is self._flowing
-        output = original(*args, **kwargs)
-        self._flowing = output_state(output)
-        self._frames.append(with_state(output, NO_STATE))
-        return output if index < self._blocks - 1 else with_state(output, self._advanced)

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from copy import deepcopy
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from koopman_hosts.compiled import eager
 from koopman_hosts.lens_calls import each_call
 from koopman_hosts.lens_spans import skipped
+from koopman_hosts.offloaded import offloaded_weights
 from koopman_hosts.site_names import matches
 from koopman_hosts.skipping import overwritten
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
 from koopman_interp.hosts.devices import device_of, moved_to
+from koopman_interp.hosts.laid_out import in_layout
+from koopman_interp.hosts.layouts import Layout
+from koopman_interp.hosts.listing import SiteListing
+from koopman_interp.hosts.passes import Pass, Passes
 from koopman_interp.hosts.protocol import Hook, SiteSelection
-from koopman_interp.hosts.tokens import Tokens, right_padded
+from koopman_interp.hosts.tokens import right_padded
 
 OLDEST = (3, 9)
 _KINDS = ("TransformerBridge", "HookedTransformer", "RemoteBridge")
+_BY_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k", "hook_result")
 _INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values")
 # Where in a block its points fire; those not listed lie between.
 _WITHIN = {
@@ -98,6 +106,11 @@ class TransformerLensHost:
         patterns = [selection] if isinstance(selection, str) else list(selection)
         return tuple(dict.fromkeys(site for pattern in patterns for site in self._matching(pattern, points)))
 
+    def listed(self) -> tuple[SiteListing, ...]:
+        """List all hook points, with the width of the residual stream where they are on it."""
+        width = self._config("d_model")
+        return tuple(SiteListing(name, "hook point", width if "resid" in name else None) for name in self._points())
+
     def call(self, batch: Any) -> Any:
         """Call the model on tokens, or on a mapping with `input_ids`, `attention_mask` and what else it takes."""
         batch = moved_to(device_of(self.model), batch)
@@ -110,6 +123,25 @@ class TransformerLensHost:
             )
         return self.model(batch[first], **{name: value for name, value in batch.items() if name != first})
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer; None where it was booted without one."""
+        return getattr(self.model, "tokenizer", None)
+
+    @property
+    def context_length(self) -> int | None:
+        """The configuration's `n_ctx`."""
+        length = self._config("n_ctx")
+        return length if isinstance(length, int) else None
+
+    def copy(self) -> TransformerLensHost:
+        """Return a host of a deep copy of the model."""
+        return TransformerLensHost(deepcopy(self.model))
+
+    def weights_elsewhere(self) -> Mapping[int, Tensor]:
+        """Return the weights that accelerate keeps on the CPU or on disk."""
+        return offloaded_weights(self.model)
+
     def tokenize(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
         """Tokenise as the model does for itself, its beginning-of-sequence token included; padded on the right.
 
@@ -117,7 +149,7 @@ class TransformerLensHost:
             InputError: the model has no tokenizer.
         """
         model: Any = self.model
-        tokenizer = model.tokenizer
+        tokenizer = self.tokenizer
         if tokenizer is None:
             raise InputError(
                 f"This {type(model).__name__} has no tokenizer, so it cannot be called with texts. Boot it from a "
@@ -128,15 +160,20 @@ class TransformerLensHost:
         fill = next((one for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
         return right_padded(sequences, fill)
 
-    def passes(
-        self, begin: Callable[[Tokens | None], None], end: Callable[[], None] | None = None
-    ) -> AbstractContextManager[None]:
-        """Call `begin` and `end` around each pass, whichever of TransformerLens's ways starts it.
+    @contextmanager
+    def passes(self, sites: Sequence[str] = (), ended: Callable[[Pass], None] | None = None) -> Iterator[Passes]:
+        """Follow the passes that reach some hook points, whichever of TransformerLens's ways starts them.
 
         Padding is known from the attention mask; in lists of texts from each text's own length; and in tokens that
         come without a mask from a padding token that is not also the end of a sequence.
         """
-        return each_call(self.model, lambda tokens, _cache: begin(tokens), end)
+        points = self._points()
+        with each_call(self.model, [self._point(site, points) for site in sites], ended) as passes:
+            yield passes
+
+    def eager(self) -> AbstractContextManager[None]:
+        """Set aside what `torch.compile` made."""
+        return eager()
 
     @contextmanager
     def hooked(self, hooks: Mapping[str, Hook], *, first: bool = False) -> Iterator[None]:
@@ -148,7 +185,7 @@ class TransformerLensHost:
         with ExitStack() as stack:
             for site, hook in hooks.items():
                 point = self._point(site, points)
-                point.add_hook(_in_lens_idiom(hook), is_permanent=True, prepend=first)
+                point.add_hook(_in_lens_idiom(_in_layout(site, hook)), is_permanent=True, prepend=first)
                 stack.callback(_take_off, point, point.fwd_hooks[0 if first else -1])
             yield
 
@@ -165,8 +202,8 @@ class TransformerLensHost:
         points = self._points()
         blocks = self._blocks_between(self._point(source, points), self._point(target, points), points)
         if not blocks:
-            with overwritten(self, source, target, advance):
-                yield False
+            with overwritten(self, source, target, advance) as skips:
+                yield skips
             return
         ends = (
             self._point(f"blocks.{blocks.start}.hook_resid_pre", points),
@@ -180,7 +217,7 @@ class TransformerLensHost:
         points = self._points()
         for site in hooks:
             self._point(site, points)
-        return [(site, _in_lens_idiom(hook)) for site, hook in hooks.items()]
+        return [(site, _in_lens_idiom(_in_layout(site, hook))) for site, hook in hooks.items()]
 
     def _points(self) -> dict[str, Any]:
         model: Any = self.model
@@ -298,6 +335,11 @@ def _in_depth_order(names: Sequence[str], points: Mapping[str, Any]) -> tuple[st
 
     ordered = sorted(names, key=lambda name: (*depth(name), name.count("."), "resid" not in name, known[name]))
     return tuple({id(points[name]): name for name in reversed(ordered)}.values())[::-1]
+
+
+def _in_layout(site: str, hook: Hook) -> Hook:
+    """Bring states with an axis of heads to `[batch, position, width]` and back, by TransformerLens's own names."""
+    return in_layout(hook, Layout("batch position head width")) if site.split(".")[-1] in _BY_HEAD else hook
 
 
 def _in_lens_idiom(hook: Hook) -> Callable[..., Tensor | None]:

@@ -32,7 +32,8 @@ from koopman_interp.errors import InputError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.patching.motion import Mode
-from koopman_interp.patching.patch import At, patched
+from koopman_interp.patching.options import At
+from koopman_interp.patching.patch import patched
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 

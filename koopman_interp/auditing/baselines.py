@@ -24,7 +24,7 @@ from koopman_interp.errors import InputError
 from koopman_interp.hosts.layouts import from_rows, to_rows
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.patching.motion import Mode
-from koopman_interp.patching.patch import At
+from koopman_interp.patching.options import At
 
 WIDEST = 4096
 """Width of states up to which LEACE is fitted: its cost grows with the cube of it."""

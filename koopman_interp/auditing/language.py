@@ -29,7 +29,8 @@ from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import calls
 from koopman_interp.observing.outputs import Output
 from koopman_interp.patching.motion import Mode
-from koopman_interp.patching.patch import At, patched
+from koopman_interp.patching.options import At
+from koopman_interp.patching.patch import patched
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import table
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from koopman_interp.auditing.baselines import Way
@@ -21,9 +21,8 @@ from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.patching.motion import Mode
 from koopman_interp.patching.patch import Patch
-from koopman_interp.sites import depth_of
+from koopman_interp.patching.stepped_motion import SteppedMotion
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 HOST, OPERATOR = "all parameters", "K alone"
@@ -133,48 +132,16 @@ def relearn_operator(
     copy.model.requires_grad_(False)
     patch = way.running(copy)
     assert isinstance(patch, Patch)
-    motion = LearningMotion(koopman, patch.source, patch.target, edits, patch.mode).to(device_of(copy.model))
-    patch.moved_by(lambda _first, _last: motion)  # another way to compute the same
-    parameters = list(motion.operator.parameters())
+    device, mode = device_of(copy.model), patch.mode
+    operator = deepcopy(koopman.operator).requires_grad_(True).to(device)
+    acting = [(edit.depth, edit) for edit in edits if edit.directions.any()]
+
+    def learning(first: int, last: int) -> SteppedMotion:
+        return SteppedMotion(koopman, first, last, acting, mode, operator=operator).to(device)
+
+    patch.moved_by(learning)  # another way to compute the same
     with patch:
-        return _curve(OPERATOR, copy, parameters, settings.operator_rate, lesson, settings)
-
-
-class LearningMotion(nn.Module):
-    """What `motion.Motion` computes, step by step, with a K that takes gradients.
-
-    Args:
-        koopman: the surrogate.
-        source: site where the motion starts.
-        target: site where it ends.
-        edits: that act on the way.
-        mode: `replace` gives rows at the target, `delta` what edits and learning change there.
-    """
-
-    def __init__(
-        self, koopman: KoopmanAutoencoder, source: str, target: str, edits: Sequence[OperatorEdit], mode: Mode
-    ) -> None:
-        super().__init__()
-        self.surrogate = deepcopy(koopman).requires_grad_(False)
-        self.operator = deepcopy(koopman.operator).requires_grad_(True)
-        self.first, self.last = (depth_of(koopman.sites, site) for site in (source, target))
-        self.edits = tuple(edits)
-        self.mode = mode
-
-    def forward(self, state: Tensor) -> Tensor:
-        """Map rows at the source to rows at the target, or to their change."""
-        koopman, first, last = self.surrogate, self.first, self.last
-        lifted = z = koopman.encode(state.to(next(self.operator.parameters()).dtype), first)
-        for depth in range(first, last + 1):
-            if depth > first:
-                z = self.operator.advance(z, koopman.steps(depth - 1, depth))
-            for edit in self.edits:
-                if edit.depth == depth:
-                    z = edit(z)
-        moved = koopman.decode(z, last)
-        if self.mode == "replace":
-            return moved
-        return moved - koopman.decode(koopman.operator.advance(lifted, koopman.steps(first, last)), last)
+        return _curve(OPERATOR, copy, list(operator.parameters()), settings.operator_rate, lesson, settings)
 
 
 def _curve(

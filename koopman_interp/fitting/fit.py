@@ -113,6 +113,7 @@ def _surrogate_config(trajectories: Trajectories, config: FitConfig, dimension: 
         classes=trajectories.classes,
         host=trajectories.host,
         skip=trajectories.skip,
+        layout=trajectories.layout,
     )
 
 

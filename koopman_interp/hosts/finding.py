@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from koopman_interp.errors import UnsupportedHostError
+from koopman_interp.hosts.laid_out import LaidOut
 from koopman_interp.hosts.protocol import Host
 
 ENTRY_POINT_GROUP = "koopman_interp.hosts"
 
 
-def host_for(model: nn.Module | Host) -> Host:
+def host_for(model: nn.Module | Host, layout: str | None = None) -> Host:
     """Wrap a model in the adapter made for it; a host is returned as it is.
 
     Args:
         model: the model of the user, or a host.
+        layout: names of the axes of its states, where they are not in the package's own order; see `Layout`.
 
     Returns:
         The host of the registered adapter with the highest priority that accepts the model.
@@ -26,6 +28,8 @@ def host_for(model: nn.Module | Host) -> Host:
     Raises:
         UnsupportedHostError: no adapter accepts the object.
     """
+    if layout is not None and not isinstance(model, LaidOut):
+        return cast(Host, LaidOut(host_for(model), layout))
     if isinstance(model, Host) and not isinstance(model, nn.Module):
         return model
     for adapter in adapters():

@@ -1,4 +1,4 @@
-"""What the package needs of a host framework, and how it finds the adapter for a model.
+"""What the package needs of a host framework: the protocol that adapters keep.
 
 A host is a model together with an adapter that can read and write its states at named sites. Adapters live
 outside this package and register under the entry-point group `koopman_interp.hosts`; nothing here imports one
@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from koopman_interp.hosts.tokens import Tokens
+from koopman_interp.hosts.listing import SiteListing
+from koopman_interp.hosts.passes import Pass, Passes
 
 Hook = Callable[[Tensor], Tensor | None]
 """Called with the state at a site, in the host's own shape; a returned tensor takes its place."""
@@ -58,11 +59,33 @@ class Host(Protocol):
         """
         ...
 
+    def listed(self) -> tuple[SiteListing, ...]:
+        """List the sites that can be chosen, with their types and widths."""
+        ...
+
     def call(self, batch: Any) -> Any:
         """Call the model on a batch, moved to its device: a tensor, or a mapping of what the framework calls with.
 
         Token batches are mappings in the conventions of Hugging Face: `input_ids`, `attention_mask`, …
         """
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer, of Hugging Face's kind; None where it has none."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of one sequence that the model takes; None where it has no such limit, or it is not known."""
+        ...
+
+    def copy(self) -> Host:
+        """Return a host of a deep copy of the model."""
+        ...
+
+    def weights_elsewhere(self) -> Mapping[int, Tensor]:
+        """Return the weights that are kept elsewhere, on the CPU or on disk, by the id of their stand-in on `meta`."""
         ...
 
     def tokenize(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
@@ -74,16 +97,28 @@ class Host(Protocol):
         ...
 
     def passes(
-        self, begin: Callable[[Tokens | None], None], end: Callable[[], None] | None = None
-    ) -> AbstractContextManager[None]:
-        """Call `begin` as each forward pass starts, with its tokens where it has any, and `end` when it is done.
+        self, sites: Sequence[str] = (), ended: Callable[[Pass], None] | None = None
+    ) -> AbstractContextManager[Passes]:
+        """Follow the forward passes that reach some sites, whoever starts them.
 
-        A pass that raises has no end. Both are removed on any exit.
+        A pass begins where the outermost module that contains all the sites is entered, and ends where it is left, on
+        any exit; each thread and each nested call has a pass of its own.
+
+        Args:
+            sites: the sites; without any, a pass is one call of the model itself.
+            ended: called with each pass that ends without an exception.
+
+        Returns:
+            A context, whose value tells the pass that is under way; it leaves no trace.
         """
         ...
 
+    def eager(self) -> AbstractContextManager[None]:
+        """Set compiled code aside for the time of a context, since it was traced without the hooks of the moment."""
+        ...
+
     def hooked(self, hooks: Mapping[str, Hook], *, first: bool = False) -> AbstractContextManager[None]:
-        """Call each hook whenever its site is reached; all are removed on any exit.
+        """Call each hook whenever its site is reached, in a pass or not; all are removed on any exit.
 
         Args:
             hooks: by site.

@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from koopman_interp.errors import InputError
+from koopman_interp.hosts.arguments import cache_of, cached_length, mask_of, matrix_of_ids, vectors_of
 
 Positions = slice | Sequence[int] | Callable[[Tensor], Tensor] | None
 """Places in a sequence, counted from its first real token: a slice, several whole numbers, or a function from places
@@ -31,11 +32,17 @@ class Tokens:
         place: `[batch, position]`, where in its sequence each token stands: from 0 at the first real one, and going
             on from the cached ones where there is a cache. Meaningless at padding.
         ids: `[batch, position]` token ids, or None where the model was not called with any.
+        document: `[batch, position]`, which of the sequences that are packed into one row a token belongs to, as
+            restarting `position_ids` tell; None where each row is one.
+        placed: False where the pass goes on from a cache that does not tell how long it is, so that `place` counts
+            from this pass alone.
     """
 
     real: Bool[Tensor, "batch position"]
     place: Int[Tensor, "batch position"]
     ids: Int[Tensor, "batch position"] | None = None
+    document: Int[Tensor, "batch position"] | None = None
+    placed: bool = True
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -46,49 +53,88 @@ class Tokens:
         """Mark the real tokens at chosen places.
 
         Raises:
-            InputError: places counted from the end, which a pass with a cache cannot know, or a function that
-                gives no mask.
+            InputError: places counted from the end, which a pass with a cache cannot know; a function that gives no
+                mask; or places in a pass that goes on from a cache of unknown length.
         """
+        if positions is not None and positions != slice(0, None):
+            self.require_placed()
         return self.real & _chosen(self.place, positions)
+
+    def require_placed(self) -> None:
+        """Check that it is known where in its sequence each token stands.
+
+        Raises:
+            InputError: it is not.
+        """
+        if not self.placed:
+            raise InputError(
+                "This pass goes on from a cache that does not tell its length (the states of a state-space model, for "
+                "one), so the places of its tokens are not known. Call without a cache (use_cache=False), or choose "
+                "all places: positions=slice(0, None), and attach without skip."
+            )
 
     @classmethod
     def of_call(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tokens | None:
-        """Read a call in the conventions of Hugging Face.
+        """Read a call whose function is not at hand; see `of_arguments`."""
+        unnamed = {f"argument {index}": value for index, value in enumerate(args)}
+        return cls.of_arguments({**unnamed, **kwargs})
+
+    @classmethod
+    def of_arguments(cls, arguments: Mapping[str, Any]) -> Tokens | None:
+        """Read the arguments of a call, by the names that Hugging Face gives them.
 
         Args:
-            args: positional arguments; the first stands for `input_ids` if it holds whole numbers.
-            kwargs: keyword arguments.
+            arguments: by name, in the order of the function's parameters. Of an encoder-decoder, which has
+                `decoder_input_ids` among them, given or not, the decoder's tokens are read. Without a name that is
+                known, the first argument stands for `input_ids` if it is a matrix of whole numbers.
 
         Returns:
             The tokens, or None for a call that has none (images, plain rows).
+
+        Raises:
+            InputError: a mask of which it is not known what it says of padding.
         """
-        ids = kwargs.get("input_ids")
-        if ids is None and args and isinstance(args[0], Tensor) and not args[0].is_floating_point():
-            ids = args[0]
-        ids = ids if isinstance(ids, Tensor) and ids.ndim == 2 else None
-        embedded = kwargs.get("inputs_embeds")
-        if ids is None and not (isinstance(embedded, Tensor) and embedded.ndim == 3):
+        start = "decoder_" if "decoder_input_ids" in arguments else ""
+        ids = matrix_of_ids(arguments.get(f"{start}input_ids"))
+        if ids is None and not start and arguments:
+            ids = matrix_of_ids(next(iter(arguments.values())))
+        entries = ids if ids is not None else vectors_of(arguments, start)
+        if entries is None:
             return None
-        entries = ids if ids is not None else embedded
-        assert entries is not None
-        told = kwargs.get("position_ids")
-        tokens = cls.of_mask(
-            kwargs.get("attention_mask"),
-            (entries.shape[0], entries.shape[1]),
-            _cached_length(cache_of(kwargs)),
-            entries,
-            ids,
-        )
-        if isinstance(told, Tensor) and told.ndim == 2 and told.shape[1] == entries.shape[1]:
-            return replace(tokens, place=told.to(entries.device).expand(tokens.shape))
-        return tokens
+        shape = (entries.shape[0], entries.shape[1])
+        if ids is None and (mask := mask_of(arguments, start, shape)) is not None and mask.shape == shape[::-1]:
+            shape = shape[::-1]  # vectors whose positions come first
+        cached = cached_length(cache_of(arguments))
+        mask = mask_of(arguments, start, shape)
+        tokens = cls.of_mask(mask, shape, cached or 0, entries, ids)
+        if cached is None and mask is None:
+            tokens = replace(tokens, placed=False)
+        return tokens._told(arguments.get(f"{start}position_ids"), entries)
+
+    def _told(self, position_ids: Any, like: Tensor) -> Tokens:
+        """Take the places that the caller tells, and part the sequences that are packed into one row."""
+        if not (isinstance(position_ids, Tensor) and position_ids.ndim == 2 and position_ids.shape[1] == self.shape[1]):
+            return self
+        place = position_ids.to(like.device).expand(self.shape)
+        restarts = (place[:, 1:] <= place[:, :-1]) & self.real[:, 1:] & self.real[:, :-1]
+        if not bool(restarts.any()):
+            return replace(self, place=place, placed=True)
+        document = torch.nn.functional.pad(restarts.long().cumsum(1), (1, 0))
+        return replace(self, place=place, document=document, placed=True)
 
     @classmethod
-    def of_mask(cls, mask: Any, shape: tuple[int, int], cached: int, like: Tensor, ids: Tensor | None = None) -> Tokens:
+    def of_mask(
+        cls,
+        mask: Bool[Tensor, "batch keys"] | Int[Tensor, "batch keys"] | Float[Tensor, "batch keys"] | None,
+        shape: tuple[int, int],
+        cached: int,
+        like: Tensor,
+        ids: Int[Tensor, "batch position"] | None = None,
+    ) -> Tokens:
         """Build from an attention mask `[batch, cached + position]`, or without one where nothing is padded.
 
         Args:
-            mask: the mask; anything that is not one of this shape is taken as no padding.
+            mask: the mask, or None.
             shape: batch and positions of the pass.
             cached: tokens that stand before these in a cache.
             like: a tensor on the device to use.
@@ -98,7 +144,7 @@ class Tokens:
             The tokens of the pass.
         """
         batch, positions = shape
-        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == batch and mask.shape[1] >= positions:
+        if mask is not None and mask.shape[0] == batch and mask.shape[1] >= positions:
             attended = mask.to(like.device).bool()
             place = attended.long().cumsum(1) - 1
             return cls(attended[:, -positions:], place[:, -positions:].clamp_min(0), ids)
@@ -133,23 +179,6 @@ def right_padded(sequences: Sequence[Any], fill: int) -> dict[str, Tensor]:
     ids = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
     pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     return {"input_ids": pad(ids, padding_value=fill), "attention_mask": pad([torch.ones_like(one) for one in ids])}
-
-
-def cache_of(kwargs: Mapping[str, Any]) -> Any:
-    """Find the key-value cache among the arguments of a Hugging Face model, None without one."""
-    # Called `cache` by transformers from 5.24 on.
-    return next((kwargs[name] for name in ("past_key_values", "cache") if kwargs.get(name) is not None), None)
-
-
-def _cached_length(cache: Any) -> int:
-    """Length of a Hugging Face cache, new (an object) or old (tuples of keys and values)."""
-    if cache is None:
-        return 0
-    if hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length())
-    if isinstance(cache, (tuple, list)) and cache and isinstance(cache[0], (tuple, list)):
-        return int(cache[0][0].shape[-2])
-    return 0
 
 
 def _chosen(place: Tensor, positions: Positions) -> Tensor:

@@ -60,13 +60,26 @@ class Output:
             UnsupportedHostError: the host returned no logits `[batch, class]` or `[batch, position, class]`.
         """
         seen: list[Tokens | None] = []
-        with host.passes(seen.append):
+        with host.eager(), host.passes(ended=lambda running: seen.append(running.tokens)):
             logits = logits_of(host.call(batch))
+        return cls.of_logits(logits, seen[-1] if seen else None, skip, training=training)
+
+    @classmethod
+    def of_logits(
+        cls, logits: Float[Tensor, "..."], tokens: Tokens | None, skip: int = 0, *, training: bool = False
+    ) -> Output:
+        """Read the logits of a pass; see `of`.
+
+        Args:
+            logits: `[batch, class]` or `[batch, position, class]`.
+            tokens: of the pass, or None.
+            skip: as in `of`.
+            training: as in `of`.
+        """
         if logits.ndim not in (2, 3):
             raise UnsupportedHostError(
                 f"Expected logits [batch, class] or [batch, position, class]; got a shape of {tuple(logits.shape)}."
             )
-        tokens = seen[-1] if seen else None
         samples = Samples.of(logits.shape, tokens, skip if logits.ndim == 3 else 0)
         rows = samples.take(logits.flatten(0, -2))
         logp = log_softmax(rows.float(), dim=1) if training else log_softmax(rows.double(), dim=1).cpu()

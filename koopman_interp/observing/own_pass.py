@@ -1,4 +1,4 @@
-"""Tails: what a host says if its states at a site were others, and all after them its own.
+"""A host's own pass, and what it would say if its states at a site were others and all after them its own.
 
 Costs one pass to learn the host's own states and output, and for each set of states put in their place what lies after
 the site; blocks before it are skipped where the host allows. Holds the states of one batch. Knows nothing of what is
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,10 +20,11 @@ from koopman_interp.errors import InputError, UnknownSiteError, UnskippableError
 from koopman_interp.hosts.layouts import from_rows, to_rows
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.outputs import Output
+from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import Samples
 
-Said = Callable[[Tensor], Output]
-"""From rows of the samples at a site to the host's output."""
+Continuation = Callable[[Tensor], Output]
+"""From rows of the samples at a site to the host's output, the rest of the pass being its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class OwnPass:
         host: the host.
         batch: what it was called with.
         sites: the sites, in order of depth.
-        states: at each site, in the host's own shapes.
+        record: the states at each site, in the host's own shapes.
         output: what the host said.
         skip: leading places of each sequence that are no samples.
         training: how the output was asked for; see `Output.of`.
@@ -44,11 +44,10 @@ class OwnPass:
     host: Host
     batch: Any
     sites: tuple[str, ...]
-    states: tuple[Float[Tensor, "..."], ...]
+    record: PassRecord
     output: Output
     skip: int = 0
     training: bool = False
-    _samples: dict[tuple[int, ...], Samples] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, host: Host, batch: Any, sites: tuple[str, ...], skip: int = 0, *, training: bool = False) -> OwnPass:
@@ -69,41 +68,39 @@ class OwnPass:
             InputError: it reached them in another order.
             UnsupportedHostError: the host returned no logits.
         """
-        found: dict[str, Tensor] = {}
-
-        def keep(site: str, state: Tensor) -> None:
-            # A copy, since an in-place activation further on would write into what is kept.
-            found[site] = state.detach().clone()
-
-        with torch.no_grad(), host.hooked({site: partial(keep, site) for site in sites}):
+        records: list[PassRecord] = []
+        with torch.no_grad(), recorded(host, sites, skip, records.append):
             output = Output.of(host, batch, skip, training=training)
-        if missing := [site for site in sites if site not in found]:
-            raise UnknownSiteError(f"The forward pass never reached {', '.join(missing)}. Choose other sites.")
-        if tuple(found) != sites:
+        if not records:
+            raise UnknownSiteError(f"The forward pass never reached {', '.join(sites)}. Choose other sites.")
+        record = records[-1]
+        record.require(sites)
+        if tuple(record.states) != sites:
             raise InputError(
-                f"The forward pass reached the sites in the order {', '.join(found)}; got {', '.join(sites)}. "
+                f"The forward pass reached the sites in the order {', '.join(record.states)}; got {', '.join(sites)}. "
                 "Name them in order of depth."
             )
-        return cls(host, batch, sites, tuple(found[site] for site in sites), output, skip, training)
+        return cls(host, batch, sites, record, output, skip, training)
 
     def samples(self, depth: int) -> Samples:
         """Say which rows of the state at a depth are samples."""
-        shape = tuple(self.states[depth].shape)
-        if shape not in self._samples:
-            self._samples[shape] = Samples.of(shape, self.output.tokens, self.skip)
-        return self._samples[shape]
+        return self.record.samples(self.sites[depth])
 
     @property
     def of_states(self) -> Samples:
         """The samples; where sites differ in layout, by the one with most axes, which says most of where they are."""
-        return self.samples(max(range(len(self.states)), key=lambda depth: self.states[depth].ndim))
+        return self.record.of_states
+
+    def state(self, depth: int) -> Float[Tensor, "..."]:
+        """Return the state at a depth, in the host's own shape."""
+        return self.record.states[self.sites[depth]]
 
     def rows(self, depth: int) -> Float[Tensor, "sample width"]:
         """Return the samples' states at a depth as rows, on the host's device."""
-        return self.samples(depth).take(to_rows(self.states[depth]))
+        return self.record.rows(self.sites[depth])
 
     @contextmanager
-    def after(self, depth: int) -> Iterator[Said]:
+    def after(self, depth: int) -> Iterator[Continuation]:
         """Put other states at a depth past the first, as often as wanted while the context lasts.
 
         Samples get the rows that are given; all other places keep the host's own states. Gradients flow from the
@@ -132,7 +129,7 @@ class OwnPass:
             yield say
 
     def _with(self, rows: Tensor, depth: int) -> Tensor:
-        state, samples = self.states[depth], self.samples(depth)
+        state, samples = self.state(depth), self.samples(depth)
         own = to_rows(state)
         kept = samples.kept.nonzero().squeeze(1).to(own.device)
         return from_rows(own.index_copy(0, kept, rows.to(own)), tuple(state.shape))

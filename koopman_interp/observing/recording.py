@@ -1,4 +1,4 @@
-"""Recording: the states at some sites of a host, pass by pass, as rows on the CPU.
+"""Recording: the states at some sites of a host, pass by pass, joined to trajectories on the CPU.
 
 Costs one copy of each state and one sum over it. Knows nothing of how the passes come about.
 """
@@ -7,42 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from koopman_interp.errors import InputError, NonFiniteError, UnknownSiteError, UnsupportedHostError
+from koopman_interp.errors import InputError
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.hosts.layouts import to_rows
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Tokens
+from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import Samples, none_left
 from koopman_interp.trajectories import Trajectories
 
 
 class Recording:
-    """Rows of the sites of a host. A pass is one call of the model itself; one that raises leaves no row.
+    """Rows of the sites of a host, of all passes that go through them; one that raises leaves no row.
 
     Args:
         host: the host.
         sites: its sites, in order of depth.
         skip: leading places of each sequence to leave out.
+        layout: what the axes of the states were said to be, for the record.
     """
 
-    def __init__(self, host: Host, sites: tuple[str, ...], skip: int = 0) -> None:
+    def __init__(self, host: Host, sites: tuple[str, ...], skip: int = 0, layout: str | None = None) -> None:
         self.host = host
         self.sites = sites
         self.skip = skip
+        self.layout = layout
         self.fingerprint = HostFingerprint.of(host)
         self.running = False
         self.passes: list[Samples] = []
-        self._tokens: Tokens | None = None
-        # Of the pass that is under way, by site and by shape.
-        self._pending: dict[str, Tensor] = {}
-        self._pending_shapes: dict[str, tuple[int, ...]] = {}
-        self._sums: dict[str, Tensor] = {}
-        self._samples: dict[tuple[int, ...], Samples] = {}
         self._rows: list[list[Tensor]] = [[] for _ in sites]
         self._sequences: list[Tensor] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -55,80 +50,30 @@ class Recording:
         """Record the passes that are made while the context lasts."""
         self.running = True
         try:
-            with (
-                self.host.passes(self._begin, self._end),
-                self.host.hooked({site: partial(self._record, site) for site in self.sites}),
-            ):
+            with recorded(self.host, self.sites, self.skip, self._add, rows_alone=True):
                 yield
         finally:
             self.running = False
-            self._clear()
 
-    def _begin(self, tokens: Tokens | None) -> None:
-        self._clear()
-        self._tokens = tokens
-
-    def _record(self, site: str, state: Tensor) -> None:
-        if site in self._pending:
-            raise InputError(
-                f"Site {site!r} was reached twice in one forward pass, so its depth is not one place. Name one call "
-                f"of it, {site + '#0'!r} or {site + '#1'!r}, or choose sites that are reached once."
-            )
-        if not state.is_floating_point():
-            raise UnsupportedHostError(
-                f"Site {site!r} gave a tensor of {state.dtype}; a state is of floating-point numbers. "
-                "Choose other sites with sites=."
-            )
-        shape = tuple(state.shape)
-        if shape not in self._samples:
-            self._samples[shape] = Samples.of(shape, self._tokens, self.skip)
-        every = to_rows(state.detach())
-        rows = self._samples[shape].take(every)
-        # NaN and infinity survive any sum: a finite sum clears all rows, and is read only once the pass is over.
-        self._sums[site] = rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))
-        # The copy matters: an in-place activation further on would write into what was kept.
-        self._pending[site] = rows.to("cpu", copy=rows is every)
-        self._pending_shapes[site] = shape
-
-    def _end(self) -> None:
-        missing = [site for site in self.sites if site not in self._pending]
-        if missing:
-            raise UnknownSiteError(
-                f"The forward pass never reached {', '.join(missing)}: the model did not call that module, or a patch "
-                "skipped it. Choose other sites."
-            )
-        counts = {site: len(rows) for site, rows in self._pending.items()}
+    def _add(self, record: PassRecord) -> None:
+        record.require(self.sites)
+        counts = {site: len(record.states[site]) for site in self.sites}
         if len(set(counts.values())) != 1:
             raise InputError(f"The sites differ in their number of samples ({counts}). Choose sites that agree.")
-        self._require_finite()
-        # Where sites differ in layout, the one with most axes says most of where the rows came from.
-        samples = self._samples[max(self._samples, key=len)]
+        record.require_finite(f"batch {self._recorded} (counted from 0)")
+        samples = record.of_states
         for rows, site in zip(self._rows, self.sites, strict=True):
-            rows.append(self._pending[site])
-        self._shapes = {
-            site: shape[1:] if len(shape) == 4 else shape[-1:] for site, shape in self._pending_shapes.items()
-        }
-        self._sequences.append(samples.entry + self._first_input(samples))
+            rows.append(record.states[site])
+        self._shapes = {site: shape[1:] if len(shape) == 4 else shape[-1:] for site, shape in record.shapes.items()}
+        self._sequences.append(samples.entry + self._first_input(samples, record.tokens))
         self.passes.append(samples)
         self._recorded += 1
-        self._clear()
 
-    def _clear(self) -> None:
-        self._pending, self._pending_shapes, self._sums, self._samples = {}, {}, {}, {}
-
-    def _require_finite(self) -> None:
-        for site, rows in self._pending.items():
-            # A sum of finite numbers can overflow; only then is the exact look needed.
-            if not self._sums[site].isfinite() and not torch.isfinite(rows).all():
-                raise NonFiniteError(
-                    f"Site {site!r} gave NaN or infinity in batch {self._recorded} (counted from 0). "
-                    "Check that batch, or run the model in a wider dtype."
-                )
-
-    def _first_input(self, samples: Samples) -> int:
+    def _first_input(self, samples: Samples, tokens: Tokens | None) -> int:
         """Return the number of the pass's first sequence: a new one, unless the pass goes on from a cache."""
-        tokens = self._tokens
         goes_on = False
+        if tokens is not None:
+            tokens.require_placed()
         if tokens is None or tokens.shape[0] != samples.inputs:
             self._next_place = None
         else:
@@ -180,4 +125,5 @@ class Recording:
             tokens=torch.cat(ids) if len(ids) == len(self.passes) else None,
             shapes=tuple(self._shapes[site] for site in self.sites),
             skip=self.skip,
+            layout=self.layout,
         )

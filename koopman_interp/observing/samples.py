@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.layouts import row_origins
 from koopman_interp.hosts.tokens import Tokens
-from koopman_interp.labels import whole_numbers
+from koopman_interp.labels import Form, spread_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +27,10 @@ class Samples:
     """The rows of one pass that are samples; all tensors are on the CPU.
 
     Attributes:
-        inputs: entries of the batch.
+        inputs: entries of the batch; where several texts are packed into one, as many as there are texts.
         real: `[row]`, False at padding.
         kept: `[row]`, False at padding and at skipped positions.
-        entry: `[sample]`, the entry of the batch that each kept row belongs to.
+        entry: `[sample]`, the input that each kept row belongs to.
         place: `[sample]`, where in its sequence it stands; 0 without positions.
         ids: `[sample]` token ids, or None.
     """
@@ -65,6 +66,10 @@ class Samples:
             place, ids = tokens.place.flatten().cpu(), None if tokens.ids is None else tokens.ids.flatten().cpu()
             entry, _ = row_origins((*tokens.shape, 1))
             inputs = tokens.shape[0]
+            if tokens.document is not None:  # each of the texts that are packed into a row is an input of its own
+                packed = torch.stack([entry, tokens.document.flatten().cpu()])
+                texts, entry = torch.unique(packed, dim=1, return_inverse=True)
+                inputs = texts.shape[1]
         else:
             if skip and len(shape) != 3:
                 raise InputError(
@@ -103,34 +108,31 @@ def labels_of_samples(labels: Any, passes: Sequence[Samples]) -> Int[Tensor, " s
     Raises:
         InputError: their number fits none of these, or they are not whole numbers.
     """
-    given = whole_numbers(labels)
-    samples = sum(len(one) for one in passes)
-    inputs, real = sum(one.inputs for one in passes), sum(int(one.real.sum()) for one in passes)
-    positions = sum(len(one.real) for one in passes)
-    if len(given) == samples:
-        return given
-    if len(given) == inputs:
-        starts = torch.tensor([one.inputs for one in passes]).cumsum(0) - torch.tensor([one.inputs for one in passes])
-        return given[torch.cat([one.entry + start for one, start in zip(passes, starts, strict=True)])]
-    if len(given) == positions:
-        return given[torch.cat([one.kept for one in passes])]
-    if len(given) == real:
-        return given[torch.cat([one.kept[one.real] for one in passes])]
-    forms = [(samples, "a sample"), (inputs, "an observed input"), (real, "a token"), (positions, "a position")]
-    fitting = dict(reversed(forms))  # a number that several forms share is named by the first of them
-    expected = ", or ".join(f"{count:,} labels, one {what}" for count, what in forms if fitting[count] == what)
-    raise InputError(f"Expected {expected}; got {len(given):,}.")
+    starts = accumulate((samples.inputs for samples in passes), initial=0)
+    entries = [samples.entry + start for samples, start in zip(passes, starts, strict=False)]
+    kept, real = (_joined([getattr(samples, rows) for samples in passes]) for rows in ("kept", "real"))
+    forms = (
+        Form("a sample", sum(map(len, passes))),
+        Form("an observed input", sum(samples.inputs for samples in passes), _joined(entries)),
+        Form("a token", int(real.sum()), kept[real]),
+        Form("a position", len(real), kept),
+    )
+    return spread_labels(labels, forms)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(parts)) if parts else torch.zeros(0, dtype=torch.bool)
 
 
 def none_left(passes: Sequence[Samples], skip: int) -> str:
     """Say why passes have no samples."""
-    if not sum(len(one.real) for one in passes):
+    if not sum(len(samples.real) for samples in passes):
         return "There were no samples: the batches hold no inputs."
-    if any(len(one) for one in passes):
+    if any(len(samples) for samples in passes):
         return "There are no samples left: all are labelled -100, the mark of what to leave out."
     return (
-        f"There are no samples left: all {sum(int(one.real.sum()) for one in passes):,} tokens are padding or among "
-        f"the first {skip} of their sequences, which skip={skip} leaves out."
+        f"There are no samples left: all {sum(int(samples.real.sum()) for samples in passes):,} tokens are padding or "
+        f"among the first {skip} of their sequences, which skip={skip} leaves out."
     )
 
 

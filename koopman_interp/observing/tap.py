@@ -17,8 +17,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from koopman_interp.errors import InputError
+from koopman_interp.errors import InputError, UnsupportedHostError
 from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.listing import SiteTable
 from koopman_interp.hosts.protocol import Host, SiteSelection
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.recording import Recording
@@ -32,6 +33,7 @@ def attach(
     *,
     times: Sequence[float | int] | None = None,
     skip: int = 0,
+    layout: str | None = None,
 ) -> Tap:
     """Attach to a model; nothing is hooked until something is recorded.
 
@@ -43,6 +45,8 @@ def attach(
             give the setting of arXiv 2505.12809.
         skip: leading positions of each sequence to leave out, counted from its first real token. The first tokens of
             language models are often attention sinks, whose states are far from all others.
+        layout: names of the axes of the states, where they are not `batch width`, `batch position width` or `batch
+            channel height width`: `position batch width`, or `batch position head width`, whose heads are joined.
 
     Returns:
         A Tap on those sites.
@@ -52,13 +56,27 @@ def attach(
     """
     if skip < 0:
         raise InputError(f"skip is how many leading positions to leave out, 0 or more; got {skip}.")
-    host = host_for(model)
+    host = host_for(model, layout)
     chosen = host.sites(sites)
     if len(chosen) < 2:
         raise InputError(f"A trajectory needs two or more sites; {sites!r} chose only {', '.join(chosen)}.")
     if times is not None and len(times) != len(chosen):
         raise InputError(f"Expected {len(chosen)} times, one a site ({', '.join(chosen)}); got {len(times)}.")
-    return Tap(host, chosen, tuple(map(float, range(len(chosen)) if times is None else times)), skip)
+    return Tap(host, chosen, tuple(map(float, range(len(chosen)) if times is None else times)), skip, layout)
+
+
+def sites(model: nn.Module | Host) -> SiteTable:
+    """List the sites of a model, with types and widths, and which of them `attach` takes unless told otherwise.
+
+    Args:
+        model: as for `attach`.
+    """
+    host = host_for(model)
+    try:
+        chosen = host.sites()
+    except UnsupportedHostError:  # which `attach` says in full
+        chosen = ()
+    return SiteTable(type(host.model).__name__, host.listed(), chosen)
 
 
 class Tap:
@@ -75,11 +93,19 @@ class Tap:
         Trajectories(16 samples, 4 depths from 'blocks.0:input' to 'blocks.2', width 8, unlabelled)
     """
 
-    def __init__(self, host: Host, sites: tuple[str, ...], times: tuple[float, ...], skip: int = 0) -> None:
+    def __init__(
+        self,
+        host: Host,
+        sites: tuple[str, ...],
+        times: tuple[float, ...],
+        skip: int = 0,
+        layout: str | None = None,
+    ) -> None:
         self.host = host
         self.sites = sites
         self.times = times
         self.skip = skip
+        self.layout = layout
         self._recording: Recording | None = None
         self._listening = ExitStack()
 
@@ -91,7 +117,7 @@ class Tap:
         if self._recording is not None and self._recording.running:
             raise InputError("This tap is recording already. Leave its `with` block before entering it again.")
         self._warn_of_train_mode()
-        self._recording = Recording(self.host, self.sites, self.skip)
+        self._recording = Recording(self.host, self.sites, self.skip, self.layout)
         self._listening.enter_context(self._recording.listening())
         return self
 
@@ -131,19 +157,21 @@ class Tap:
         Of tokens, each is a sample; padding, as the attention mask tells it, is left out.
 
         Args:
-            batches: a tensor of inputs, or of token ids `[batch, position]`; texts, or sequences of token ids of any
-                lengths; a pair of inputs and labels, as two tensors; a split of a `datasets` data set (all cut into
-                batches); or any iterable of batches, a DataLoader for one. A batch is a tensor, a list of texts or of
-                sequences of ids, a mapping that is passed as keyword arguments (`input_ids`, `attention_mask`, …), or
-                a pair (one of these, labels).
-            labels: whole numbers: one an input, one a sample, one a token (skipped ones too), or one a position with
-                padding still in it; or the name of the column that holds them. Without it they are taken from pairs,
-                and from a column `label` or `labels` of mappings, which the model is then not called with. Samples
+            batches: inputs, to be cut into batches: a tensor or array with one a row (of token ids `[batch,
+                position]`); lists of texts, of sequences of token ids of any lengths, or of rows of numbers; a dict of
+                columns; a split of a `datasets` data set, read in its own format or through its transform. With labels
+                they are a tuple `(x, y)`. Or an iterable of batches, a DataLoader for one: each a batch of these
+                inputs, a pair of it and its labels, or a mapping of columns. Columns are passed as keyword arguments
+                (`input_ids`, `attention_mask`, …); a single one is passed as it is, texts tokenised, where `forward`
+                takes none of its name. Float64 is brought to the dtype of a model that has none of it.
+            labels: whole numbers or truth values: one an input, one a sample, one a token (skipped ones too), or one a
+                position with padding still in it; or the name of the column that holds them. Without it they are taken
+                from pairs, and from a column `label` or `labels`, which the model is then not called with. Samples
                 labelled -100, Hugging Face's mark of what to ignore, are left out.
             inputs: the column to pass to the model (a column of texts is tokenised), or a function from a batch to
-                what the model is called with.
+                what the model is called with. It is asked for wherever a batch can be read in two ways.
             tokenizer: of Hugging Face's kind, for texts; None is the host's own.
-            batch_size: for tensors, texts, sequences of ids and data sets.
+            batch_size: of inputs that are to be cut.
             progress: show a bar; None shows it on a terminal only.
 
         Returns:
@@ -245,7 +273,7 @@ class Tap:
         progress: bool | None,
     ) -> Iterator[tuple[Trajectories, list[Samples], Any]]:
         """Call the host on each batch; yield what was recorded, which of it are samples, and its labels."""
-        recording = Recording(self.host, self.sites, self.skip)
+        recording = Recording(self.host, self.sites, self.skip, self.layout)
         found = calls(self.host, batches, inputs=inputs, column=column, batch_size=batch_size, tokenizer=tokenizer)
         none = True
         for x, y in tqdm(found, desc="observe", unit="batch", disable=None if progress is None else not progress):

@@ -9,32 +9,34 @@ any exit.
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
+import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
+from koopman_interp.depths import span
 from koopman_interp.edits.operator_edit import OperatorEdit
-from koopman_interp.errors import HostMismatchError, InputError
+from koopman_interp.errors import HostMismatchError, InputError, UnsupportedHostError
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.layouts import shaped_like, to_rows
+from koopman_interp.hosts.passes import Pass, Passes
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Positions, Tokens
 from koopman_interp.patching.motion import Mode, Motion
-from koopman_interp.sites import span
+from koopman_interp.patching.options import At, Edits, PatchOptions
+from koopman_interp.patching.spans import MovedRows, PatchedSpan
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-
-Edits = OperatorEdit | Sequence[OperatorEdit] | None
-
-At = Literal["target", "each site"]
-"""Where edits are written: carried by K to the target of the span, or each in place at the site where it acts."""
 
 
 def patched(
@@ -91,34 +93,12 @@ def patched(
         True
     """
     edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit or ())
-    return Patch(host_for(model), koopman, edits, PatchOptions(mode, source, target, at, positions, check_weights))
-
-
-@dataclass(frozen=True)
-class PatchOptions:
-    """How edits are patched; `patched` says what each of these means.
-
-    Raises:
-        InputError: they do not go together.
-    """
-
-    mode: Mode = "delta"
-    source: str | int | None = None
-    target: str | int | None = None
-    at: At = "target"
-    positions: Positions = None
-    check_weights: bool = True
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("delta", "replace"):
-            raise InputError(f"mode={self.mode!r} is neither 'delta' nor 'replace'.")
-        if self.at not in ("target", "each site"):
-            raise InputError(f"at={self.at!r} is neither 'target' nor 'each site'.")
-        if self.at == "each site" and (self.mode == "replace" or (self.source, self.target) != (None, None)):
-            raise InputError(
-                "Edits at each site are written in place: mode='delta', without source and target. The edits "
-                "themselves say at which sites."
-            )
+    return Patch(
+        host_for(model, koopman.config.layout),
+        koopman,
+        edits,
+        PatchOptions(mode, source, target, at, positions, check_weights),
+    )
 
 
 class Patch:
@@ -167,10 +147,11 @@ class Patch:
             self.positions = slice(koopman.config.skip, None)
         self.motion: nn.Module = motions[0] if len(motions) == 1 else nn.ModuleList(motions)
         self._spans = [
-            _Span(first, last, koopman.sites[first], koopman.sites[last], koopman.config.shapes[last], motion)
+            PatchedSpan(first, last, koopman.sites[first], koopman.sites[last], koopman.config.shapes[last], motion)
             for (first, last, _), motion in zip(groups, motions, strict=True)
         ]
-        self._tokens: Tokens | None = None
+        self._passes = Passes()
+        self._told = False
         self._installed: ExitStack | None = None
 
     def __repr__(self) -> str:
@@ -186,21 +167,25 @@ class Patch:
         if self._installed is not None:
             raise InputError("This patch is installed already. Remove it first, or make another with patched(…).")
         with ExitStack() as stack:
-            if self.positions is not None:
-                stack.enter_context(self.host.passes(self._begin))
-            whole = self._spans[0]
-            # Bound to the patch and not to its span, so that what is installed keeps the patch alive.
-            advance = partial(self._advance, whole)
-            if self.mode == "replace" and self.positions is None:
-                stack.enter_context(self.host.replaced(whole.source, whole.target, advance))
-            elif not self._idle:
-                for one in self._spans:
-                    hooks = self._hooks_of(one)
-                    if one.source != one.target:
-                        stack.enter_context(self.host.hooked({one.source: hooks[one.source]}))
-                    stack.enter_context(self.host.hooked({one.target: hooks[one.target]}, first=True))
+            if not self._idle:
+                stack.enter_context(self.host.eager())
+                self._enter(stack)
             self._installed = stack.pop_all()
         return self
+
+    def _enter(self, stack: ExitStack) -> None:
+        """Place all hooks, to be taken off as the stack is closed."""
+        whole = self._spans[0]
+        if self.mode == "replace" and self.positions is None:
+            # Bound to the patch and not to its span, so that what is installed keeps the patch alive.
+            stack.enter_context(self.host.replaced(whole.source, whole.target, partial(self._advance, whole)))
+            return
+        self._passes = stack.enter_context(self.host.passes(self._sites, self._end))
+        for own in self._spans:
+            hooks = self._hooks_of(own)
+            if own.source != own.target:
+                stack.enter_context(self.host.hooked({own.source: hooks[own.source]}))
+            stack.enter_context(self.host.hooked({own.target: hooks[own.target]}, first=True))
 
     def on(self, model: nn.Module | Host, *, check_weights: bool = False) -> Patch:
         """Return the same patch of another model of the same sites: a copy that is fine-tuned, say.
@@ -212,17 +197,29 @@ class Patch:
         Raises:
             HostMismatchError: it differs in more than its weights.
         """
-        return Patch(host_for(model), self.koopman, self.edits, replace(self.options, check_weights=check_weights))
+        return Patch(
+            host_for(model, self.koopman.config.layout),
+            self.koopman,
+            self.edits,
+            replace(self.options, check_weights=check_weights),
+        )
 
     def fwd_hooks(self) -> list[tuple[str, Callable[..., Any]]]:
         """Return the patch as hooks for TransformerLens's `run_with_hooks(fwd_hooks=…)` and `hooks(fwd_hooks=…)`.
 
-        The numbers are those of `with patch`; `replace` skips no compute as hooks.
+        The numbers are those of `with patch`; `replace` skips no compute as hooks. As long as the list lives, the
+        model's passes are followed, which tells the hooks where each token stands.
 
         Raises:
             UnsupportedHostError: the host's framework has no such idiom.
         """
-        return self.host.fwd_hooks(self.hooks())
+        held, alive = ExitStack(), _Alive()
+        hooks = {site: partial(alive.call, hook) for one in self._spans for site, hook in self._hooks_of(one).items()}
+        pairs = self.host.fwd_hooks({} if self._idle else hooks)
+        if pairs:
+            self._passes = held.enter_context(self.host.passes(self._sites, self._end))
+            weakref.finalize(alive, held.close)
+        return pairs
 
     def bake(self) -> nn.Module:
         """Return a copy of the model that carries the patch as a module of its own.
@@ -234,17 +231,20 @@ class Patch:
         Returns:
             The copy, in the mode (train or eval) of the model.
         """
-        copy = deepcopy(self.host.model)
-        baked = self.on(copy, check_weights=self.options.check_weights).install()
-        copy.add_module("koopman_patch", baked.motion)
-        return copy
+        host = self.host.copy()
+        baked = self.on(host, check_weights=self.options.check_weights)
+        with ExitStack() as stack:
+            if not self._idle:
+                baked._enter(stack)  # and no compiled code is set aside: a copy is not compiled, or compiled with it
+            baked._installed = stack.pop_all()
+        host.model.add_module("koopman_patch", baked.motion)
+        if hasattr(host.model, "save_pretrained"):
+            host.model.__dict__["save_pretrained"] = _refuse_to_save_plain
+        return host.model
 
     def remove(self) -> None:
         """Leave the host as it was before `install`; does nothing a second time."""
         installed, self._installed = self._installed, None
-        self._tokens = None
-        for one in self._spans:
-            one.state = None
         if installed is not None:
             installed.close()
 
@@ -255,6 +255,10 @@ class Patch:
         for name, value in vars(self).items():
             setattr(copied, name, None if name == "_installed" else deepcopy(value, memo))
         return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As for a copy: the pickled model's hooks are its own.
+        return vars(self) | {"_installed": None}
 
     def __enter__(self) -> Patch:
         return self.install()
@@ -276,76 +280,106 @@ class Patch:
         self.motion = motions[0] if len(motions) == 1 else nn.ModuleList(motions)
         self._idle = False
 
-    def hooks(self) -> dict[str, Callable[[Tensor], Tensor | None]]:
-        """Return the hooks that read at sources and write at targets."""
-        return {site: hook for one in self._spans for site, hook in self._hooks_of(one).items()}
+    @property
+    def _sites(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(site for own in self._spans for site in (own.source, own.target)))
 
-    def _hooks_of(self, span: _Span) -> dict[str, Callable[[Tensor], Tensor | None]]:
+    def _hooks_of(self, span: PatchedSpan) -> dict[str, Callable[[Tensor], Tensor | None]]:
         if span.source == span.target:
             return {span.target: partial(self._write_in_place, span)}
-        return {span.source: span.read, span.target: partial(self._write, span)}
+        return {span.source: partial(self._read, span), span.target: partial(self._write, span)}
 
-    def _begin(self, tokens: Tokens | None) -> None:
-        self._tokens = tokens
+    def _advance(self, span: PatchedSpan, state: Tensor) -> Tensor:
+        return shaped_like(span.motion(to_rows(state)), state, span.shape)
 
-    def _write_in_place(self, span: _Span, state: Tensor) -> Tensor:
-        span.read(state)
-        return self._write(span, state)
+    def _read(self, span: PatchedSpan, state: Tensor) -> None:
+        """Move the state at a source on at once, since the model may write into it later."""
+        running = self._running()
+        if running is not None:
+            running.kept[span] = MovedRows.of(span, state, self._chosen(running, state, span.source))
 
-    def _write(self, span: _Span, state: Tensor) -> Tensor:
-        source, span.state = span.state, None
-        if source is None:
+    def _write(self, span: PatchedSpan, state: Tensor) -> Tensor | None:
+        running = self._running()
+        if running is None:
+            return None
+        moved: MovedRows | None = running.kept.pop(span, None)
+        if moved is None:
             raise InputError(
                 f"The pass reached {span.target!r} before {span.source!r}, so there is nothing to move on from."
             )
-        rows = to_rows(source)
-        where = None if self.positions is None else self._chosen(state, span.target).flatten().nonzero().squeeze(1)
-        moved = span.motion(rows if where is None else rows[where.to(rows.device)])
-        if where is None:
-            return self._put(state, shaped_like(moved, state, span.shape))
-        chosen = self._put(to_rows(state)[where], moved.to(state))
-        return to_rows(state).index_copy(0, where, chosen).view_as(state)
+        return moved.put(state, span, replacing=self.mode == "replace")
 
-    def _advance(self, span: _Span, state: Tensor) -> Tensor:
-        return shaped_like(span.motion(to_rows(state)), state, span.shape)
+    def _write_in_place(self, span: PatchedSpan, state: Tensor) -> Tensor | None:
+        self._read(span, state)
+        return self._write(span, state)
 
-    def _put(self, state: Tensor, moved: Tensor) -> Tensor:
-        return state + moved if self.mode == "delta" else moved
+    def _running(self) -> Pass | None:
+        """Return the pass that is under way; None for a module that is called by itself.
 
-    def _chosen(self, state: Tensor, site: str) -> Tensor:
-        """Mark the rows of a state `[batch, position, width]` that are to be patched."""
+        Raises:
+            InputError: blocks are computed again in a backward pass, in which nothing is patched.
+        """
+        running = self._passes.current
+        if torch._C._current_graph_task_id() != -1 if running is None else _is_checkpointed():
+            raise InputError(
+                "This model computes its blocks again in the backward pass (activation checkpointing), where a patch "
+                "would be missing. Switch checkpointing off while the model is patched "
+                "(model.gradient_checkpointing_disable() in Hugging Face)."
+            )
+        return running
+
+    def _end(self, running: Pass) -> None:
+        """Say once that a pass left before an edit could be written."""
+        left = next((own for own in self._spans if own in running.kept), None)
+        if left is not None and not self._told:
+            self._told = True
+            warnings.warn(
+                f"A pass went through {left.source!r} but never reached {left.target!r}, so nothing was patched in it: "
+                "the model left early or dropped blocks. Patch with a target that every pass reaches.",
+                stacklevel=2,
+            )
+
+    def _chosen(self, running: Pass, state: Tensor, site: str) -> Int[Tensor, " row"] | None:
+        """Number the rows of a state `[batch, position, width]` that are to be patched; None is all."""
+        if self.positions is None:
+            return None
         if state.ndim != 3:
             raise InputError(
                 f"Positions choose among tokens, but the state at {site!r} has the shape {tuple(state.shape)}; "
                 "expected [batch, position, width]. Patch without positions."
             )
         shape = (state.shape[0], state.shape[1])
-        tokens = self._tokens if self._tokens is not None else Tokens.of_mask(None, shape, 0, state)
+        tokens = running.tokens if running.tokens is not None else Tokens.of_mask(None, shape, 0, state)
         if tokens.shape != shape:
             raise InputError(
                 f"The pass was called with {tokens.shape} tokens (batch, position), but the state at {site!r} "
                 f"has {shape}, so their places are not known. Patch without positions."
             )
-        return tokens.at(self.positions).to(state.device)
+        return tokens.at(self.positions).to(state.device).flatten().nonzero().squeeze(1)
 
 
-@dataclass(eq=False)
-class _Span:
-    """One motion in the host: where it reads, where it writes, and what was read in the pass that is running."""
+def _refuse_to_save_plain(*_: Any, **__: Any) -> None:
+    """Stand in for the `save_pretrained` of a baked copy."""
+    raise UnsupportedHostError(
+        "save_pretrained writes weights alone, and what from_pretrained makes of them would run unpatched. Save the "
+        "base model, the surrogate (koopman.save_pretrained) and the edit (edit.save), and bake anew after loading; or "
+        "keep the copy whole with torch.save(copy, path)."
+    )
 
-    first: int
-    last: int
-    source: str
-    target: str
-    shape: tuple[int, ...]
-    motion: nn.Module
-    state: Tensor | None = None
 
-    def __str__(self) -> str:
-        return repr(self.source) if self.source == self.target else f"{self.source!r} to {self.target!r}"
+class _Alive:
+    """What hooks hold on to, so that it is known when the last of them is gone."""
 
-    def read(self, state: Tensor) -> None:
-        self.state = state
+    def call(self, hook: Callable[[Tensor], Tensor | None], state: Tensor) -> Tensor | None:
+        return hook(state)
+
+
+def _is_checkpointed() -> bool:
+    """Whether torch's checkpointing, the kind without reentry, is to compute what runs now once more."""
+    if not torch.is_grad_enabled():
+        return False
+    saving = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return saving is not None and "checkpoint" in getattr(saving[0], "__qualname__", "")
 
 
 def _ends(koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], options: PatchOptions) -> tuple[int, int]:
@@ -360,7 +394,7 @@ def _ends(koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], options: P
 def _require_own(host: Host, koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], check_weights: bool) -> None:
     ignoring = () if check_weights else ("weights",)
     found = HostFingerprint.of(host)
-    koopman.config.host.require(found, "surrogate", ignoring=ignoring)
+    koopman.config.host.require(found, "surrogate", ignoring=ignoring, host=host)
     digest = koopman.digest() if edits else ""
     for edit in edits:
         edit.host.require(found, "edit", ignoring=ignoring)

@@ -8,11 +8,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from koopman_interp.tables import Table
+
 
 def section(name: str, heading: str, *parts: str) -> str:
     """One section under its heading; empty parts are left out."""
     body = "\n".join(part for part in parts if part)
     return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{escape(heading)}</h2>\n{body}\n</section>'
+
+
+def shown(table: Table, *, marked_column: int | None = None) -> str:
+    """One table in a container that scrolls, under its caption.
+
+    Args:
+        table: with a caption, by which a reader who cannot see finds it.
+        marked_column: a column to set off.
+    """
+    label = escape(table.caption)
+    html = table.html(marked_column=marked_column)
+    return f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">{html}</div>'
 
 
 def table(

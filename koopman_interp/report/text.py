@@ -23,10 +23,13 @@ project the last site; “retrained”, if given, never saw the class: the yards
 
 FILES = """<section aria-labelledby="files">
 <h2 id="files">Files in this folder</h2>
+<p>Each is there if the run made it.</p>
 <dl>
 <dt><code>koopman/</code></dt><dd>the surrogate: weights, configuration, model card</dd>
 <dt><code>edit.safetensors</code></dt><dd>the edit, with its certificate</dd>
 <dt><code>trajectories.safetensors</code></dt><dd>the states, labels and their origin</dd>
+<dt><code>spectrum.safetensors</code></dt><dd>the spectrum, with its eigenvectors</dd>
+<dt><code>topology-….safetensors</code></dt><dd>persistence diagrams by depth</dd>
 <dt><code>lens.safetensors</code></dt><dd>what a lens reads, where one was looked through</dd>
 <dt><code>metrics.json</code></dt><dd>every number on this page</dd>
 <dt><code>figures/</code></dt><dd>every figure, as PNG and SVG</dd>
@@ -58,7 +61,9 @@ caption { text-align: left; color: var(--soft); padding-bottom: .4rem; max-width
 th, td { padding: .35rem .8rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 thead th { vertical-align: bottom; white-space: normal; }
-th:first-child { text-align: left; padding-left: .4rem; }
+th:first-child, .words, tfoot td { text-align: left; }
+th:first-child { padding-left: .4rem; }
+.words { white-space: normal; }
 tbody th { font-weight: 400; white-space: normal; min-width: 8rem; }
 .marked, .marked th { background: var(--mark); font-weight: 700; }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .25rem 1.2rem;
@@ -104,7 +109,7 @@ PAGE = """<!DOCTYPE html>
 <section aria-labelledby="done">
 <h2 id="done">What was done</h2>
 <pre tabindex="0"><code>$command</code></pre>
-$host
+$facts
 $seconds
 </section>
 $sections

@@ -20,10 +20,10 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, Reposi
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_json, write_tensors, write_text
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.sites import span
 from koopman_interp.surrogates.moments import Moments
 from koopman_interp.surrogates.normalization import Normalization
 from koopman_interp.surrogates.operators import operator
@@ -44,6 +44,7 @@ class SurrogateConfig:
         widths: width of the host's state at each depth, as rows.
         shapes: shape of one sample's state at each depth, as the host has it.
         skip: leading places of each sequence that it was not fitted on, and that a patch leaves alone.
+        layout: names of the axes of the states in the host, where `attach` was told.
         dimension: width of the normalised states.
         observables: width of the observable space.
         architecture: of encoder and decoder.
@@ -69,6 +70,7 @@ class SurrogateConfig:
     classes: tuple[int, ...]
     host: HostFingerprint
     skip: int = 0
+    layout: str | None = None
     history: tuple[dict[str, float], ...] = field(default=(), repr=False)
     distilled: tuple[dict[str, float], ...] = field(default=(), repr=False)
 

@@ -9,10 +9,10 @@ from torch.nn.functional import cross_entropy
 import koopman_interp as ki
 from koopman_interp.auditing import relearning
 from koopman_interp.auditing.passes import drawn
-from koopman_interp.auditing.relearning import LearningMotion
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.fingerprint import weight_digest
 from koopman_interp.patching.motion import Motion
+from koopman_interp.patching.stepped_motion import SteppedMotion
 
 LABEL = 1
 
@@ -76,13 +76,15 @@ def test_the_learning_motion_starts_as_the_motion_of_the_patch(case, mode):
     second = ki.erase_class(case.koopman, label=2, site=2)
     edits = (ki.erase_class(case.koopman, label=LABEL, site=1), second)
     prepared = Motion(case.koopman, first, last, edits, mode)
-    learning = LearningMotion(case.koopman, case.koopman.sites[first], case.koopman.sites[last], edits, mode)
+    acting = [(edit.depth, edit) for edit in edits]
+    learning = SteppedMotion(case.koopman, first, last, acting, mode, operator=copy.deepcopy(case.koopman.operator))
     rows = torch.randn(40, 10, generator=torch.Generator().manual_seed(0)).abs()
     torch.testing.assert_close(learning(rows), prepared(rows), rtol=1e-4, atol=1e-4)
 
 
 def test_k_alone_moves_and_nothing_else(case):
-    motion = LearningMotion(case.koopman, case.koopman.sites[0], case.koopman.sites[-1], (case.edit,), "delta")
+    operator, last = copy.deepcopy(case.koopman.operator).requires_grad_(True), len(case.koopman.sites) - 1
+    motion = SteppedMotion(case.koopman, 0, last, [(case.edit.depth, case.edit)], "delta", operator=operator)
     learning = [name for name, parameter in motion.named_parameters() if parameter.requires_grad]
     assert learning == [f"operator.{name}" for name, _ in case.koopman.operator.named_parameters()]
     before = case.koopman.digest()

@@ -57,15 +57,17 @@ def test_texts_need_a_tokenizer(model, gpt2, tmp_path):
 
 def test_a_pass_begins_with_its_tokens_and_ends_when_it_is_done(model, gpt2):
     seen: list[Any] = []
-    with TorchHost(model).passes(seen.append, lambda: seen.append("end")):
+    with TorchHost(model).passes(ended=lambda running: seen.append(running.tokens)):
         model(drawn(5, 4))
-    assert seen == [None, "end"]
+    assert seen == [None]
     seen.clear()
     batch = padded_tokens(3)
-    with TorchHost(gpt2).passes(seen.append, lambda: seen.append("end")), torch.no_grad():
+    with TorchHost(gpt2).passes(ended=lambda running: seen.append(running.tokens)) as passes, torch.no_grad():
+        assert passes.current is None
         gpt2(**batch)
-    tokens, end = seen
-    assert end == "end" and torch.equal(tokens.real, batch["attention_mask"].bool())
+        assert passes.current is None
+    (tokens,) = seen
+    assert torch.equal(tokens.real, batch["attention_mask"].bool())
     assert torch.equal(tokens.ids, batch["input_ids"])
 
 
@@ -73,17 +75,17 @@ def test_a_pass_that_raises_has_no_end_and_leaves_nothing(model):
     before, seen = traces(model), []
     with (
         pytest.raises(RuntimeError),
-        TorchHost(model).passes(lambda _: seen.append("begin"), lambda: seen.append("end")),
+        TorchHost(model).passes(ended=seen.append) as passes,
     ):
         model(drawn(5, 3))
-    assert seen == ["begin"] and traces(model) == before
+    assert seen == [] and passes.current is None and traces(model) == before
 
 
 def test_generation_goes_on_from_the_cache(gpt2):
     found = []
     prompt = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
     mask = (prompt > 0).long()
-    with TorchHost(gpt2).passes(lambda tokens: found.append((tokens.real.tolist(), tokens.place.tolist()))):
+    with TorchHost(gpt2).passes(ended=lambda run: found.append((run.tokens.real.tolist(), run.tokens.place.tolist()))):
         gpt2.generate(prompt, attention_mask=mask, max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
     (real, place), *steps = found
     assert real == mask.bool().tolist() and place[0][2:] == [0, 1] and place[1] == [0, 1, 2, 3]
@@ -193,7 +195,8 @@ def test_compiled_code_is_kept_aside_while_hooks_are_on(whole):
         assert traced
         found = ki.attach(compiled).observe([x], progress=False)
         assert len(found.sites) == 4 and len(found) == 5
-        with TorchHost(compiled).hooked({"blocks.1": torch.zeros_like}):
+        host = TorchHost(compiled)
+        with host.eager(), host.hooked({"blocks.1": torch.zeros_like}):
             assert not torch.equal(compiled(x), expected)
         assert torch.equal(compiled(x), expected)
 
@@ -213,7 +216,8 @@ def test_weights_that_accelerate_keeps_elsewhere_are_the_same_weights(model):
     changed = deepcopy(model)
     with torch.no_grad():
         changed.head.weight[0, 0] += 1
-    assert weight_digest(accelerate.cpu_offload(changed, execution_device="cpu")) != whole.weights
+    other = TorchHost(accelerate.cpu_offload(changed, execution_device="cpu"))
+    assert HostFingerprint.of(other).weights != whole.weights
 
 
 def test_weights_that_are_nowhere_are_refused():

@@ -213,8 +213,8 @@ def test_a_reset_of_hooks_meanwhile_leaves_ours_in_force(model, ids):
 def test_contexts_may_end_in_any_order(model, ids):
     model(ids)
     before, host, seen = traces(model), host_for(model), []
-    first = host.passes(lambda _: seen.append("first"))
-    second = host.passes(lambda _: seen.append("second"))
+    first = host.passes(ended=lambda _: seen.append("first"))
+    second = host.passes(ended=lambda _: seen.append("second"))
     first.__enter__(), second.__enter__()
     model(ids)
     first.__exit__(None, None, None)
@@ -229,14 +229,14 @@ def test_contexts_may_end_in_any_order(model, ids):
 
 
 def passes_of(model, call) -> list[Any]:
-    """Which tokens were real in each pass and where each stood, with `end` where the pass was done."""
+    """Where the real tokens of each pass stood, when it ended."""
     found: list[Any] = []
 
-    def begin(tokens):
-        rows = zip(tokens.real.tolist(), tokens.place.tolist(), strict=True)
+    def ended(running):
+        rows = zip(running.tokens.real.tolist(), running.tokens.place.tolist(), strict=True)
         found.append([[place for real, place in zip(*row, strict=True) if real] for row in rows])
 
-    with host_for(model).passes(begin, lambda: found.append("end")), torch.no_grad():
+    with host_for(model).passes(ended=ended), torch.no_grad():
         call()
     return found
 
@@ -244,7 +244,7 @@ def passes_of(model, call) -> list[Any]:
 def test_each_way_to_start_a_pass_is_one(reader):
     text = "once upon a"
     length = reader.to_tokens(text).shape[1]
-    whole = [[list(range(length))], "end"]
+    whole = [[list(range(length))]]
     assert passes_of(reader, lambda: reader(text)) == whole
     assert passes_of(reader, lambda: reader(reader.to_tokens(text)[0])) == whole
     assert passes_of(reader, lambda: reader.run_with_cache(text)) == whole
@@ -253,7 +253,7 @@ def test_each_way_to_start_a_pass_is_one(reader):
 
 def test_padding_of_texts_is_known_though_they_have_no_mask(reader):
     long, short = (reader.to_tokens(text).shape[1] for text in TEXTS)
-    expected = [[list(range(long)), list(range(short))], "end"]
+    expected = [[list(range(long)), list(range(short))]]
     for side in ("right", "left"):
         assert passes_of(reader, lambda side=side: reader(TEXTS, padding_side=side)) == expected
     assert passes_of(reader, lambda: reader.run_with_cache(TEXTS)) == expected
@@ -265,16 +265,16 @@ def test_padding_of_tokens_is_known_by_a_padding_token_of_its_own():
     model = gpt2_bridge(**PAD)
     pad = model.tokenizer.pad_token_id
     ids = torch.tensor([[5, 6, pad, 8, pad, pad], [5, 6, 7, 8, 9, 10]])
-    assert passes_of(model, lambda: model(ids)) == [[[0, 1, 2, 3], [0, 1, 2, 3, 4, 5]], "end"]
+    assert passes_of(model, lambda: model(ids)) == [[[0, 1, 2, 3], [0, 1, 2, 3, 4, 5]]]
 
 
 def test_generation_goes_on_from_the_cache(reader):
     settings: dict[str, Any] = {"max_new_tokens": 3, "stop_at_eos": False, "do_sample": False, "verbose": False}
     length = reader.to_tokens("once upon a").shape[1]
-    start = [[list(range(length))], "end"]
-    steps = [[[length]], "end", [[length + 1]], "end"]
+    start = [[list(range(length))]]
+    steps = [[[length]], [[length + 1]]]
     assert passes_of(reader, lambda: reader.generate("once upon a", **settings)) == start + steps
-    grown = [[list(range(length + 1))], "end", [list(range(length + 2))], "end"]
+    grown = [[list(range(length + 1))], [list(range(length + 2))]]
     assert (
         passes_of(reader, lambda: reader.generate("once upon a", use_past_kv_cache=False, **settings)) == start + grown
     )
@@ -285,7 +285,7 @@ def test_generation_from_texts_is_padded_on_the_left(reader):
         pytest.skip("3.9's HookedTransformer makes a mask only where a padding token differs from the first")
     long, short = (reader.to_tokens(text).shape[1] for text in TEXTS)
     found = passes_of(reader, lambda: reader.generate(TEXTS, max_new_tokens=2, stop_at_eos=False, verbose=False))
-    assert found == [[list(range(long)), list(range(short))], "end", [[long], [short]], "end"]
+    assert found == [[list(range(long)), list(range(short))], [[long], [short]]]
 
 
 def test_a_pass_that_raises_has_no_end(model, ids):
@@ -295,12 +295,12 @@ def test_a_pass_that_raises_has_no_end(model, ids):
     seen = []
     host = host_for(model)
     with (
-        host.passes(lambda _: seen.append("begin"), lambda: seen.append("end")),
+        host.passes(ended=seen.append),
         host.hooked({"blocks.1.hook_resid_post": fail}),
         pytest.raises(RuntimeError, match=r"mid-pass"),
     ):
         model(ids)
-    assert seen == ["begin"]
+    assert seen == []
 
 
 def test_texts_are_tokenised_as_the_model_does_and_padding_changes_nothing(reader):
@@ -462,7 +462,7 @@ def test_blocks_that_return_more_than_their_state_are_not_skipped(ids):
     model = native_bridge()
     block = model.blocks[1]
     block.__dict__["forward"] = lambda *args, **kwargs: (args[0], torch.zeros(1))
-    refused = pytest.raises(UnsupportedHostError, match=r"tensors beside their state.*mode='delta'")
+    refused = pytest.raises(UnsupportedHostError, match=r"more than their state.*mode='delta'")
     with host_for(model).replaced(*SPAN, lambda state: state), refused:
         model(ids)
     assert callable(block.__dict__.pop("forward"))
@@ -485,7 +485,7 @@ def test_a_position_given_without_its_name_is_read_too(ids):
     layer = names.index("stop_at_layer")
     call = [ids, "logits", *[inspect.signature(model.forward).parameters[name].default for name in names[2:layer]]]
     host = host_for(model)
-    with host.replaced(*SPAN, lambda state: state), host.passes(lambda _: None):
+    with host.replaced(*SPAN, lambda state: state), host.passes():
         with pytest.raises(InputError, match=r"stop_at_layer=2 lies inside"):
             model(*call, 2)
         model(*call, 3)

@@ -147,8 +147,8 @@ def test_states_are_kept_as_they_were_when_the_site_was_reached():
     model = Convolutional().eval()
     images = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     own = passed(model, images, ["first", "activation"])
-    assert torch.equal(own.states[0], model.first(images))
-    assert own.states[0].min() < 0
+    assert torch.equal(own.state(0), model.first(images))
+    assert own.state(0).min() < 0
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ FIDELITY = Fidelity(
         ),
     ),
     outputs=(
-        OutputFidelity("host", 0.9, 1.0, 0.0),
+        OutputFidelity("base model", 0.9, 1.0, 0.0),
         OutputFidelity("surrogate", 0.8, 0.85, 0.1),
         OutputFidelity("mean", 0.3, 0.35, 1.1),
     ),
@@ -76,9 +76,7 @@ FIDELITY = Fidelity(
 SPANS = replace(
     FIDELITY,
     spans=tuple(
-        SpanFidelity(
-            source, "c", (OutputFidelity("host", 0.9, 1.0, 0.0), *(OutputFidelity(n, 0.5, 0.5, kl) for n, kl in kls))
-        )
+        SpanFidelity(source, "c", (FIDELITY.outputs[0], *(OutputFidelity(n, 0.5, 0.5, kl) for n, kl in kls)))
         for source, kls in (("a", [("surrogate", 0.3), ("mean", 2.0)]), ("b", [("surrogate", 0.1), ("mean", 2.0)]))
     ),
 )
@@ -98,9 +96,9 @@ LENSES = LensComparison(
     ("a", "b"),
     {"Koopman lens": 1234, "logit lens": 0},
     (
-        (OutputFidelity("host", None, 1.0, 0.0), OutputFidelity("Koopman lens", None, 0.5, 0.4)),
+        (OutputFidelity("base model", None, 1.0, 0.0), OutputFidelity("Koopman lens", None, 0.5, 0.4)),
         (
-            OutputFidelity("host", None, 1.0, 0.0),
+            OutputFidelity("base model", None, 1.0, 0.0),
             OutputFidelity("Koopman lens", None, 0.5, 0.2),
             OutputFidelity("logit lens", None, 0.5, 0.7),
         ),
@@ -226,7 +224,7 @@ def test_span_fidelity_shows_each_stand_in_by_where_its_span_starts():
     assert ours.get_marker() != mean.get_marker()
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b"]
     assert "surrogate" in words(ax)
-    between = SpanFidelity("a", "b", (OutputFidelity("host", 0.9, 1.0, 0.0), OutputFidelity("mean", 0.5, 0.5, 9.0)))
+    between = SpanFidelity("a", "b", (FIDELITY.outputs[0], OutputFidelity("mean", 0.5, 0.5, 9.0)))
     more = plotting.plot_span_fidelity(replace(SPANS, spans=(between, *SPANS.spans)))
     assert list(lines(more, ["mean"])[0].get_ydata()) == [2.0, 2.0]  # not of what ends before the target
     with pytest.raises(InputError, match="to_target"):
@@ -272,7 +270,7 @@ def test_output_fidelity_shows_agreement_and_accuracy_where_there_is_one():
 
 def test_a_fit_marks_the_weights_it_kept():
     ax = plotting.plot_fit(HISTORY)
-    assert lines(ax, ["unexplained variance"])[0].get_ydata().tolist() == [0.9, 0.2, 0.3]
+    assert lines(ax, ["FVU"])[0].get_ydata().tolist() == [0.9, 0.2, 0.3]
     kept = next(text for text in ax.texts if text.get_text() == "kept")
     assert kept.get_position()[0] == 20
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import koopman_interp as ki
+from koopman_interp.analysis.spectra.eigen import PRINTED
 from koopman_interp.analysis.substitutes.fidelity import DepthFidelity, Fidelity, OutputFidelity
 from koopman_interp.auditing.findings import Audit
 from koopman_interp.auditing.language import LanguageReading
@@ -22,7 +23,6 @@ from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.errors import FileFormatError
 from koopman_interp.files import read_json, write_json
 from koopman_interp.report.page import build_page
-from koopman_interp.report.run import write_run
 from koopman_interp.testing import yin_yang
 
 EVIL = '<script>alert("x")</script> & $style'
@@ -35,7 +35,7 @@ def run(tmp_path_factory, surrogate, trajectories):
     sites = surrogate.sites
     start = DepthFidelity(sites[0], {"surrogate": 0.0123, **dict.fromkeys(FREE)}, None, (0.9, 1.0, 1.1))
     end = DepthFidelity(EVIL, {"surrogate": 0.0789, **FREE}, float("nan"), (0.9, 1.0, 1.1))
-    outputs = (OutputFidelity("host", None, 1.0, 0.0), OutputFidelity("surrogate", None, 0.9123, 0.0712))
+    outputs = (OutputFidelity("base model", None, 1.0, 0.0), OutputFidelity("surrogate", None, 0.9123, 0.0712))
     rows = (
         AuditRow("host", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567),
         AuditRow(EVIL, 0.0, 0.9756, 0.0111, 0.9978, 0.9989, 0.9501),
@@ -57,7 +57,7 @@ def run(tmp_path_factory, surrogate, trajectories):
             {"forgotten": (0.0021, 0.0553)},
         ),
     )  # fmt: skip
-    edit = ki.erase_class(surrogate, trajectories, label=2)
+    edit = ki.erase_class(surrogate, label=2, held_out=trajectories)
     values = {
         "koopman": surrogate,
         "trajectories": trajectories,
@@ -71,11 +71,11 @@ def run(tmp_path_factory, surrogate, trajectories):
         ],
     }
     folder = tmp_path_factory.mktemp("run")
-    page = write_run(
+    page = ki.write_run(
         folder,
         title=EVIL,
         command=EVIL,
-        host={EVIL: EVIL, "layers": (1, 2)},
+        facts={EVIL: EVIL, "layers": (1, 2)},
         seconds={EVIL: 1.5, "fit": 2.25},
         **values,
     )
@@ -125,6 +125,9 @@ def test_surrogate_edit_and_trajectories_load_as_they_were_given(run):
     )
     for name in ("directions", "readers", "offset", "moved"):
         assert torch.equal(getattr(edit, name), getattr(was, name))
+    assert str(ki.Spectrum.load(folder / "spectrum.safetensors")) == str(values["spectrum"])
+    (topology,) = values["topologies"].values()
+    assert str(ki.Topology.load(folder / "topology-0.safetensors")) == str(topology)
     states, were = ki.Trajectories.load(folder / "trajectories.safetensors"), values["trajectories"]
     assert all(torch.equal(*pair) for pair in zip(states.states, were.states, strict=True))
     assert torch.equal(states.labels, were.labels)
@@ -196,6 +199,26 @@ def test_the_page_shows_fidelity_beside_what_is_free(page):
         assert f">{number}</td>" in page
 
 
+def test_the_page_shows_the_tables_that_results_print(run, page):
+    _, values = run
+    (topology,) = values["topologies"].values()
+    for result in (values["spectrum"], topology):
+        for table in result.tables():
+            header, *rows = cells(page, escape(table.caption))
+            assert header == [escape(column.name) for column in table.columns]
+            texts = list(zip(*(column.cells() for column in table.columns), strict=True))[: table.most]
+            assert [tuple(row) for row in rows[: len(texts)]] == texts
+
+
+def test_a_run_may_have_a_surrogate_alone(tmp_path, surrogate):
+    page = ki.write_run(tmp_path, surrogate).read_text(encoding="utf-8")
+    assert re.findall(r'<h2 id="(.*?)">', page) == ["done", "fit", "files"]
+    assert Reader(page).closed_well
+    assert "The output was not judged; no edit was audited." in page
+    before = (tmp_path / "report.html").read_bytes()
+    assert build_page(tmp_path).read_bytes() == before
+
+
 def test_sections_come_in_the_order_of_trust(page):
     order = ["done", "audit-0", "audit-1", "edit", "fidelity", "spectrum", "topology-0", "fit", "trajectories", "files"]
     assert re.findall(r'<h2 id="(.*?)">', page) == order
@@ -241,7 +264,7 @@ def test_a_rebuilt_page_is_the_same_bytes(run):
 def test_the_slowest_modes_are_listed_with_their_residuals(run, page):
     spectrum = run[1]["spectrum"]
     listed = page.split("Slowest modes first")[-1].split("</table>")[0]
-    upper = [index for index, value in enumerate(spectrum.eigenvalues) if value.imag >= 0][:12]
+    upper = [index for index, value in enumerate(spectrum.eigenvalues) if value.imag >= 0][:PRINTED]
     shown = [
         (int(i), float(size), float(residual))
         for i, size, residual in re.findall(r'row">(\d+)</th><td>([\d.]+)</td><td>.*?</td><td>([\d.]+)</td>', listed)
@@ -257,13 +280,13 @@ def longer(tmp_path_factory, run, trained):
     _, values = run
     model, koopman, fitted = trained
     x, y = yin_yang(40, seed=5)
-    faith = ki.fidelity(model, koopman, fitted, x, y, spans="to_target")
+    faith = ki.fidelity(model, koopman, held_out=(x, y), fitted=fitted, spans="to_target")
     lens = ki.koopman_lens(model, koopman, x, names=["yin", EVIL, "dot"])
     edits = ki.each_site(koopman, lambda depth: ki.erase_class(koopman, label=2, site=depth), [1, 2])
     own = {**values, "koopman": koopman, "fidelity": faith, "edit": edits, "lens": lens, "audits": values["audits"][:1]}
     own["topologies"] = {}  # drawing is slow, and what the other run shows is shown there
     folder = tmp_path_factory.mktemp("longer")
-    write_run(folder, title="", command="", host={}, seconds={}, **own)
+    ki.write_run(folder, title="", command="", **own)
     return folder, own
 
 
@@ -292,10 +315,10 @@ def test_the_page_shows_spans_a_lens_and_an_edit_at_several_sites(longer):
     for number, row in enumerate(samples):
         said = [f"{lens.said(d, number)} {lens.probability[d, number, 0]:.2f}" for d in range(len(lens.sites))]
         assert row == [lens.inputs[number], *map(escape, said)]
-    header, *facts = cells(page, "What can be said of the edit")
-    assert header[1:] == [edit.site for edit in edits]
-    drifts = [f"{100 * edit.certificate.retained_drift:.1f}" for edit in edits]
-    assert facts[2][1:] == drifts
+    header, *rows = cells(page, "What can be said of the edit")
+    assert [row[0] for row in rows] == [edit.site for edit in edits]
+    drifts = [f"{100 * edit.certificate.retained_drift:.2f}" for edit in edits]
+    assert [row[header.index("retained drift %")] for row in rows] == drifts
     assert "at 2 sites</h2>" in page
     assert {path.stem for path in (folder / "figures").glob("*.svg")} >= {"spans", "lens"}
     sections = re.findall(r'<h2 id="(.*?)">', page)
@@ -331,7 +354,23 @@ def test_a_missing_figure_is_named(copy):
         build_page(copy)
 
 
-@pytest.mark.parametrize("key", ["title", "audits", "fidelity", "spectrum", "edits", "seconds", "figures", "host"])
+@pytest.mark.parametrize("name", ["spectrum", "topology-0", "edit"])
+def test_a_missing_value_is_named(run, name):
+    folder, _ = run
+    path = folder / f"{name}.safetensors"
+    whole = path.read_bytes()
+    path.unlink()
+    try:
+        with pytest.raises(FileNotFoundError, match=name):
+            build_page(folder)
+        path.write_bytes(whole[:99])
+        with pytest.raises(FileFormatError, match=f"{name}.safetensors is not a whole"):
+            build_page(folder)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("key", ["title", "audits", "fidelity", "spectrum", "edits", "seconds", "figures", "facts"])
 def test_numbers_without_a_part_are_refused_with_its_name(run, key):
     folder, _ = run
     whole = (folder / "metrics.json").read_bytes()

@@ -1,0 +1,64 @@
+"""The spans of a patch: where each reads and writes, and the rows that a pass carries from the one to the other.
+
+Knows nothing of how passes come about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from koopman_interp.errors import InputError
+from koopman_interp.hosts.layouts import shaped_like, to_rows
+
+
+@dataclass(eq=False)
+class PatchedSpan:
+    """One motion in the host: where it reads and where it writes."""
+
+    first: int
+    last: int
+    source: str
+    target: str
+    shape: tuple[int, ...]
+    motion: nn.Module
+
+    def __str__(self) -> str:
+        return repr(self.source) if self.source == self.target else f"{self.source!r} to {self.target!r}"
+
+
+@dataclass(frozen=True, eq=False)
+class MovedRows:
+    """What is to be written at the target of a span, in the pass that it was read in.
+
+    Attributes:
+        rows: rows at the target, or their change.
+        chosen: numbers of the rows of the state that they are for; None is all of them.
+        count: rows of the state at the source.
+    """
+
+    rows: Float[Tensor, "row width"]
+    chosen: Int[Tensor, " row"] | None
+    count: int
+
+    @classmethod
+    def of(cls, span: PatchedSpan, state: Tensor, chosen: Int[Tensor, " row"] | None) -> MovedRows:
+        """Move rows of the state at the source on: those that are chosen, or all."""
+        rows = to_rows(state)
+        return cls(span.motion(rows if chosen is None else rows[chosen]), chosen, len(rows))
+
+    def put(self, state: Tensor, span: PatchedSpan, *, replacing: bool) -> Tensor:
+        """Return the state at the target with these rows added, or in the place of its own."""
+        own = to_rows(state)
+        if len(own) != self.count:
+            raise InputError(
+                f"The state at {span.target!r} has {len(own)} rows and the one at {span.source!r} had {self.count}, so "
+                "they are not of the same tokens. Patch between sites with the same tokens."
+            )
+        if self.chosen is None:
+            moved = shaped_like(self.rows, state, span.shape)
+            return moved if replacing else state + moved
+        chosen, moved = self.chosen.to(state.device), self.rows.to(state)
+        return own.index_copy(0, chosen, moved if replacing else own[chosen] + moved).view_as(state)
