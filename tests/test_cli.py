@@ -66,6 +66,7 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.tutorial
 def test_every_step_runs_on_files(run, tmp_path):
     (tmp_path / "fit.json").write_text(json.dumps({"steps": 20, "hidden": [8]}))
     host = ("own_host:model", "own_host:data")
@@ -262,24 +263,6 @@ def test_importing_every_name_loads_no_optional_framework():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_the_demo_writes_a_run_that_loads(tmp_path, monkeypatch):
-    from koopman_interp import demo
-
-    monkeypatch.setattr(demo, "_FIT", ki.FitConfig(observables=16, hidden=(16,), steps=40))
-    monkeypatch.setattr(demo, "_EPOCHS", 8)
-    monkeypatch.setattr(demo, "_POINTS", 900)
-    monkeypatch.setattr(demo, "_HELD_OUT", 300)
-    said = []
-    page = demo.run_demo(tmp_path / "run", label=1, say=said.append)
-    assert page.read_text().startswith("<!DOCTYPE html>")
-    assert "bit-identical" in "".join(said)
-    assert "NOT bit-identical" not in "".join(said)
-    koopman = ki.KoopmanAutoencoder.from_pretrained(tmp_path / "run" / "koopman")
-    assert ki.OperatorEdit.load(tmp_path / "run" / "edit.safetensors").operator == koopman.digest()
-    assert len(ki.Trajectories.load(tmp_path / "run" / "trajectories.safetensors")) == 300
-    assert {path.suffix for path in (tmp_path / "run" / "figures").iterdir()} == {".png", ".svg"}
-
-
 def test_a_command_leaves_the_number_of_threads_as_it_was(run):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -288,12 +271,3 @@ def test_a_command_leaves_the_number_of_threads_as_it_was(run):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
-
-
-def test_yin_yang_is_balanced_and_inside_its_disc():
-    x, y = yin_yang(3000, seed=3)
-    assert torch.bincount(y).tolist() == [1000, 1000, 1000]
-    assert torch.hypot(x[:, 0] - 0.5, x[:, 1] - 0.5).max() <= 0.5
-    torch.testing.assert_close(x[:, 2:], 1 - x[:, :2])
-    dots = (torch.hypot(x[:, 0] - 0.75, x[:, 1] - 0.5) <= 0.1) | (torch.hypot(x[:, 0] - 0.25, x[:, 1] - 0.5) <= 0.1)
-    assert torch.equal(dots, y == 2)

@@ -10,6 +10,8 @@ import pytest
 
 import koopman_interp as ki
 
+pytestmark = pytest.mark.tutorial
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

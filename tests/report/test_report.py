@@ -283,7 +283,8 @@ def longer(tmp_path_factory, run, trained):
     faith = ki.fidelity(model, koopman, held_out=(x, y), fitted=fitted, spans="to_target")
     lens = ki.koopman_lens(model, koopman, x, names=["yin", EVIL, "dot"])
     edits = ki.each_site(koopman, lambda depth: ki.erase_class(koopman, label=2, site=depth), [1, 2])
-    own = {**values, "koopman": koopman, "fidelity": faith, "edit": edits, "lens": lens}
+    own = {**values, "koopman": koopman, "fidelity": faith, "edit": edits, "lens": lens, "audits": values["audits"][:1]}
+    own["topologies"] = {}  # drawing is slow, and what the other run shows is shown there
     folder = tmp_path_factory.mktemp("longer")
     ki.write_run(folder, title="", command="", **own)
     return folder, own
@@ -320,7 +321,8 @@ def test_the_page_shows_spans_a_lens_and_an_edit_at_several_sites(longer):
     assert [row[header.index("retained drift %")] for row in rows] == drifts
     assert "at 2 sites</h2>" in page
     assert {path.stem for path in (folder / "figures").glob("*.svg")} >= {"spans", "lens"}
-    assert re.findall(r'<h2 id="(.*?)">', page).index("lens") == 5
+    sections = re.findall(r'<h2 id="(.*?)">', page)
+    assert sections.index("lens") == sections.index("fidelity") + 1
     kept = ki.EditSet.load(folder / "edit.safetensors")
     assert all(torch.equal(one.directions, was.directions) for one, was in zip(kept, edits, strict=True))
     assert torch.equal(ki.LensReading.load(folder / "lens.safetensors").top, lens.top)
