@@ -22,7 +22,7 @@ from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hashing import drawn, group_digests, row_digests
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.labels import IGNORED, forms_of, spread_labels
-from koopman_interp.results import drawn
+from koopman_interp.results import plotted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -100,7 +100,7 @@ class Trajectories:
         Args:
             **options: of that function, such as `axes=` to draw on.
         """
-        return drawn(self, **options)
+        return plotted(self, **options)
 
     @property
     def depths(self) -> int:
