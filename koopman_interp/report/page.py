@@ -27,9 +27,9 @@ from koopman_interp.labels import classes_named
 from koopman_interp.report.audit_section import audit_section
 from koopman_interp.report.folder import METRICS, Run, read_run
 from koopman_interp.report.lens_section import lens_section
-from koopman_interp.report.parts import figure, number, percent, section, shown, strong
+from koopman_interp.report.parts import figure, section, shown, strong
 from koopman_interp.report.text import FILES, PAGE, STYLE
-from koopman_interp.tables import Column, Table, digits
+from koopman_interp.tables import Column, Table, digits, number, percent
 
 PAGE_FILE = "report.html"
 
@@ -96,8 +96,8 @@ def _result(audits: Sequence[Mapping[str, Any]], fidelity: Fidelity | None) -> s
     without = f"; without the edit and with the surrogate substituted for its span, {agrees}" if agrees else ""
     return (
         f"After “{escape(audit['edit'])}”, the forget accuracy of {classes_named(audit['labels'])} on held-out rows is "
-        f"{strong(after['forget_accuracy'])} (base model: {percent(before['forget_accuracy'])} %) and the retain "
-        f"accuracy {strong(after['retain_accuracy'])} (base model: {percent(before['retain_accuracy'])} %), while "
+        f"{strong(after['forget_accuracy'])} (base model: {percent(before['forget_accuracy'], 1)} %) and the retain "
+        f"accuracy {strong(after['retain_accuracy'])} (base model: {percent(before['retain_accuracy'], 1)} %), while "
         f"probes find it in the representation at {_probes(after)}, where 50 % is at chance{without}."
     )
 

@@ -1,4 +1,4 @@
-"""The parts that a page is put together from: sections, tables, figures and numbers, all text escaped.
+"""The parts that a page is put together from: sections, tables, figures and shares, all text escaped.
 
 Knows nothing of what they show.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from koopman_interp.tables import Table
+from koopman_interp.tables import Table, percent
 
 
 def section(name: str, heading: str, *parts: str) -> str:
@@ -41,14 +41,4 @@ def figure(figures: Mapping[str, str], name: str, alt: str, caption: str = "") -
 
 def strong(value: float | None) -> str:
     """A share in per cent, in bold."""
-    return f"<strong>{percent(value)} %</strong>"
-
-
-def percent(share: float | None) -> str:
-    """A share in per cent, or a dash."""
-    return number(None if share is None else 100 * share, 1)
-
-
-def number(value: float | None, digits: int, kind: str = "f") -> str:
-    """A number, or a dash."""
-    return "–" if value is None else f"{value:,.{digits}{kind}}"
+    return f"<strong>{percent(value, 1)} %</strong>"
