@@ -76,13 +76,13 @@ def fit(
     trajectories.require_finite()
     train, held_out = trajectories.split(config.validation, seed=config.seed)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    normalization = fit_normalization(_chunks(train), config.normalization)
+    normalization = fit_normalization(_chunks(train), config.normalization, times=train.times)
     _require_samples(len(train), len(held_out), normalization.dimension)
 
     # Initial weights come from the seed alone, and the caller's random state is left as it was.
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        surrogate = KoopmanAutoencoder(_surrogate_config(trajectories, config, normalization.dimension))
+        surrogate = KoopmanAutoencoder(_surrogate_config(trajectories, config, normalization))
     surrogate.normalization = normalization
     surrogate.to(device)
     states, judged = _normalized(train, normalization, device), _normalized(held_out, normalization, device)
@@ -156,7 +156,8 @@ def _identity(surrogate: KoopmanAutoencoder, config: FitConfig) -> dict[str, Any
     }
 
 
-def _surrogate_config(trajectories: Trajectories, config: FitConfig, dimension: int) -> SurrogateConfig:
+def _surrogate_config(trajectories: Trajectories, config: FitConfig, normalization: Normalization) -> SurrogateConfig:
+    dimension = normalization.dimension
     return SurrogateConfig(
         sites=trajectories.sites,
         times=trajectories.times,
@@ -172,6 +173,7 @@ def _surrogate_config(trajectories: Trajectories, config: FitConfig, dimension: 
         host=trajectories.host,
         skip=trajectories.skip,
         layout=trajectories.layout,
+        coordinates=normalization.coordinates,
     )
 
 

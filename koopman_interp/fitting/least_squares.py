@@ -25,9 +25,14 @@ _FEATURE_SCALE = 0.1
 def ridge(
     gram: Float[Tensor, "inputs inputs"], cross: Float[Tensor, "inputs outputs"], strength: float
 ) -> Float[Tensor, "inputs outputs"]:
-    """Solve `(G + strength · mean(diag G) · I) B = C` for the map B of rows."""
-    shift = strength * gram.diagonal().mean()
-    return torch.linalg.solve(gram + shift * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross)
+    """Solve `(G + strength · diag G) B = C` for the map B of rows.
+
+    The ridge is relative to each input's own mean square, so that inputs of very different sizes are all served; what
+    is nearly nothing beside the largest gets the least that keeps the solve regular.
+    """
+    own = gram.diagonal()
+    least = torch.finfo(gram.dtype).eps * own.max()
+    return torch.linalg.solve(gram + torch.diag(strength * own + least), cross)
 
 
 def start_rows(states: Float[Tensor, "depth sample width"], observables: int) -> Float[Tensor, "depth some width"]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from koopman_interp.files import read_tensors, write_json, write_tensors, write_
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.surrogates.moments import Moments
-from koopman_interp.surrogates.normalization import Normalization
+from koopman_interp.surrogates.normalization import Coordinates, Normalization
 from koopman_interp.surrogates.operators import operator
 from koopman_interp.surrogates.record import FitRecord
 from koopman_interp.trajectories import Trajectories
@@ -59,6 +59,7 @@ class SurrogateConfig:
         rank: of the low-rank kinds.
         classes: labels that the fit has seen.
         host: fingerprint of the host.
+        coordinates: those that the operator acts in, and why these.
     """
 
     sites: tuple[str, ...]
@@ -75,13 +76,15 @@ class SurrogateConfig:
     host: HostFingerprint
     skip: int = 0
     layout: str | None = None
+    coordinates: Coordinates = field(default_factory=Coordinates)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SurrogateConfig:
         """Rebuild from what `dataclasses.asdict` and JSON made of it."""
         tuples = {name: tuple(values[name]) for name in ("sites", "times", "widths", "hidden", "classes")}
         shapes = tuple(map(tuple, values["shapes"]))
-        return cls(**(values | tuples | {"shapes": shapes, "host": HostFingerprint(**values["host"])}))
+        parts = {"host": HostFingerprint(**values["host"]), "coordinates": Coordinates.from_dict(values["coordinates"])}
+        return cls(**(values | tuples | parts | {"shapes": shapes}))
 
 
 class LinearPlusNonlinear(nn.Module):

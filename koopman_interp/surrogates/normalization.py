@@ -1,27 +1,39 @@
-"""Normalisation: one affine map per depth that brings all depths to one width, scale and orientation.
+"""Normalisation: one affine map per depth that brings all depths to one width and scale, and bends the operator least.
 
-The steps are centring, principal components, partial whitening, scaling and orthogonal alignment to the last
-depth; composed, they are `y = (x − mean) forward`, undone by `x = mean + y inverse`. All of them come from means
-and second moments, which one streamed pass gathers. Widths past `EXACT_WIDTH` are gathered as sketches, so that
-time and memory stay linear in the width. Knows nothing of hosts or operators.
+Each depth is centred. Where all widths agree, one basis serves all depths, the principal components of the pooled,
+centred and scaled states; a basis of its own for each depth would turn the motion. Scales are geometric in depth,
+`s_l = s₀ gᵗ`, which multiplies the operator by 1/g and leaves it otherwise as it is, or each depth's own. The maps are
+`y = (x − mean) forward`, undone by `x = mean + y inverse`; all comes from means and second moments, which one streamed
+pass gathers (see `state_moments`). Knows nothing of hosts or operators.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from koopman_interp.errors import InputError
+from koopman_interp.surrogates.state_moments import StateMoments
 
-EXACT_WIDTH = 2048
-"""Widths up to this are gathered as whole second-moment matrices."""
+Basis = Literal["shared", "per depth"]
+Scale = Literal["auto", "geometric", "per depth", "none"]
 
-_DEFAULT_DIMENSION = 1024
-_OVERSAMPLING = 32
+MOST_COMPONENTS = 1024
+"""Components kept at most, unless told otherwise."""
+FEWEST_CUT = 64
+"""Components that are kept before any is cut for its small variance: narrow states cost little whole."""
+
+UNEVEN = math.log(1.5)
+"""Largest distance of a depth's log size from even growth up to which a geometric scale is taken unasked."""
+LINEAR = 0.01
+"""Share of the motion that one linear operator may leave unexplained for a geometric scale to be taken in any case."""
+
 _RANK_TOLERANCE = 1e-10
 
 
@@ -30,24 +42,76 @@ class NormalizationConfig:
     """Which steps a normalisation takes.
 
     Attributes:
-        dimension: number of principal components kept at each depth; None is the smallest width, at most 1,024.
+        dimension: number of principal components kept; None is as many as `variance` asks for.
+        variance: share of the variance that the kept components hold. Accuracy lives in small directions, so it is
+            cut late, and never below 64 components.
+        basis: `shared`, one for all depths, or `per depth`; None shares it where all widths agree.
+        scale: `geometric` in depth, `per depth`, or `none`; `auto` is geometric where sizes grow evenly with depth (no
+            depth is off by more than a half) or where one linear operator on the states explains 99 % of the motion,
+            and per depth elsewhere.
         whiten: exponent α of `λ^(−α/2)`, by which each component is scaled: 0 is off, 1 is full whitening.
-        scale: root mean square of a coordinate afterwards, the same at each depth; None leaves scales alone.
-        align: rotate each depth onto the last by orthogonal Procrustes.
+        align: rotate each depth onto the last by orthogonal Procrustes, as the paper does. It changes the operator.
     """
 
     dimension: int | None = None
+    variance: float = 1 - 1e-4
+    basis: Basis | None = None
+    scale: Scale = "auto"
     whiten: float = 0.0
-    scale: float | None = 1.0
-    align: bool = True
+    align: bool = False
 
     def __post_init__(self) -> None:
         if self.dimension is not None and self.dimension < 1:
             raise InputError(f"The dimension after normalisation must be positive; got {self.dimension}.")
+        if not 0.0 < self.variance <= 1.0:
+            raise InputError(f"variance is the share that is kept, above 0 and at most 1; got {self.variance}.")
+        if self.basis not in (None, "shared", "per depth"):
+            raise InputError(f"basis={self.basis!r} is neither 'shared' nor 'per depth' nor None.")
+        if self.scale not in ("auto", "geometric", "per depth", "none"):
+            raise InputError(f"scale={self.scale!r} is none of 'auto', 'geometric', 'per depth' and 'none'.")
         if not 0.0 <= self.whiten <= 1.0:
             raise InputError(f"Partial whitening takes an exponent between 0 and 1; got {self.whiten}.")
-        if self.scale is not None and self.scale <= 0:
-            raise InputError(f"The scale must be positive; got {self.scale}.")
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """In which coordinates a surrogate's operator acts, and why.
+
+    Attributes:
+        basis: `shared` by all depths, or one `per depth`.
+        scale: `geometric`, `per depth` or `none`.
+        growth: g, by which the host's states grow in one operator step under a geometric scale: eigenvalues in the
+            host's own units are g times those of K. None where each depth has a scale of its own, or a basis of its
+            own: there are no such units then.
+        aligned: whether depths were rotated onto the last.
+        reason: why the scale is what it is, in words.
+    """
+
+    basis: Basis = "per depth"
+    scale: Literal["geometric", "per depth", "none"] = "per depth"
+    growth: float | None = None
+    aligned: bool = False
+    reason: str = ""
+
+    def __str__(self) -> str:
+        basis = "one basis for all depths" if self.basis == "shared" else "a basis of its own at each depth"
+        scale = {
+            "geometric": f"sizes that grow by {self.growth:.3g} a step"
+            if self.growth is not None
+            else "geometric sizes",
+            "per depth": "each depth scaled to size 1",
+            "none": "the host's own sizes",
+        }[self.scale]
+        return f"{basis}, {scale}" + (", rotated onto the last depth" if self.aligned else "")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Coordinates:
+        """Rebuild from plain values."""
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
 
 
 class Normalization(nn.Module):
@@ -66,6 +130,7 @@ class Normalization(nn.Module):
         super().__init__()
         self.widths = tuple(widths)
         self.dimension = dimension
+        self.coordinates = Coordinates()
         for depth, width in enumerate(self.widths):
             self.register_buffer(f"mean_{depth}", torch.zeros(width))
             self.register_buffer(f"forward_{depth}", torch.eye(width, dimension))
@@ -100,6 +165,7 @@ def fit_normalization(
     batches: Iterable[Sequence[Float[Tensor, "_ _"]]],
     config: NormalizationConfig | None = None,
     *,
+    times: Sequence[float] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Normalization:
     """Fit a normalisation in one pass.
@@ -107,6 +173,7 @@ def fit_normalization(
     Args:
         batches: chunks of trajectories, each a sequence with one tensor of rows a depth.
         config: which steps to take.
+        times: of the depths, in operator steps; None is one step apart.
         dtype: of the maps; the solves run in float64.
 
     Returns:
@@ -116,160 +183,131 @@ def fit_normalization(
         InputError: there are fewer samples than the kept dimension needs, or a depth never varies.
     """
     config = config or NormalizationConfig()
-    moments: _Moments | None = None
+    moments: StateMoments | None = None
     for states in batches:
         if moments is None:
-            moments = _Moments([state.shape[1] for state in states], config)
+            widths = [state.shape[1] for state in states]
+            _require_basis(widths, config)
+            moments = StateMoments(widths, min(config.dimension or MOST_COMPONENTS, *widths), align=config.align)
         moments.update(states)
     if moments is None or moments.count == 0:
         raise InputError("There are no samples to fit a normalisation on.")
-    return moments.solve(dtype)
+    return _solved(moments, config, times or range(len(moments.widths)), dtype)
 
 
-class _Moments:
-    """Means, second moments and cross moments with the last depth, whole or sketched, from one pass.
+def _require_basis(widths: Sequence[int], config: NormalizationConfig) -> None:
+    if config.dimension is not None and config.dimension > min(widths):
+        raise InputError(
+            f"Cannot keep {config.dimension} components of a depth of width {min(widths)}. "
+            f"Set NormalizationConfig(dimension=…) to {min(widths)} or less."
+        )
+    if config.basis == "shared" and len(set(widths)) > 1:
+        raise InputError(
+            f"One basis for all depths needs one width; the depths have {list(widths)}. Leave basis=None, or give "
+            "basis='per depth'."
+        )
 
-    For a wide depth the matrix `C` is gathered as `C Ω` with a Gaussian test matrix Ω, and recovered by the
-    Nyström approximation (Tropp et al., arXiv 1706.05736; Nakatsukasa, arXiv 2009.11392 for the cross moments).
-    Rows are taken relative to the mean of the first chunk, against cancellation.
-    """
 
-    def __init__(self, widths: Sequence[int], config: NormalizationConfig) -> None:
-        self.widths = widths
-        self.config = config
-        self.dimension = config.dimension or min(*widths, _DEFAULT_DIMENSION)
-        if self.dimension > min(widths):
-            raise InputError(
-                f"Cannot keep {self.dimension} components of a depth of width {min(widths)}. "
-                f"Set NormalizationConfig(dimension=…) to {min(widths)} or less."
-            )
-        self.rotated = config.whiten > 0 or any(width != self.dimension for width in widths)
-        self.count = 0
-        generator = torch.Generator().manual_seed(0)
-        self._tests = [self._test_matrix(width, generator) for width in widths]
-        sketched = [width if test is None else test.shape[1] for width, test in zip(widths, self._tests, strict=True)]
-        self._origins: list[Tensor] = []
-        self._sums = [torch.zeros(width, dtype=torch.float64) for width in widths]
-        self._squares = torch.zeros(len(widths), dtype=torch.float64)
-        self._own = [
-            torch.zeros(width, size if self.rotated else 0, dtype=torch.float64)
-            for width, size in zip(widths, sketched, strict=True)
-        ]
-        # Cross moments `X_lᵀ X_L`: whole where either side is narrow, else sketched from both sides.
-        last_wide = self._tests[-1] is not None
-        self._right = [
-            torch.zeros(width, sketched[-1], dtype=torch.float64) if config.align else torch.zeros(0)
-            for width in widths
-        ]
-        self._left = [
-            torch.zeros(size, widths[-1], dtype=torch.float64) if config.align and last_wide else torch.zeros(0)
-            for size in sketched
-        ]
+def _solved(
+    moments: StateMoments, config: NormalizationConfig, times: Sequence[float], dtype: torch.dtype
+) -> Normalization:
+    """Turn moments into maps."""
+    depths = range(len(moments.widths))
+    variances = [_variance(moments, depth) for depth in depths]
+    shared = config.basis == "shared" or (config.basis is None and len(set(moments.widths)) == 1)
+    scale, growth, reason = _scale(moments, variances, times, config)
+    sizes = _sizes(variances, moments.widths, times, scale, growth)
+    weights = [1 / (size**2 * len(sizes)) for size in sizes]
+    bases = (
+        [moments.components(depths, weights)] * len(sizes)
+        if shared
+        else [moments.components([depth], [1 / sizes[depth] ** 2]) for depth in depths]
+    )
+    dimension = config.dimension or max(_kept(values, config.variance, moments.widths) for values, _ in bases)
+    dimension = min(dimension, *moments.widths)
+    _require_rows(moments.count, dimension)
+    maps = []
+    for size, (values, vectors) in zip(sizes, bases, strict=True):
+        kept = values[:dimension].clamp_min(values[0] * _RANK_TOLERANCE) ** (config.whiten / 2)
+        maps.append((vectors[:, :dimension] / (kept * size), (vectors[:, :dimension] * kept * size).T))
+    normalization = Normalization(moments.widths, dimension).to(dtype)
+    for depth, (forward, inverse) in enumerate(maps):
+        if config.align and depth < len(maps) - 1:
+            rotation = _procrustes(moments.cross(depth, forward, maps[-1][0]))
+            forward, inverse = forward @ rotation, rotation.T @ inverse
+        for buffer, value in zip(normalization.maps(depth), (moments.mean(depth), forward, inverse), strict=True):
+            buffer.copy_(value)
+    own = growth if shared and not config.align and config.whiten == 0 else None
+    normalization.coordinates = Coordinates(
+        "shared" if shared else "per depth", scale, own, config.align and len(maps) > 1, reason
+    )
+    return normalization
 
-    def update(self, states: Sequence[Tensor]) -> None:
-        """Add a chunk of rows, one tensor a depth."""
-        if not self._origins:
-            self._origins = [state.double().mean(0) for state in states]
-        rows = [state.double() - origin for state, origin in zip(states, self._origins, strict=True)]
-        self.count += len(rows[0])
-        last = self._sketch(rows[-1], -1)
-        for depth, row in enumerate(rows):
-            self._sums[depth] += row.sum(0)
-            self._squares[depth] += row.square().sum()
-            if self.rotated:
-                self._own[depth] += row.T @ self._sketch(row, depth)
-            if self.config.align:
-                self._right[depth] += row.T @ last
-                if self._tests[-1] is not None:
-                    self._left[depth] += self._sketch(row, depth).T @ rows[-1]
 
-    def solve(self, dtype: torch.dtype) -> Normalization:
-        """Turn the moments into maps."""
-        if self.rotated and self.count <= self.dimension:
-            raise InputError(
-                f"{self.dimension} principal components need more than {self.dimension} samples; got {self.count}. "
-                "Observe more, or set NormalizationConfig(dimension=…) lower."
-            )
-        normalization = Normalization(self.widths, self.dimension).to(dtype)
-        maps = [self._scaled_components(depth) for depth in range(len(self.widths))]
-        last_forward = maps[-1][0]
-        for depth, (forward, inverse) in enumerate(maps):
-            if self.config.align and depth < len(maps) - 1:
-                rotation = _procrustes(self._cross(depth, forward, last_forward))
-                forward, inverse = forward @ rotation, rotation.T @ inverse
-            buffers = normalization.maps(depth)
-            for buffer, value in zip(buffers, (self._mean(depth), forward, inverse), strict=True):
-                buffer.copy_(value)
-        return normalization
+def _scale(
+    moments: StateMoments, variances: Sequence[float], times: Sequence[float], config: NormalizationConfig
+) -> tuple[Literal["geometric", "per depth", "none"], float | None, str]:
+    """Choose between scales; return the choice, growth by step, and why."""
+    logs = [math.log(variance / width) / 2 for variance, width in zip(variances, moments.widths, strict=True)]
+    slope, off = _line(times, logs)
+    if config.scale == "none":
+        return "none", 1.0, "asked for"
+    if config.scale != "auto":
+        return config.scale, math.exp(slope) if config.scale == "geometric" else None, "asked for"
+    if off <= UNEVEN:
+        return "geometric", math.exp(slope), f"sizes grow evenly with depth, within a factor of {math.exp(off):.2f}"
+    left = moments.nonlinear_share()
+    if left is not None and left <= LINEAR:
+        return "geometric", math.exp(slope), f"one linear operator on the states leaves {left:.1e} of the motion"
+    return "per depth", None, f"sizes grow unevenly with depth, by up to a factor of {math.exp(off):.1f}"
 
-    def _mean(self, depth: int) -> Tensor:
-        return self._origins[depth] + self._sums[depth] / self.count
 
-    def _scaled_components(self, depth: int) -> tuple[Tensor, Tensor]:
-        """Return forward and inverse of everything but the alignment."""
-        shift = self._sums[depth] / self.count
-        variance = float(self._squares[depth] / self.count - shift.square().sum())
-        if variance <= 0:
-            raise InputError(
-                f"The state at depth {depth} is the same for all {self.count} samples, so it cannot be normalised. "
-                "Leave that site out, or observe varied inputs."
-            )
-        width = self.widths[depth]
-        forward = torch.eye(width, dtype=torch.float64)
-        inverse = forward
-        kept = variance
-        if self.rotated:
-            values, vectors = self._components(depth, shift)
-            spread = values.clamp_min(values[0] * _RANK_TOLERANCE) ** (self.config.whiten / 2)
-            forward, inverse = vectors / spread, (vectors * spread).T
-            kept = float((values.clamp_min(0) / spread.square()).sum())
-        if self.config.scale is not None:
-            factor = self.config.scale / (kept / self.dimension) ** 0.5
-            forward, inverse = forward * factor, inverse / factor
-        return forward, inverse
+def _line(times: Sequence[float], logs: Sequence[float]) -> tuple[float, float]:
+    """Fit a line by least squares; return its slope, and the largest distance from it."""
+    middle, level = sum(times) / len(times), sum(logs) / len(logs)
+    spread = sum((time - middle) ** 2 for time in times)
+    slope = sum((time - middle) * (log - level) for time, log in zip(times, logs, strict=True)) / spread
+    return slope, max(abs(log - level - slope * (time - middle)) for time, log in zip(times, logs, strict=True))
 
-    def _components(self, depth: int, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the leading eigenvalues (descending) and eigenvectors of the covariance."""
-        test = self._tests[depth]
-        own = self._own[depth] / self.count
-        if test is None:
-            values, vectors = torch.linalg.eigh(own - torch.outer(shift, shift))
-            return values.flip(0)[: self.dimension], vectors.flip(1)[:, : self.dimension]
-        sketch = own - torch.outer(shift, shift @ test)
-        # A small multiple of the identity keeps the core positive definite; it is taken off again.
-        nudge = torch.finfo(torch.float64).eps ** 0.5 * sketch.norm()
-        sketch = sketch + nudge * test
-        core = test.T @ sketch
-        factor = torch.linalg.cholesky((core + core.T) / 2)
-        half = torch.linalg.solve_triangular(factor, sketch.T, upper=False).T
-        vectors, singular, _ = torch.linalg.svd(half, full_matrices=False)
-        values = (singular.square() - nudge).clamp_min(0)
-        return values[: self.dimension], vectors[:, : self.dimension]
 
-    def _cross(self, depth: int, forward: Tensor, last_forward: Tensor) -> Tensor:
-        """Return `Y_lᵀ Y_L / n` of the centred, scaled components of a depth and the last."""
-        shift, last_shift = self._sums[depth] / self.count, self._sums[-1] / self.count
-        test, last_test = self._tests[depth], self._tests[-1]
-        right = self._right[depth] / self.count
-        if last_test is None:
-            return forward.T @ (right - torch.outer(shift, last_shift)) @ last_forward
-        left = self._left[depth] / self.count
-        if test is None:
-            return forward.T @ (left - torch.outer(shift, last_shift)) @ last_forward
-        right = right - torch.outer(shift, last_shift @ last_test)
-        left = left - torch.outer(shift @ test, last_shift)
-        core = torch.linalg.pinv(test.T @ right, rtol=1e-8)
-        return (forward.T @ right) @ core @ (left @ last_forward)
+def _sizes(
+    variances: Sequence[float], widths: Sequence[int], times: Sequence[float], scale: str, growth: float | None
+) -> list[float]:
+    """Root mean square of a coordinate that each depth is divided by."""
+    own = [math.sqrt(variance / width) for variance, width in zip(variances, widths, strict=True)]
+    if scale == "none":
+        return [1.0] * len(own)
+    if growth is None:
+        return own
+    middle = sum(times) / len(times)
+    level = math.exp(sum(map(math.log, own)) / len(own))
+    return [level * growth ** (time - middle) for time in times]
 
-    def _test_matrix(self, width: int, generator: torch.Generator) -> Tensor | None:
-        size = 2 * self.dimension + _OVERSAMPLING
-        if width <= EXACT_WIDTH or size >= width:
-            return None
-        return torch.randn(width, size, generator=generator, dtype=torch.float64)
 
-    def _sketch(self, rows: Tensor, depth: int) -> Tensor:
-        test = self._tests[depth]
-        return rows if test is None else rows @ test
+def _variance(moments: StateMoments, depth: int) -> float:
+    variance = moments.variance(depth)
+    if variance <= 0:
+        raise InputError(
+            f"The state at depth {depth} is the same for all {moments.count} samples, so it cannot be normalised. "
+            "Leave that site out, or observe varied inputs."
+        )
+    return variance
+
+
+def _kept(values: Float[Tensor, " component"], share: float, widths: Sequence[int]) -> int:
+    """Components that hold a share of the variance, at least as many as are kept whole, and none that is null."""
+    values = values.clamp_min(0)
+    enough = int((values.cumsum(0) < share * values.sum()).sum()) + 1
+    real = int((values > values[0] * _RANK_TOLERANCE).sum())
+    return max(2, min(max(enough, FEWEST_CUT), real, MOST_COMPONENTS, *widths))
+
+
+def _require_rows(count: int, dimension: int) -> None:
+    if count <= dimension:
+        raise InputError(
+            f"{dimension} principal components need more than {dimension} samples; got {count}. "
+            "Observe more, or set NormalizationConfig(dimension=…) lower."
+        )
 
 
 def _procrustes(cross: Float[Tensor, "dimension dimension"]) -> Float[Tensor, "dimension dimension"]:

@@ -1,0 +1,169 @@
+"""Means, second moments and cross moments of states, whole or sketched, from one streamed pass.
+
+Rows are summed in float32 blocks about the mean of the first chunk, and the blocks in float64: products cost half of
+what they do in float64, and cancellation is no matter. Widths past `EXACT_WIDTH` are gathered as sketches `C Ω` with a
+Gaussian test matrix Ω, and recovered by the Nyström approximation (Tropp et al., arXiv 1706.05736; Nakatsukasa, arXiv
+2009.11392 for the cross moments), so that time and memory stay linear in the width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+EXACT_WIDTH = 2048
+"""Widths up to this are gathered as whole second-moment matrices."""
+
+_OVERSAMPLING = 32
+_BLOCK = 1024
+"""Rows that are summed in float32 before they are added up in float64."""
+_TRIED_ROWS = 2048
+"""Rows on which it is asked how linear the motion of the states themselves is."""
+
+
+class StateMoments:
+    """Moments of the states at each depth.
+
+    Args:
+        widths: of the states.
+        components: how many principal components are to be had at most.
+        align: whether cross moments with the last depth are wanted.
+    """
+
+    def __init__(self, widths: Sequence[int], components: int, *, align: bool) -> None:
+        self.widths = tuple(widths)
+        self.count = 0
+        self._components = components
+        self._align = align
+        generator = torch.Generator().manual_seed(0)
+        tests = {width: self._test_matrix(width, generator) for width in dict.fromkeys(self.widths)}
+        # One test matrix a width, so that sketches of depths that share a basis can be added.
+        self._tests = [tests[width] for width in self.widths]
+        sizes = [width if test is None else test.shape[1] for width, test in zip(self.widths, self._tests, strict=True)]
+        self._origins: list[Tensor] = []
+        self._sums = [torch.zeros(width, dtype=torch.float64) for width in self.widths]
+        self._squares = torch.zeros(len(self.widths), dtype=torch.float64)
+        self._own = [
+            torch.zeros(width, size, dtype=torch.float64) for width, size in zip(self.widths, sizes, strict=True)
+        ]
+        # Cross moments `X_lᵀ X_L`: whole where either side is narrow, else sketched from both sides.
+        empty = torch.zeros(0)
+        last_wide = self._tests[-1] is not None
+        self._right = [torch.zeros(width, sizes[-1], dtype=torch.float64) if align else empty for width in self.widths]
+        self._left = [
+            torch.zeros(size, self.widths[-1], dtype=torch.float64) if align and last_wide else empty for size in sizes
+        ]
+        self._tried: list[list[Tensor]] = []
+
+    def update(self, states: Sequence[Float[Tensor, "sample _"]]) -> None:
+        """Add a chunk of rows, one tensor a depth."""
+        if not self._origins:
+            self._origins = [state.double().mean(0) for state in states]
+        held = sum(len(part[0]) for part in self._tried)
+        if held < _TRIED_ROWS:
+            self._tried.append([state[: _TRIED_ROWS - held].cpu() for state in states])
+        for start in range(0, len(states[0]), _BLOCK):
+            self._add([state[start : start + _BLOCK] for state in states])
+
+    def _add(self, states: Sequence[Tensor]) -> None:
+        rows = [
+            (state - origin.to(state.device)).to(torch.promote_types(state.dtype, torch.float32))
+            for state, origin in zip(states, self._origins, strict=True)
+        ]
+        self.count += len(rows[0])
+        last = self._sketch(rows[-1], -1)
+        for depth, row in enumerate(rows):
+            self._sums[depth] += row.sum(0, dtype=torch.float64).cpu()
+            self._squares[depth] += row.square().sum(dtype=torch.float64).cpu()
+            self._own[depth] += (row.T @ self._sketch(row, depth)).cpu()
+            if self._align:
+                self._right[depth] += (row.T @ last).cpu()
+                if self._tests[-1] is not None:
+                    self._left[depth] += (self._sketch(row, depth).T @ rows[-1]).cpu()
+
+    def mean(self, depth: int) -> Float[Tensor, " width"]:
+        """Mean of the states at a depth."""
+        return self._origins[depth].cpu() + self._sums[depth] / self.count
+
+    def variance(self, depth: int) -> float:
+        """Total variance of the states at a depth."""
+        return float(self._squares[depth] / self.count - self._shift(depth).square().sum())
+
+    def components(
+        self, depths: Sequence[int], weights: Sequence[float]
+    ) -> tuple[Float[Tensor, " component"], Float[Tensor, "width component"]]:
+        """Return the leading eigenvalues, descending, and eigenvectors of a weighted sum of covariances.
+
+        Args:
+            depths: of one width.
+            weights: of their covariances.
+        """
+        test = self._tests[depths[0]]
+        sketch = torch.zeros_like(self._own[depths[0]])
+        for depth, weight in zip(depths, weights, strict=True):
+            shift = self._shift(depth)
+            other = shift if test is None else shift @ test
+            sketch += weight * (self._own[depth] / self.count - torch.outer(shift, other))
+        if test is None:
+            values, vectors = torch.linalg.eigh((sketch + sketch.T) / 2)
+            return values.flip(0), vectors.flip(1)
+        # A small multiple of the identity keeps the core positive definite; it is taken off again.
+        nudge = torch.finfo(torch.float64).eps ** 0.5 * sketch.norm()
+        sketch = sketch + nudge * test
+        core = test.T @ sketch
+        factor = torch.linalg.cholesky((core + core.T) / 2)
+        half = torch.linalg.solve_triangular(factor, sketch.T, upper=False).T
+        vectors, singular, _ = torch.linalg.svd(half, full_matrices=False)
+        return (singular.square() - nudge).clamp_min(0)[: self._components], vectors[:, : self._components]
+
+    def cross(
+        self, depth: int, forward: Float[Tensor, "width dimension"], last_forward: Float[Tensor, "last dimension"]
+    ) -> Float[Tensor, "dimension dimension"]:
+        """Return `Y_lᵀ Y_L / n` of the centred, scaled components of a depth and the last."""
+        shift, last_shift = self._shift(depth), self._shift(-1)
+        test, last_test = self._tests[depth], self._tests[-1]
+        right = self._right[depth] / self.count
+        if last_test is None:
+            return forward.T @ (right - torch.outer(shift, last_shift)) @ last_forward
+        left = self._left[depth] / self.count
+        if test is None:
+            return forward.T @ (left - torch.outer(shift, last_shift)) @ last_forward
+        right = right - torch.outer(shift, last_shift @ last_test)
+        left = left - torch.outer(shift @ test, last_shift)
+        core = torch.linalg.pinv(test.T @ right, rtol=1e-8)
+        return (forward.T @ right) @ core @ (left @ last_forward)
+
+    def nonlinear_share(self) -> float | None:
+        """Share of the variance that one linear operator leaves of each step of the centred states.
+
+        The operator is the least-squares one over all steps alike, each weighed by the size of where it arrives. None
+        where widths differ, or where there are too few rows to ask.
+        """
+        width = self.widths[0]
+        rows = [torch.cat([part[depth] for part in self._tried]).double() for depth in range(len(self.widths))]
+        if len(set(self.widths)) > 1 or len(rows[0]) < 4 * width:
+            return None
+        centred = [row - row.mean(0) for row in rows]
+        weights = [1 / float(row.square().mean().sqrt()) for row in centred[1:]]
+        before = torch.cat([weight * row for weight, row in zip(weights, centred[:-1], strict=True)])
+        after = torch.cat([weight * row for weight, row in zip(weights, centred[1:], strict=True)])
+        gram = before.T @ before
+        gram.diagonal().add_(1e-12 * gram.diagonal().mean())
+        operator = torch.linalg.solve(gram, before.T @ after)
+        return float((after - before @ operator).square().sum() / after.square().sum())
+
+    def _shift(self, depth: int) -> Float[Tensor, " width"]:
+        return self._sums[depth] / self.count
+
+    def _test_matrix(self, width: int, generator: torch.Generator) -> Tensor | None:
+        size = 2 * self._components + _OVERSAMPLING
+        if width <= EXACT_WIDTH or size >= width:
+            return None
+        return torch.randn(width, size, generator=generator, dtype=torch.float64)
+
+    def _sketch(self, rows: Tensor, depth: int) -> Tensor:
+        test = self._tests[depth]
+        return rows if test is None else rows @ test.to(rows)
