@@ -78,7 +78,7 @@ class Result:
         Raises:
             InputError: there is no figure of this kind of result.
         """
-        return drawn(self, **options)
+        return plotted(self, **options)
 
 
 class PlainResult(Result):
@@ -118,7 +118,7 @@ class PlainResult(Result):
             ) from error
 
 
-def drawn(value: object, **options: Any) -> Any:
+def plotted(value: object, **options: Any) -> Any:
     """Draw a value with `koopman_interp.plotting.plot`, which is imported only now."""
     return import_module(PLOTTING).plot(value, **options)
 

@@ -18,7 +18,7 @@ from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
-from koopman_interp.auditing.findings import Audit
+from koopman_interp.auditing.result import Audit
 from koopman_interp.errors import InputError
 from koopman_interp.forgetting.frontier import Frontier
 from koopman_interp.plotting.audits import plot_audit

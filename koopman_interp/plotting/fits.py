@@ -22,7 +22,7 @@ def plot_fit(history: Sequence[Mapping[str, int | float]], ax: Axes | None = Non
     steps = [entry.get("step", 0) for entry in history]
     ends = {}
     for key, name, colour, style in (
-        ("unexplained", "FVU", BLUE, "o-"),
+        ("fvu", "FVU", BLUE, "o-"),
         ("stress", "isometry stress", ORANGE, "s--"),
     ):
         shares = [max(entry[key], FLOOR) for entry in history]

@@ -23,6 +23,7 @@ from koopman_interp.analysis.substitutes.stand_ins import SURROGATE
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.errors import FileFormatError
 from koopman_interp.files import write_text
+from koopman_interp.labels import classes_named
 from koopman_interp.report.audit_section import audit_section
 from koopman_interp.report.folder import METRICS, Run, read_run
 from koopman_interp.report.lens_section import lens_section
@@ -94,10 +95,10 @@ def _result(audits: Sequence[Mapping[str, Any]], fidelity: Fidelity | None) -> s
     before, after = audit["rows"][0], audit["rows"][-1]
     without = f"; without the edit and with the surrogate substituted for its span, {agrees}" if agrees else ""
     return (
-        f"After “{escape(audit['edit'])}”, class {audit['label']} is still predicted on "
-        f"{strong(after['forgotten'])} of its held-out rows (base model: {percent(before['forgotten'])} %) and "
-        f"{strong(after['retained'])} of the others are right (base model: {percent(before['retained'])} %), "
-        f"while probes find the class in the representation at {_probes(after)}, where chance is 50 %{without}."
+        f"After “{escape(audit['edit'])}”, the forget accuracy of {classes_named(audit['labels'])} on held-out rows is "
+        f"{strong(after['forget_accuracy'])} (base model: {percent(before['forget_accuracy'])} %) and the retain "
+        f"accuracy {strong(after['retain_accuracy'])} (base model: {percent(before['retain_accuracy'])} %), while "
+        f"probes find it in the representation at {_probes(after)}, where 50 % is at chance{without}."
     )
 
 
@@ -181,7 +182,7 @@ def _fit(surrogate: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         return section("fit", "Fit", f"<p>{escape(surrogate['description'])}; no history was kept.</p>")
     kept = min(history, key=lambda entry: entry["loss"]) if "loss" in history[-1] else history[-1]
     when = f"kept weights: step {kept['step']:,}" if "step" in kept else "one least-squares solve"
-    shares = f"unexplained variance {number(kept['unexplained'], 4)}, stress {number(kept['stress'], 4)}"
+    shares = f"FVU {number(kept['fvu'], 4)}, stress {number(kept['stress'], 4)}"
     return section(
         "fit",
         "Fit",

@@ -19,7 +19,7 @@ from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
-from koopman_interp.auditing.findings import Audit
+from koopman_interp.auditing.result import Audit
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.files import jsonable, write_json
@@ -89,7 +89,7 @@ def write_run(
         "command": command,
         "facts": facts or {},
         "seconds": seconds or {},
-        "surrogate": {"description": repr(koopman), "history": koopman.config.history},
+        "surrogate": {"description": repr(koopman), "history": koopman.record.history},
         "trajectories": None if trajectories is None else repr(trajectories),
         "spectrum": _plain(spectrum),
         "topologies": {name: topology.as_dict() for name, topology in topologies.items()},
@@ -131,8 +131,8 @@ def _of_surrogate(
         drawn["trajectories"] = plotting.plot_trajectories(trajectories)
     if lens is not None:
         drawn["lens"] = plotting.plot_lens(lens)
-    if koopman.config.history:
-        drawn["fit"] = plotting.plot_fit(koopman.config.history)
+    if koopman.record.history:
+        drawn["fit"] = plotting.plot_fit(koopman.record.history)
     return drawn
 
 

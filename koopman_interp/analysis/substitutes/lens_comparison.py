@@ -89,7 +89,7 @@ def compare_lenses(
         koopman: the surrogate. Leading positions that it was not fitted on are left out, and keep the model's states.
         held_out: inputs that it was not fitted on, as in `Tap.observe`.
         fitted: trajectories that it was fitted on, for the affine lens, by least squares.
-        others: lenses to judge beside these: one that was trained, another surrogate's; each by a name of its own.
+        others: lenses to judge beside these: one by `tune_lens`, another surrogate's; each by a name of its own.
         next_token: for language models, give the share of cross-entropy recovered too.
         batch_size: of inputs that are to be cut.
 
