@@ -1,4 +1,4 @@
-"""The parts that a page is put together from: sections, tables, figures and numbers, all text escaped.
+"""The parts that a page is put together from: sections, tables, figures and shares, all text escaped.
 
 Knows nothing of what they show.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from koopman_interp.tables import Table
+from koopman_interp.tables import Table, percent
 
 
 def section(name: str, heading: str, *parts: str) -> str:
@@ -30,7 +30,9 @@ def shown(table: Table, *, marked_column: int | None = None) -> str:
 
 
 def figure(figures: Mapping[str, str], name: str, alt: str, caption: str = "") -> str:
-    """One figure on a white card; as an image, since nothing in an image can run."""
+    """One figure on a white card, as an image, since nothing in an image can run; nothing where it was not drawn."""
+    if name not in figures:
+        return ""
     look = ' class="wide"' if name.startswith("audit-") else ""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return (
@@ -39,16 +41,6 @@ def figure(figures: Mapping[str, str], name: str, alt: str, caption: str = "") -
     )
 
 
-def strong(value: float | None) -> str:
+def strong(share: float | None) -> str:
     """A share in per cent, in bold."""
-    return f"<strong>{percent(value)} %</strong>"
-
-
-def percent(share: float | None) -> str:
-    """A share in per cent, or a dash."""
-    return number(None if share is None else 100 * share, 1)
-
-
-def number(value: float | None, digits: int, kind: str = "f") -> str:
-    """A number, or a dash."""
-    return "–" if value is None else f"{value:,.{digits}{kind}}"
+    return f"<strong>{percent(share, 1)} %</strong>"
