@@ -132,7 +132,7 @@ def _of_surrogate(
     if lens is not None:
         drawn["lens"] = plotting.plot_lens(lens)
     if koopman.record.history:
-        drawn["fit"] = plotting.plot_fit(koopman.record.history)
+        drawn["fit"] = plotting.plot_fit(koopman.record)
     return drawn
 
 
