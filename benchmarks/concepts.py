@@ -232,7 +232,9 @@ class Ways:
         """The soft redirection to counterfactual means, in observables."""
         targets = ki.counterfactual(self.gender, self.group)
         return self.edits(
-            lambda site: ki.redirect(self.koopman, self.rows, targets=targets, weight=weight, site=site, name="gender")
+            lambda site: ki.redirect(
+                self.koopman, fitted=self.rows, targets=targets, weight=weight, site=site, name="gender"
+            )
         )
 
     def eraser(self) -> Way:

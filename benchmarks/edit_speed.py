@@ -40,11 +40,11 @@ def main() -> None:
     quantity = torch.randn(told.rows)
     edits: dict[str, Callable[[], ki.OperatorEdit]] = {
         "erase_class": lambda: ki.erase_class(koopman, label=4, site=1),
-        "erase_classes, 3 jointly": lambda: ki.erase_classes(koopman, labels=[1, 4, 7], site=1),
-        "erase_classes, 3 in turn": lambda: ki.erase_classes(koopman, labels=[1, 4, 7], site=1, jointly=False),
+        "erase_class, 3 jointly": lambda: ki.erase_class(koopman, label=(1, 4, 7), site=1),
+        "erase_class, 3 in turn": lambda: ki.erase_class(koopman, label=(1, 4, 7), site=1, jointly=False),
         "erase_concept, categories": lambda: ki.erase_concept(koopman, trajectories, site=1),
         "erase_concept, a quantity": lambda: ki.erase_concept(koopman, trajectories, attribute=quantity, site=1),
-        "redirect": lambda: ki.redirect(koopman, trajectories, label=4, site=1),
+        "redirect": lambda: ki.redirect(koopman, fitted=trajectories, label=4, site=1),
         "edit_modes, eigenpairs": lambda: ki.edit_modes(koopman, spectrum, modes=[pair], uncertified=True),
         "steer": lambda: ki.steer(koopman, spectrum, mode=pair, amount=1.0, uncertified=True),
     }

@@ -41,7 +41,7 @@ def main() -> None:
     start = time.perf_counter()
     koopman = ki.fit(trajectories, ki.FitConfig(steps=given.steps, seed=given.seed))
     fit_seconds = time.perf_counter() - start
-    faith = ki.fidelity(model, koopman, trajectories, data.x_test, data.y_test)
+    faith = ki.fidelity(model, koopman, held_out=(data.x_test, data.y_test), fitted=trajectories)
     print(f"{koopman!r}\nfit: {fit_seconds:.0f} s\n\n{faith}\n")
     start = time.perf_counter()
     ki.erase_class(koopman, label=4)

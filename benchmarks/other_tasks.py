@@ -61,7 +61,7 @@ def erase_cifar(given: argparse.Namespace) -> dict[str, Any]:
     model = trained_resnet20(given.model)
     trajectories = ki.attach(model, given.sites).observe(data.x, data.y, progress=False)
     koopman = ki.fit(trajectories, ki.FitConfig(seed=given.seed))
-    print(ki.fidelity(model, koopman, trajectories, data.x_test, data.y_test), "\n")
+    print(ki.fidelity(model, koopman, held_out=(data.x_test, data.y_test), fitted=trajectories), "\n")
     classes = erased_in_turn(model, koopman, data)
     print(by_class(classes))
     return {"classes": classes}
@@ -73,7 +73,7 @@ def erase_without_skips(given: argparse.Namespace) -> dict[str, Any]:
     model = mnist_host(data, None, epochs=given.epochs or 12, seed=given.seed, skip=False)
     trajectories = ki.attach(model).observe(data.x, data.y, progress=False)
     koopman = ki.fit(trajectories, ki.FitConfig(seed=given.seed))
-    faith = ki.fidelity(model, koopman, trajectories, data.x_test, data.y_test)
+    faith = ki.fidelity(model, koopman, held_out=(data.x_test, data.y_test), fitted=trajectories)
     print(faith, "\n")
     classes = erased_in_turn(model, koopman, data)
     print(by_class(classes))

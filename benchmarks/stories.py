@@ -53,19 +53,20 @@ def main() -> None:
     )
     print(f"affine lens tuned, {given.tune_steps} steps of 2 stories: {tune_minutes:.1f} minutes\n", flush=True)
     faith = {
-        name: ki.fidelity(model, one, trajectories, test, spans="to_target", next_token=True, skip=1, batch_size=16)
+        name: ki.fidelity(
+            model, one, held_out=test, fitted=trajectories, spans="to_target", next_token=True, batch_size=16
+        )
         for name, one in (("fitted", koopman), ("distilled", distilled))
     }
     for name, found in faith.items():
-        print(f"In place of a span, {name}:\n\n{found}\n", flush=True)
+        print(f"Substituted for a span, {name}:\n\n{found}\n", flush=True)
     lenses = ki.compare_lenses(
         model,
         koopman,
-        trajectories,
-        test,
+        held_out=test,
+        fitted=trajectories,
         others=[ki.KoopmanLens(distilled, DISTILLED), tuned],
         next_token=True,
-        skip=1,
         batch_size=16,
     )
     print(f"{lenses}\n\n{verdict(faith, lenses)}", flush=True)
@@ -157,7 +158,7 @@ def figures(
         "logit": (koopman, ki.LogitLens(koopman.config.widths)),
     }
     for name, (one, lens) in through.items():
-        reading = ki.koopman_lens(model, one, [story], lens=lens, skip=1)
+        reading = ki.koopman_lens(model, one, [story], lens=lens)
         plotting.save_figure(plotting.plot_lens(reading), folder, f"lens-{name}")
 
 

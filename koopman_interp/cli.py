@@ -65,12 +65,13 @@ def hosts() -> None:
 @click.argument("model")
 @click.argument("data")
 @click.option("--site", "sites", multiple=True, help="Site name or glob; several are allowed.")
+@click.option("--skip", type=int, default=0, show_default=True, help="Leading positions to leave out from here on.")
 @click.option("--out", type=FILE, required=True, help="Trajectories to write (.safetensors).")
-def observe(model: str, data: str, sites: tuple[str, ...], out: Path) -> None:
+def observe(model: str, data: str, sites: tuple[str, ...], skip: int, out: Path) -> None:
     """Record MODEL on DATA, both as module:callable; DATA gives batches, of pairs (inputs, labels) for labels."""
     from koopman_interp.observing.tap import attach
 
-    trajectories = attach(_called(model), sites or None).observe(_called(data))
+    trajectories = attach(_called(model), sites or None, skip=skip).observe(_called(data))
     trajectories.save(out)
     click.echo(repr(trajectories))
 
@@ -132,42 +133,44 @@ def topology_(trajectories: Path, koopman: Path | None, points: int, as_json: bo
 @click.argument("model")
 @click.argument("data")
 @click.argument("koopman", type=FOLDER)
-@click.argument("trajectories", type=FILE)
+@click.option("--fitted", type=FILE, help="Trajectories that KOOPMAN was fitted on: adds the best linear maps.")
 @click.option("--spans", type=click.Choice(["given", "to_target", "all"]), default="given", show_default=True)
-@click.option("--next-token", is_flag=True, help="Judge by the tokens that follow; DATA gives what observe takes.")
-@click.option("--skip", type=int, default=0, show_default=True, help="Leading positions to leave out.")
+@click.option("--next-token", is_flag=True, help="Judge by the tokens that follow, in place of labels.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def fidelity_(
-    model: str, data: str, koopman: Path, trajectories: Path, spans: Any, next_token: bool, skip: int, as_json: bool
+    model: str, data: str, koopman: Path, fitted: Path | None, spans: Any, next_token: bool, as_json: bool
 ) -> None:
-    """Judge KOOPMAN in MODEL on held-out DATA; TRAJECTORIES are those that it was fitted on."""
+    """Judge KOOPMAN in MODEL on held-out DATA: inputs, or pairs of inputs and labels."""
     from koopman_interp.analysis.substitutes.fidelity import fidelity
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
-    x, y = (_called(data), None) if next_token else _labelled(data)
-    surrogate = KoopmanAutoencoder.from_pretrained(koopman)
-    fitted = Trajectories.load(trajectories)
-    found = fidelity(_called(model), surrogate, fitted, x, y, spans=spans, next_token=next_token, skip=skip)
-    click.echo(json.dumps(found.as_dict()) if as_json else str(found))
+    judged = fidelity(
+        _called(model),
+        KoopmanAutoencoder.from_pretrained(koopman),
+        held_out=_called(data),
+        fitted=None if fitted is None else Trajectories.load(fitted),
+        spans=spans,
+        next_token=next_token,
+    )
+    click.echo(json.dumps(judged.as_dict()) if as_json else str(judged))
 
 
 @cli.command()
 @click.argument("model")
 @click.argument("koopman", type=FOLDER)
 @click.argument("texts", nargs=-1, required=True)
-@click.option("--skip", type=int, default=0, show_default=True, help="Leading positions to leave out.")
 @click.option("--out", type=FILE, help="Reading to write (.safetensors).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def lens(model: str, koopman: Path, texts: tuple[str, ...], skip: int, out: Path | None, as_json: bool) -> None:
+def lens(model: str, koopman: Path, texts: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Show what MODEL would say to TEXTS if its motion were KOOPMAN's from each depth on."""
     from koopman_interp.analysis.substitutes.lens import koopman_lens
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
-    found = koopman_lens(_called(model), KoopmanAutoencoder.from_pretrained(koopman), list(texts), skip=skip)
+    reading = koopman_lens(_called(model), KoopmanAutoencoder.from_pretrained(koopman), list(texts))
     if out is not None:
-        found.save(out)
-    click.echo(json.dumps(found.as_dict()) if as_json else str(found))
+        reading.save(out)
+    click.echo(json.dumps(reading.as_dict()) if as_json else str(reading))
 
 
 @cli.command()
@@ -176,7 +179,7 @@ def lens(model: str, koopman: Path, texts: tuple[str, ...], skip: int, out: Path
 @click.option("--strength", type=float, default=1.0, show_default=True, help="1 erases; more pushes beyond.")
 @click.option("--site", help="Site to erase at; by default where the classes are read best.")
 @click.option("--each-site", is_flag=True, help="Erase at each site past the first, to be written in place.")
-@click.option("--trajectories", type=FILE, help="Held-out rows to measure the drift on.")
+@click.option("--held-out", type=FILE, help="Held-out trajectories to measure the drift on.")
 @click.option("--out", type=FILE, required=True, help="Edit to write (.safetensors).")
 def edit(
     koopman: Path,
@@ -184,23 +187,21 @@ def edit(
     strength: float,
     site: str | None,
     each_site: bool,
-    trajectories: Path | None,
+    held_out: Path | None,
     out: Path,
 ) -> None:
     """Erase classes from KOOPMAN; needs no data."""
     from koopman_interp.edits.edit_set import each_site as at_each
-    from koopman_interp.edits.erase import erase_class, erase_classes
+    from koopman_interp.edits.erase import erase_class
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
     if each_site and site is not None:
         raise click.UsageError("Give --site or --each-site, not both.")
-    rows = None if trajectories is None else Trajectories.load(trajectories)
     surrogate = KoopmanAutoencoder.from_pretrained(koopman)
-    erase: Any = partial(erase_class, label=labels[0]) if len(labels) == 1 else partial(erase_classes, labels=labels)
-    erase = partial(erase, surrogate, rows, strength=strength)
-    past_the_first = range(1, len(surrogate.sites))
-    made = at_each(surrogate, lambda depth: erase(site=depth), past_the_first) if each_site else erase(site=site)
+    rows = None if held_out is None else Trajectories.load(held_out)
+    erase = partial(erase_class, surrogate, label=labels, strength=strength, held_out=rows)
+    made = at_each(surrogate, lambda depth: erase(site=depth)) if each_site else erase(site=site)
     made.save(out)
     click.echo(repr(made))
 
@@ -235,17 +236,17 @@ def forget_(
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
-    found = forget(
+    chosen = forget(
         _called(model),
         KoopmanAutoencoder.from_pretrained(koopman),
-        Trajectories.load(trajectories),
-        label=label,
+        fitted=Trajectories.load(trajectories),
         held_out=_labelled(data),
+        label=label,
         most=most,
         mode=mode,
     )
-    found.edit.save(out)
-    click.echo(json.dumps(found.as_dict()) if as_json else str(found))
+    chosen.edit.save(out)
+    click.echo(json.dumps(chosen.as_dict()) if as_json else str(chosen))
 
 
 @cli.command("audit")
@@ -253,11 +254,11 @@ def forget_(
 @click.argument("data")
 @click.argument("koopman", type=FOLDER)
 @click.argument("edit", type=FILE)
-@click.option("--label", type=int, required=True, help="The class that the edit forgets.")
+@click.option("--label", type=int, multiple=True, help="Class to forget, repeatable (default: what EDIT says).")
 @click.option("--mode", type=click.Choice(["delta", "replace"]), default="delta", show_default=True)
 @click.option("--each-site", is_flag=True, help="Write the edits in place at each of their sites.")
 @click.option("--training", help="Rows that MODEL was trained on, as module:callable: accuracy and membership.")
-@click.option("--retrained", help="The same model trained without the class, as module:callable: the yardstick.")
+@click.option("--retrained", help="The same model trained without the class, as module:callable: the reference.")
 @click.option("--depths", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Sites to probe.")
 @click.option("--mlp", is_flag=True, help="Add a probe with a hidden layer.")
 @click.option("--relearn", is_flag=True, help="Try to bring the class back by fine-tuning; needs --training.")
@@ -268,7 +269,7 @@ def audit_(
     data: str,
     koopman: Path,
     edit: Path,
-    label: int,
+    label: tuple[int, ...],
     mode: Any,
     each_site: bool,
     training: str | None,
@@ -284,21 +285,25 @@ def audit_(
     from koopman_interp.auditing.relearning import Relearning
     from koopman_interp.edits.edit_set import EditSet
     from koopman_interp.files import jsonable
+    from koopman_interp.patching.patch import patched
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
-    forget, retain = _parted(data, label)
-    trained = (None, None) if training is None else _parted(training, label)
+    held_out = _labelled(data)
+    edits = EditSet.load(edit)
+    if not label and not any(one.labels for one in edits):
+        raise click.UsageError(f"{edit} does not say which class it forgets: give --label.")
     found = audit(
-        _called(model),
-        KoopmanAutoencoder.from_pretrained(koopman),
-        EditSet.load(edit),
-        forget=forget,
-        retain=retain,
-        forget_training=trained[0],
-        retain_training=trained[1],
-        mode=mode,
-        at="each site" if each_site else "target",
-        retrain=None if retrained is None else partial(_called, retrained),
+        patched(
+            _called(model),
+            KoopmanAutoencoder.from_pretrained(koopman),
+            edits,
+            mode=mode,
+            at="each site" if each_site else "target",
+        ),
+        held_out=held_out,
+        training=None if training is None else _labelled(training),
+        label=label or None,
+        retrained=None if retrained is None else partial(_called, retrained),
         probes=("linear", "rbf", "mlp") if mlp else ("linear", "rbf"),
         depths=depths,
         relearn=Relearning() if relearn else None,
@@ -372,12 +377,3 @@ def _labelled(name: str) -> tuple[Tensor, Tensor]:
     if not pairs or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise click.BadParameter(f"{name!r} must give one or more pairs of inputs and labels.")
     return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-
-
-def _parted(name: str, label: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Part a labelled data set into the rows of a class and the others."""
-    x, y = _labelled(name)
-    gone = y == label
-    if not gone.any():
-        raise click.BadParameter(f"{name!r} gives no rows of class {label}; it has {y.unique().tolist()}.")
-    return (x[gone], y[gone]), (x[~gone], y[~gone])

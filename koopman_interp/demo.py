@@ -84,45 +84,38 @@ def run_demo(
     say(f"{koopman!r}\n")
     with _timed("read", seconds):
         spectra = spectrum(koopman, held_out)
-        shapes = {"host": topology(held_out), "surrogate": topology(held_out, koopman)}
-        faith = fidelity(model, koopman, trajectories, x_test, y_test, spans="to_target")
-    say(f"{spectra}\n\nBetti numbers of the host, by depth:\n{shapes['host']}\n")
+        shapes = {"model": topology(held_out), "surrogate": topology(held_out, koopman)}
+        faith = fidelity(model, koopman, held_out=(x_test, y_test), fitted=trajectories, spans="to_target")
+    say(f"{spectra}\n\nBetti numbers of the model, by depth:\n{shapes['model']}\n")
     say(f"Betti numbers of the surrogate's iterates:\n{shapes['surrogate']}\n\n{faith}\n")
     with _timed("edit", seconds):
-        edit = erase_class(koopman, held_out, label=label, strength=strength)
+        edit = erase_class(koopman, label=label, strength=strength, held_out=held_out)
     say(f"{edit!r}\n\n{_null_edit(model, koopman, x_test)}\n")
     with _timed("audit", seconds):
-        gone = y_test == label
-        forget, retain = (x_test[gone], y_test[gone]), (x_test[~gone], y_test[~gone])
-        yardstick = _host(x[y != label], y[y != label], seed)
+        retrained = _host(x[y != label], y[y != label], seed)
         modes: tuple[Mode, ...] = ("delta", "replace")
         audits = [
             audit(
-                model,
-                koopman,
-                edit,
-                forget=forget,
-                retain=retain,
-                forget_training=(x[y == label], y[y == label]),
-                retain_training=(x[y != label], y[y != label]),
-                mode=mode,
-                retrained=yardstick,
+                patched(model, koopman, edit, mode=mode),
+                held_out=(x_test, y_test),
+                training=(x, y),
+                retrained=retrained,
             )
             for mode in modes
         ]
     say("\n\n".join(map(str, audits)) + "\n")
     return write_run(
         folder,
+        koopman,
         title=f"Yin-Yang without class {label} ({CLASSES[label]})",
         command=command,
-        koopman=koopman,
         trajectories=held_out,
         spectrum=spectra,
         topologies=shapes,
         fidelity=faith,
         edit=edit,
         audits=audits,
-        host={
+        facts={
             "model": f"residual MLP, {_BLOCKS} blocks of width {_WIDTH}",
             "data": f"Yin-Yang, {_POINTS:,} points to fit and {_HELD_OUT:,} held out",
             "held-out accuracy": f"{accuracy:.2%}",

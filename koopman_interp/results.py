@@ -1,4 +1,4 @@
-"""What every result can do: be printed, shown in a notebook, turned into a data frame, and drawn.
+"""What every result can do: be printed, shown in a notebook, turned into a data frame, drawn, saved and loaded.
 
 A result says what its tables are; the rest follows. Drawing is looked up by name when it is asked for, as pandas looks
 up its plotting backend, so that a result knows nothing of figures.
@@ -6,11 +6,20 @@ up its plotting backend, so that a result knows nothing of figures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from html import escape
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+from numpy import ndarray
+
+from koopman_interp.errors import FileFormatError
+from koopman_interp.files import jsonable, read_json, write_json
 from koopman_interp.tables import Table
 
 if TYPE_CHECKING:
@@ -18,6 +27,21 @@ if TYPE_CHECKING:
 
 PLOTTING = "koopman_interp.plotting"
 """The module whose `plot` draws results."""
+
+Value = TypeVar("Value")
+Kept = TypeVar("Kept", bound="PlainResult")
+
+# Notebooks set tables each in their own way; colours are those of the notebook, which can be light or dark.
+_STYLE = """<style>
+.koopman-interp table { border-collapse: collapse; margin: .6em 0; font-variant-numeric: tabular-nums; }
+.koopman-interp caption { caption-side: top; text-align: left; color: inherit; opacity: .75; padding: 0 0 .3em; }
+.koopman-interp th, .koopman-interp td { text-align: right; padding: .25em .7em; white-space: nowrap; }
+.koopman-interp thead th { border-bottom: 1px solid; }
+.koopman-interp tbody th { font-weight: normal; }
+.koopman-interp th:first-child, .koopman-interp .words, .koopman-interp tfoot td { text-align: left; }
+.koopman-interp .words { white-space: normal; }
+.koopman-interp tr.marked th, .koopman-interp tr.marked td { font-weight: bold; }
+</style>"""
 
 
 class Result:
@@ -32,12 +56,14 @@ class Result:
         return ()
 
     def __str__(self) -> str:
-        return "\n\n".join([repr(self), *(table.text() for table in self.tables()), *self.notes()])
+        notes = "\n".join(self.notes())
+        return "\n\n".join([repr(self), *(table.text() for table in self.tables()), *([notes] if notes else [])])
 
     def _repr_html_(self) -> str:
         """Show the tables in a notebook."""
         parts = [f"<p>{escape(repr(self))}</p>", *(table.html() for table in self.tables())]
-        return "\n".join([*parts, *(f"<p>{escape(note)}</p>" for note in self.notes())])
+        notes = (f"<p>{escape(note)}</p>" for note in self.notes())
+        return "\n".join(['<div class="koopman-interp">', _STYLE, *parts, *notes, "</div>"])
 
     def to_frame(self) -> DataFrame:
         """Return the first table as a pandas data frame, with the numbers themselves in it."""
@@ -46,7 +72,103 @@ class Result:
     def plot(self, **options: Any) -> Any:
         """Draw it by the function of `koopman_interp.plotting` that is made for it, and return its axes.
 
+        Args:
+            **options: of that function, such as `ax=` to draw on.
+
         Raises:
             InputError: there is no figure of this kind of result.
         """
-        return import_module(PLOTTING).plot(self, **options)
+        return plotted(self, **options)
+
+
+class PlainResult(Result):
+    """A result whose fields are plain values, arrays and other dataclasses of such, so that JSON holds it whole."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON: fields by name, arrays as lists; a number that is not finite is None."""
+        values: dict[str, Any] = jsonable(_plain(self))
+        return values
+
+    @classmethod
+    def from_dict(cls: type[Kept], values: Mapping[str, Any]) -> Kept:
+        """Rebuild from what `as_dict` and JSON made of it; a null where a number belongs becomes NaN."""
+        return rebuilt(cls, values)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to one file, as JSON; a number that is not finite becomes null."""
+        write_json(path, {"kind": type(self).__name__, **self.as_dict()})
+
+    @classmethod
+    def load(cls: type[Kept], path: str | os.PathLike[str]) -> Kept:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileFormatError: it is not JSON, holds something else, or is incomplete.
+        """
+        values = read_json(path)
+        if not isinstance(values, dict) or values.get("kind") != cls.__name__:
+            raise FileFormatError(f"{path} does not hold a value of the kind {cls.__name__}.")
+        try:
+            return cls.from_dict(values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(
+                f"{path} lacks parts of a {cls.__name__} ({type(error).__name__} {error}). Write it again from its "
+                "source."
+            ) from error
+
+
+def plotted(value: object, **options: Any) -> Any:
+    """Draw a value with `koopman_interp.plotting.plot`, which is imported only now."""
+    return import_module(PLOTTING).plot(value, **options)
+
+
+def rebuilt(kind: type[Value], values: Mapping[str, Any]) -> Value:
+    """Rebuild a dataclass of plain values, arrays and other such dataclasses from what JSON made of it.
+
+    Entries that are no field are passed over: what is derived may stand beside what is kept.
+
+    Raises:
+        KeyError: a field without a default is missing.
+        TypeError: a part is of another shape than its annotation says.
+        ValueError: likewise.
+    """
+    made: Value = _rebuilt(kind, values)
+    return made
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _rebuilt(hint: Any, value: Any) -> Any:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        kind, *others = (part for part in parts if part is not types.NoneType)
+        return None if value is None else _rebuilt(Any if others else kind, value)
+    if isinstance(hint, type) and is_dataclass(hint):
+        hints = get_type_hints(hint)
+        named = [part.name for part in fields(hint) if part.name in value or _is_required(part)]
+        return hint(**{name: _rebuilt(hints[name], value[name]) for name in named})
+    if origin is tuple:
+        entries = parts[:1] * len(value) if parts[1:] == (Ellipsis,) else parts
+        return tuple(_rebuilt(part, entry) for part, entry in zip(entries, value, strict=True))
+    if origin is not None and issubclass(origin, Mapping):
+        key, entry = parts
+        return {_rebuilt(key, name): _rebuilt(entry, each) for name, each in value.items()}
+    if getattr(hint, "array_type", hint) is ndarray:
+        array = np.asarray(value)
+        return array.astype(float) if array.dtype == object else array
+    if hint is float:
+        return math.nan if value is None else float(value)
+    return int(value) if hint is int else value  # the keys of JSON are texts
+
+
+def _is_required(part: Field[Any]) -> bool:
+    return part.default is MISSING and part.default_factory is MISSING

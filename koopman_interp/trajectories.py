@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hashing import drawn, group_digests, row_digests
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.labels import IGNORED, labels_of_rows
-from koopman_interp.sites import span
+from koopman_interp.labels import IGNORED, forms_of, spread_labels
+from koopman_interp.results import plotted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,6 +94,14 @@ class Trajectories:
             f"{self.sites[-1]!r}, width {shown}, {labelled})"
         )
 
+    def plot(self, **options: Any) -> Any:
+        """Draw the states at each depth by `koopman_interp.plotting.plot_trajectories`, and return its axes.
+
+        Args:
+            **options: of that function, such as `axes=` to draw on.
+        """
+        return plotted(self, **options)
+
     @property
     def depths(self) -> int:
         """How many sites each trajectory passes."""
@@ -129,7 +138,7 @@ class Trajectories:
         Raises:
             InputError: the number of labels fits neither, or they are not whole numbers.
         """
-        found = labels_of_rows(labels, self.sequence)
+        found = spread_labels(labels, forms_of(self.sequence))
         labelled = replace(self, labels=found)
         return labelled[found != IGNORED] if bool((found == IGNORED).any()) else labelled
 

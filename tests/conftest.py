@@ -21,8 +21,13 @@ import koopman_interp as ki
 from koopman_interp.hosts.fingerprint import weight_digest
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 
-# The same examples on every machine, and no folder of past failures in the repository.
-settings.register_profile("tests", deadline=None, max_examples=25, derandomize=True, database=None)
+# Hosts that are not served yet.
+collect_ignore = ["hosts/test_odd_hosts.py"]
+
+# The same examples on every machine, and no folder of past failures in the repository. Hosts are drawn more often
+# before a change lands (--hypothesis-profile=ci), and thoroughly by hand (--hypothesis-profile=zoo).
+for name, examples in (("tests", 25), ("ci", 200), ("zoo", 5000)):
+    settings.register_profile(name, deadline=None, max_examples=examples, derandomize=True, database=None)
 settings.load_profile("tests")
 
 

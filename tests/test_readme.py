@@ -1,6 +1,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parents[1] / "README.md"
 
 # The example is run as it stands, but for its sizes.
@@ -12,6 +14,7 @@ SMALLER = {
 }
 
 
+@pytest.mark.tutorial
 def test_the_first_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     code = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL).group(1)
     for large, small in SMALLER.items():

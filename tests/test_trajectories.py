@@ -223,12 +223,12 @@ def test_labels_by_input_follow_a_selection():
 
 @pytest.mark.parametrize("count", [0, 19, 21, 59, 61])
 def test_labels_of_another_number_are_refused_with_both_numbers(count):
-    with pytest.raises(InputError, match=f"Expected 60 labels.*20, one an observed input; got {count}"):
+    with pytest.raises(InputError, match=f"Expected 60 labels.*20 labels, one an observed input; got {count}"):
         made().with_labels(torch.ones(count, dtype=torch.long))
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("labels", [[0.5] * 60, [True] * 60, torch.zeros(60)])
+@pytest.mark.parametrize("labels", [[0.5] * 60, ["yin"] * 60, torch.zeros(60)])
 def test_labels_that_are_no_whole_numbers_are_refused(labels):
     with pytest.raises(InputError, match="whole numbers"):
         made().with_labels(labels)

@@ -141,22 +141,22 @@ print(
     f"Gradient fit: {seconds:.1f} s; least squares: {closed_seconds:.2f} s; "
     f"least squares with {WIDE} observables: {wide_seconds:.2f} s."
 )
-keep(plotting.plot_fit(koopman.record.history), "fit")
+keep(koopman.record.plot(), "fit")
 
 # %% [markdown]
 # ## Fidelity
 #
-# An unexplained variance of one per cent means little alone. `fidelity` shows it beside what is free: the
-# *identity* (the state at the first depth, unchanged), the *mean* of the target, and the *endpoint linear*
-# map, the best affine map from the first depth to each depth, fitted on the same rows. The endpoint map is
-# the strictest neighbour: it has one matrix for each depth, where the surrogate has one K for all. The last
-# table puts each predictor in place of the whole span and asks the host's own head: errors that look small
-# at a site can be large at the output.
+# A fraction of variance unexplained (FVU) of one per cent means little alone. `fidelity` shows it beside what
+# is free: the *identity* (the state at the first depth, unchanged), the *mean* of the target, and the
+# *endpoint linear* map, the best affine map from the first depth to each depth, fitted on the same rows. The
+# endpoint map is the strictest neighbour: it has one matrix for each depth, where the surrogate has one K for
+# all. The first table substitutes each of them for all blocks and asks the model's own head: errors that look
+# small at a site can be large at the output.
 
 # %%
-fidelity = ki.fidelity(model, koopman, trajectories, x_test, y_test)
-wide_fidelity = ki.fidelity(model, wide, trajectories, x_test, y_test)
-closed_fidelity = ki.fidelity(model, closed, trajectories, x_test, y_test)
+fidelity = ki.fidelity(model, koopman, held_out=(x_test, y_test), fitted=trajectories)
+wide_fidelity = ki.fidelity(model, wide, held_out=(x_test, y_test), fitted=trajectories)
+closed_fidelity = ki.fidelity(model, closed, held_out=(x_test, y_test), fitted=trajectories)
 print("\n== Fidelity, gradient fit ==")
 print(fidelity)
 keep(plotting.plot_fidelity(fidelity), "fidelity")
@@ -168,12 +168,12 @@ keep(plotting.plot_output_fidelity(fidelity), "output")
 
 # %%
 def compared(found, names, spent):
-    """Rows of a table: unexplained variance at the last depth, agreement and KL at the output, seconds."""
+    """Rows of a table: variance unexplained at the last depth, agreement and KL at the output, seconds."""
     outputs = {row.name: row for row in found.outputs}
     return [
         [
             shown,
-            f"{found.depths[-1].unexplained[name]:.4f}",
+            f"{found.depths[-1].fvu[name]:.4f}",
             f"{100 * outputs[name].agreement:.2f}",
             f"{outputs[name].kl:.4f}",
             spent,
@@ -182,7 +182,7 @@ def compared(found, names, spent):
     ]
 
 
-HEADER = ["in place of the span", "unexplained", "agreement %", "KL to host", "fit, s"]
+HEADER = ["substituted for all blocks", "FVU", "agreement %", "KL to the model", "fit, s"]
 FREE = {name: name for name in ("endpoint linear", "mean", "identity")}
 print("\n== Ways to fit, beside what is free ==")
 rows = [
@@ -249,7 +249,7 @@ for kind in OPERATORS:
     started = time.perf_counter()
     fitted = ki.fit(trajectories, ki.FitConfig(operator=kind, rank=8, steps=FEW_STEPS))
     spent = f"{time.perf_counter() - started:.1f}"
-    found = ki.fidelity(model, fitted, trajectories, x_test, y_test)
+    found = ki.fidelity(model, fitted, held_out=(x_test, y_test), fitted=trajectories)
     rows += compared(found, {"surrogate": kind}, spent)
 print(table(HEADER, [*rows, *compared(fidelity, FREE, "–")]))
 
@@ -275,7 +275,7 @@ print(f"From {first} to {last}, the loaded surrogate predicts {verdict}.")
 torch.manual_seed(1)
 stranger = ResidualMLP(inputs=4, width=10, blocks=5, outputs=3).eval()
 try:
-    ki.fidelity(stranger, loaded, states, x_test)
+    ki.fidelity(stranger, loaded, held_out=x_test)
 except ki.KoopmanInterpError as error:
     print(f"On a model with other weights: {type(error).__name__}: {error}")
 

@@ -104,19 +104,20 @@ print(f"{koopman} ({time.perf_counter() - started:.0f} s)")
 # %% [markdown]
 # ## How far to trust it
 #
-# In place of a span, the surrogate's own state reaches the rest of the network. Read *KL to host* down each table: what
-# one operator loses beside the identity, the mean, and a linear map fitted for that span alone. Long spans lose
-# attention, and no token-wise map brings it back. Over the whole depth the one operator beats the linear maps; over one
-# block, a linear map made for it is better. No mode passes the residual tolerance: none is to be read as the model's.
+# Substituted for a span, the surrogate's own state reaches the rest of the network. Read *KL to the model* down each
+# table: what one operator loses beside the identity, the mean, and a linear map fitted for that span alone. Long spans
+# lose attention, and no token-wise map brings it back. Over the whole depth the one operator beats the linear maps;
+# over one block, a linear map made for it is better. No mode passes the residual tolerance: none is to be read as the
+# model's.
 
 # %%
 held_out = [ids[None] for ids in fresh]
-print("\n== In place of a span, on held-out stories ==")
+print("\n== Substituted for a span, on held-out stories ==")
 for source in (0, 3, 4):
-    found = ki.fidelity(model, koopman, trajectories, held_out, source=source, skip=1)
+    found = ki.fidelity(model, koopman, held_out=held_out, fitted=trajectories, source=source)
     rows = [[row.name, f"{100 * row.agreement:.1f}", f"{row.kl:.3f}"] for row in found.outputs]
     print(f"From {koopman.sites[source]} to {koopman.sites[-1]}:")
-    print(table(["in place", "agreement %", "KL to host"], rows), "\n")
+    print(table(["substitute", "agreement %", "KL to the model"], rows), "\n")
 
 spectrum = ki.spectrum(koopman, tap.observe([ids.tolist() for ids in fresh], batch_size=16, progress=False))
 print(spectrum.head(8))

@@ -85,7 +85,7 @@ print(ki.spectrum(linear, fresh[:6]))
 # ## A small classifier
 #
 # Yin-Yang, five residual blocks of width 10, as in the first tutorial. The spectrum is judged on points that neither
-# the host nor the surrogate has seen; one pass over them gathers all that the rest of this section needs.
+# the model nor the surrogate has seen; one pass over them gathers all that the rest of this section needs.
 
 # %%
 x, y = yin_yang(ROWS, seed=0)
@@ -119,15 +119,18 @@ keep(plotting.plot_residuals(spectrum), "residuals")
 
 # %% [markdown]
 # Read the two figures together. Hardly any mode passes the tolerance: each eigenfunction alone predicts its own next
-# value badly, since the host is not linear and K was fitted to reach all depths at once, which is another aim. The
-# contours are more patient. They ask, at each point of the plane, whether *any* function of the slowest modes would do,
-# and around 1 some do: the data have slow functions, but the eigenvectors of this K are mixtures of them. The last
-# column of the table says so too: several modes have the same eigenvalue on the data.
+# value badly, since the model is not linear and K was fitted to reach all depths at once, which is another aim. The
+# contours are more patient. They ask, at each point of the plane, whether *any* function of the slowest modes would do;
+# what all samples share is taken off first, as for the residuals, since an offset that never changes would pass for the
+# slowest function of all. Some functions do better than the eigenvectors of this K, but none does well: the best, near
+# 1, misses about a sixth of its own spread at each step, so this is no proof of slow functions. And it is one wide
+# valley that holds most of the eigenvalues: the data do not tell them apart. The table says so too, where several modes
+# have the same |λ| on the data.
 #
 # ## What the modes say
 #
 # With that caution, `describe_modes` shows for each mode the samples at its two ends, what a step of one standard
-# deviation along it changes at the host's own output, and how it grows over depth beside $|\lambda|^t$.
+# deviation along it changes at the model's own output, and how it grows over depth beside $|\lambda|^t$.
 
 # %%
 meanings = ki.describe_modes(
@@ -145,9 +148,9 @@ keep(plotting.plot_class_amplitudes(spectrum, depth=len(koopman.sites) - 1), "cl
 #
 # ## Are two networks the same dynamics?
 #
-# Another seed of the same host, and a host that was never trained. Eigenvalues are compared by the Wasserstein
+# Another seed of the same model, and a model that was never trained. Eigenvalues are compared by the Wasserstein
 # distance, operators by the Procrustes angle of dynamical similarity analysis. The first row is the yardstick: a second
-# fit of the *same* host. A difference between networks means something where it is larger than that.
+# fit of the *same* model. A difference between networks means something where it is larger than that.
 
 # %%
 print("\n== Distances to the first surrogate ==")
@@ -156,9 +159,9 @@ again = ki.fit(
     ki.FitConfig(observables=64, pairs="all", steps=STEPS, evaluate_every=STEPS // 2, seed=1),
     progress=False,
 )
-others = {"the same host, fitted again": ki.spectrum(again, held_out), "another seed of the host": fitted(host(1))[2]}
+others = {"the same model, fitted again": ki.spectrum(again, held_out), "another seed of the model": fitted(host(1))[2]}
 untrained = ResidualMLP(inputs=4, width=10, blocks=5, outputs=3).eval()
-others["an untrained host"] = fitted(untrained)[2]
+others["an untrained model"] = fitted(untrained)[2]
 rows = []
 for name, other in others.items():
     far = ki.spectral_distance(spectrum, other, weights="energy", starts=4)
@@ -167,7 +170,7 @@ print(table(["", "Wasserstein (by energy)", "Procrustes angle"], rows))
 
 # %% [markdown]
 # Against that yardstick, the eigenvalues of the other seed are twice as far as those of a second fit, and the angles
-# tell little apart: fits of one host differ almost as much as hosts do. Nor is the untrained host the farthest. With
+# tell little apart: fits of one model differ almost as much as models do. Nor is the untrained model the farthest. With
 # surrogates whose modes are hardly certified, a distance says as much about the fits as about the networks.
 
 # %% [markdown]
@@ -199,14 +202,12 @@ if MODELS and DATA and (Path(MODELS) / "stories260K").is_dir():
     print(spoken)
     keep(plotting.plot_spectrum(spoken, pseudospectra=ki.pseudospectra(spoken, points=POINTS)), "stories-spectrum")
     some = tap.observe(unheard[:20], batch_size=16, progress=False)
-    words = ki.describe_modes(
-        language, spoken, some, model=bridge, batches=unheard[:8], modes=4, tokenizer=bridge.tokenizer, skip=1
-    )
+    words = ki.describe_modes(language, spoken, some, model=bridge, batches=unheard[:8], modes=4)
     print(words)
     keep(plotting.plot_mode_growth(words), "stories-growth")
 
 # %% [markdown]
 # No mode passes. A token-wise operator has no attention, and what attention brings is no function of the token's own
 # state; so these modes are not laws of the model's motion. Read them as directions that K found useful, and see what
-# the host itself makes of a step along each: which tokens it then says more, and less. Their ends are easy to name all
+# the model itself makes of a step along each: which tokens it then says more, and less. Their ends are easy to name all
 # the same (a name that has just ended, the middle of *found*): a mode can be readable without being true.

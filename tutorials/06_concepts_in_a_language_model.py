@@ -124,7 +124,7 @@ print(rows)
 targets = ki.counterfactual(gender, group)
 edits = ki.each_site(
     koopman,
-    lambda site: ki.redirect(koopman, rows, targets=targets, weight=0.4, site=site, name="gender"),
+    lambda site: ki.redirect(koopman, fitted=rows, targets=targets, weight=0.4, site=site, name="gender"),
     SITES,
 )
 print("\n== The edit ==")

@@ -31,13 +31,13 @@ def containers(model: nn.Module, modules: Iterable[nn.Module]) -> list[nn.Module
     [False, False, True]
     """
     wanted = {id(module) for module in modules}
-    chain = [model]
-    while wanted:
-        inner = (child for child in chain[-1].children() if id(child) not in wanted)
+    chain: list[nn.Module] = []
+    holding: nn.Module | None = model
+    while holding is not None:
+        if not isinstance(holding, (nn.ModuleList, nn.ModuleDict)):  # which are never called
+            chain.append(holding)
+        inner = (child for child in holding.children() if wanted and id(child) not in wanted)
         holding = next((child for child in inner if wanted <= {id(module) for module in child.modules()}), None)
-        if holding is None:
-            break
-        chain.append(holding)
     return chain
 
 

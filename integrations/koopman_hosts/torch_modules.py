@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from koopman_hosts.compiled import eager
 from koopman_hosts.containers import containers, followed
 from koopman_hosts.offloaded import offloaded_weights
+from koopman_hosts.runs import INPUT, residual_stream, runs, width_of
 from koopman_hosts.site_names import matches
 from koopman_hosts.skipped_span import SkippedSpan
 from koopman_hosts.skipping import Unheard, overridden, overwritten
@@ -29,12 +30,11 @@ from koopman_hosts.states import input_state, output_state, with_state
 from koopman_hosts.torch_layouts import advance_of_positions_first, hook_of_positions_first, takes_positions_first
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
 from koopman_interp.hosts.devices import device_of, moved_to
+from koopman_interp.hosts.listing import SiteListing
 from koopman_interp.hosts.passes import Pass, Passes
 from koopman_interp.hosts.protocol import Hook, SiteSelection
 from koopman_interp.hosts.tokens import padded
 
-INPUT = ":input"
-_CONTAINERS = (nn.ModuleList, nn.Sequential)
 _SUFFIX = re.compile(r"(:input)?(#\d+)?$")
 
 
@@ -95,6 +95,18 @@ class TorchHost:
     def tokenizer(self) -> Any:
         """The model's own tokenizer: its attribute, or the one saved beside its weights; None where it has neither."""
         return getattr(self.model, "tokenizer", None) or _saved_tokenizer(self.model)
+
+    @property
+    def context_length(self) -> int | None:
+        """Positions that the model has learnt, as its Hugging Face configuration tells; None without one.
+
+        Positions that are computed (rotary ones, say) go on past what a model was trained on, so they are no limit.
+        """
+        config = getattr(self.model, "config", None)
+        learnt = any("position" in name and isinstance(one, nn.Embedding) for name, one in self._modules.items())
+        learnt |= any(name.endswith("wpe") for name in self._modules)
+        length = getattr(config, "max_position_embeddings", None)
+        return length if learnt and isinstance(length, int) else None
 
     def copy(self) -> TorchHost:
         """Return a host of a deep copy of the model."""
@@ -209,40 +221,22 @@ class TorchHost:
         return self._modules[name]
 
     def _residual_stream(self) -> tuple[str, ...]:
-        run = max(self._runs(), key=lambda names: (len(names), self._parameters(names)), default=[])
-        if not run:
-            listed = ", ".join(list(self._modules)[1:9]) or "none"
-            raise UnsupportedHostError(
-                f"{type(self.model).__name__} has no run of two or more same-typed blocks in a ModuleList or "
-                f"Sequential, so its residual stream is not clear. Name the sites: attach(model, sites=[…]). "
-                f"Its first modules: {listed}."
-            )
-        return (run[0] + INPUT, *run)
+        sites = residual_stream(self._modules)
+        if sites:
+            return sites
+        listed = [site for site in self.listed() if site.width is not None] or list(self.listed())
+        shown = ", ".join(f"{site.name} ({site.kind}, {site.width or '?'})" for site in listed[:8]) or "none"
+        line = f"attach(model, {[site.name for site in listed[:3]]})" if len(listed) > 1 else "attach(model, sites=[…])"
+        raise UnsupportedHostError(
+            f"{type(self.model).__name__} has no run of two or more blocks, and no plain layers in a row of one width, "
+            f"so its residual stream is not clear. Name the sites, as in {line}. Its modules, with type and width: "
+            f"{shown}. koopman_interp.sites(model) lists them all."
+        )
 
-    def _runs(self) -> list[list[str]]:
-        """List the outermost runs of same-typed blocks; sibling containers of one type join (ResNet stages)."""
-        runs: dict[tuple[str, type[nn.Module]], list[str]] = {}
-        for name, module in self._modules.items():
-            if not isinstance(module, _CONTAINERS) or len(module) == 0:
-                continue
-            kinds = {type(child) for child in module}
-            kind = kinds.pop()
-            if kinds or issubclass(kind, _CONTAINERS) or not any(True for _ in module.parameters()):
-                continue
-            if self._inside(name, runs):
-                continue
-            # Containers of one block each are joined too: a stage may hold a single block.
-            runs.setdefault((name.rpartition(".")[0], kind), []).extend(
-                f"{name}.{key}" if name else key for key, _ in module.named_children()
-            )
-        return [names for names in runs.values() if len(names) > 1]
-
-    @staticmethod
-    def _inside(name: str, runs: Mapping[Any, Sequence[str]]) -> bool:
-        return any(name.startswith(block + ".") for blocks in runs.values() for block in blocks)
-
-    def _parameters(self, names: Sequence[str]) -> int:
-        return sum(parameter.numel() for name in names for parameter in self._modules[name].parameters())
+    def listed(self) -> tuple[SiteListing, ...]:
+        """List the outputs of all modules."""
+        named = ((name, module) for name, module in self._modules.items() if name)
+        return tuple(SiteListing(name, type(module).__name__, width_of(module)) for name, module in named)
 
     def _matching(self, pattern: str, names: Sequence[str]) -> list[str]:
         suffix = _SUFFIX.search(pattern)
@@ -257,7 +251,7 @@ class TorchHost:
 
     def _blocks_between(self, source: str, target: str) -> tuple[Sequence[str], range]:
         """Find the run of blocks, and which of it lie from source to target; none where these are not on one stream."""
-        for run in self._runs():
+        for run in runs(self._modules):
             stream = (run[0] + INPUT, *run)
             if source in stream and target in stream:
                 return run, range(stream.index(source), stream.index(target))

@@ -25,6 +25,7 @@ from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostE
 from koopman_interp.hosts.devices import device_of, moved_to
 from koopman_interp.hosts.laid_out import in_layout
 from koopman_interp.hosts.layouts import Layout
+from koopman_interp.hosts.listing import SiteListing
 from koopman_interp.hosts.passes import Pass, Passes
 from koopman_interp.hosts.protocol import Hook, SiteSelection
 from koopman_interp.hosts.tokens import right_padded
@@ -105,6 +106,11 @@ class TransformerLensHost:
         patterns = [selection] if isinstance(selection, str) else list(selection)
         return tuple(dict.fromkeys(site for pattern in patterns for site in self._matching(pattern, points)))
 
+    def listed(self) -> tuple[SiteListing, ...]:
+        """List all hook points, with the width of the residual stream where they are on it."""
+        width = self._config("d_model")
+        return tuple(SiteListing(name, "hook point", width if "resid" in name else None) for name in self._points())
+
     def call(self, batch: Any) -> Any:
         """Call the model on tokens, or on a mapping with `input_ids`, `attention_mask` and what else it takes."""
         batch = moved_to(device_of(self.model), batch)
@@ -121,6 +127,12 @@ class TransformerLensHost:
     def tokenizer(self) -> Any:
         """The model's own tokenizer; None where it was booted without one."""
         return getattr(self.model, "tokenizer", None)
+
+    @property
+    def context_length(self) -> int | None:
+        """The configuration's `n_ctx`."""
+        length = self._config("n_ctx")
+        return length if isinstance(length, int) else None
 
     def copy(self) -> TransformerLensHost:
         """Return a host of a deep copy of the model."""

@@ -15,10 +15,10 @@ from torch import Tensor
 from koopman_interp.analysis.substitutes.lenses import AffineLens, KoopmanLens
 from koopman_interp.distilling.config import DistilConfig
 from koopman_interp.distilling.inputs import PartedInputs
+from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.descent import Epochs
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.observing.outputs import divergences
 from koopman_interp.observing.own_pass import OwnPass
 
 Arrivals = Callable[[OwnPass, Sequence[int], torch.Generator], tuple[Sequence[Tensor], Tensor]]
@@ -99,5 +99,5 @@ class OutputObjective:
 def divergence(own: OwnPass, arrived: Sequence[Tensor]) -> Float[Tensor, ""]:
     """Mean of `KL(host ‖ host with these rows at the last depth)`, in nats, over several sets of rows."""
     with own.after(len(own.sites) - 1) as continued:
-        of_each = [divergences(own.output.logp, continued(rows).logp).mean() for rows in arrived]
+        of_each = [kullback_leibler(own.output.logp, continued(rows).logp).mean() for rows in arrived]
     return torch.stack(of_each).mean()

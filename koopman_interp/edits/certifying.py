@@ -1,7 +1,7 @@
-"""From factors to an edit with its certificate: what every method has in common.
+"""From a low-rank map to an edit with its certificate: what every method has in common.
 
 All figures come from the moments kept with the fit, or from rows where some are given. A Cholesky decomposition of a
-covariance, and its eigenvalues where it is singular: 4 observables³ / 3. Knows nothing of how factors are found.
+covariance, and its eigenvalues where it is singular: 4 observables³ / 3. Knows nothing of how maps are solved for.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from koopman_interp.depths import depth_of
+from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.edits.operator_edit import Certificate, OperatorEdit
 from koopman_interp.errors import InputError
-from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.moments import Moments
 from koopman_interp.trajectories import Trajectories
@@ -24,31 +25,47 @@ RANK_TOLERANCE = 1e-10
 """Variance, relative to the largest, from which on a direction counts as reached by rows."""
 
 
+def acting_depth(koopman: KoopmanAutoencoder, site: str | int | None) -> int:
+    """Resolve where an edit acts: a site, a depth that may count from the end, or None for the last depth but one.
+
+    That is the default of every method but `erase_class`, which has a rule of its own. Late sites are where classes and
+    concepts lie apart; at the last but one a step of the operator still follows.
+
+    Raises:
+        InputError: there is no such site.
+    """
+    return depth_of(koopman.sites, -2 if site is None else site)
+
+
 def edit_at(
-    koopman: KoopmanAutoencoder,
-    depth: int,
-    description: str,
-    directions: Float[Tensor, "observable rank"],
-    readers: Float[Tensor, "observable rank"],
-    offset: Float[Tensor, " rank"],
+    koopman: KoopmanAutoencoder, depth: int, description: str, change: LowRankMap, labels: Sequence[int] = ()
 ) -> OperatorEdit:
     """Make an edit of a surrogate's operator, not yet certified.
+
+    Args:
+        koopman: whose operator it edits.
+        depth: at which it acts.
+        description: what it does, in words.
+        change: what it does to rows.
+        labels: the classes that it forgets.
+
+    Returns:
+        The edit.
 
     Raises:
         InputError: it would move rows by NaN or by an infinite amount.
     """
-    if not torch.isfinite(directions).all():
+    if not torch.isfinite(change.directions).all():
         raise InputError(f"To {description} would move rows by NaN or infinite amounts. Give a finite strength.")
     return OperatorEdit(
         description=description,
         site=koopman.sites[depth],
         depth=depth,
-        directions=directions,
-        readers=readers,
-        offset=offset,
-        moved=koopman.K.detach().double() @ directions,
+        map=change,
+        moved=koopman.K.detach().double() @ change.directions,
         host=koopman.config.host,
         operator=koopman.digest(),
+        labels=tuple(labels),
     )
 
 
@@ -56,18 +73,16 @@ def certified(
     edit: OperatorEdit,
     koopman: KoopmanAutoencoder,
     *,
-    forgotten: Sequence[int] = (),
     rows: Float[Tensor, "sample observable"] | None = None,
     noise: float | None = None,
     feasibility: float | None = None,
     strength: float = 1.0,
 ) -> OperatorEdit:
-    """Return the edit with its certificate.
+    """Return the edit with its certificate; the classes that it does not forget are to be retained.
 
     Args:
         edit: the edit.
         koopman: whose operator it edits.
-        forgotten: indices of the classes that are not to be retained.
         rows: retained rows, as observables at the edit's depth, to measure the drift on; None takes the bound.
         noise: of the reading.
         feasibility: share of what was asked that was possible.
@@ -76,15 +91,16 @@ def certified(
     Returns:
         The same edit, certified.
     """
-    held_out, depth = koopman.heldout_moments, edit.depth
-    spread = float(held_out.covariance[depth].trace().sqrt())
+    moments, depth = koopman.heldout_moments, edit.depth
+    spread = float(moments.covariance[depth].trace().sqrt())
+    forgotten = [koopman.config.classes.index(label) for label in edit.labels if label in koopman.config.classes]
     if rows is None:
-        drift, count = _bounded_drift(edit, held_out, forgotten), 0
+        drift, count = _bounded_drift(edit, moments, forgotten), 0
     else:
         drift, count = float((edit(rows) - rows).square().sum(1).mean().sqrt()), len(rows)
-    kept = held_out.count > 0
-    kept[list(forgotten)] = False
-    means = held_out.mean[depth][kept]
+    retained = moments.count > 0
+    retained[forgotten] = False
+    means = moments.mean[depth][retained]
     mean_drift = float((edit(means) - means).norm(dim=1).max()) if len(means) else 0.0
     K = koopman.K.detach().double()
     certificate = Certificate(
@@ -130,16 +146,16 @@ def encoded(koopman: KoopmanAutoencoder, trajectories: Trajectories, depth: int)
     return koopman.encode(states, depth).double()
 
 
-def _bounded_drift(edit: OperatorEdit, held_out: Moments, forgotten: Sequence[int]) -> float:
+def _bounded_drift(edit: OperatorEdit, moments: Moments, forgotten: Sequence[int]) -> float:
     """Bound the drift of retained rows by total moments less the least that the forgotten classes contribute.
 
     With r the readings, `E r² = Σ_c p_c E_c r²` over all rows; a forgotten class gives at least `p_f (E_f r)²`.
     """
     depth, gone = edit.depth, list(forgotten)
-    share = held_out.count / held_out.count.sum()
-    readings = held_out.mean[depth] @ edit.readers - edit.offset
+    share = moments.count / moments.count.sum()
+    readings = edit.map.read(moments.mean[depth])
     mean = share @ readings
-    second = edit.readers.T @ held_out.covariance[depth] @ edit.readers + torch.outer(mean, mean)
+    second = edit.readers.T @ moments.covariance[depth] @ edit.readers + torch.outer(mean, mean)
     second = second - readings[gone].T @ (share[gone, None] * readings[gone])
     squared = torch.einsum("mk,kl,ml->", edit.directions, second, edit.directions) / (1 - share[gone].sum())
     return float(squared.clamp_min(0).sqrt())

@@ -13,14 +13,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from koopman_interp.edits.certifying import at_strength, certified, edit_at, encoded
+from koopman_interp.edits.certifying import acting_depth, at_strength, certified, edit_at, encoded
 from koopman_interp.edits.oblique import SHRINKAGE, oblique
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
-from koopman_interp.sites import depth_of
+from koopman_interp.labels import forms_of, spread
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -72,22 +72,21 @@ def erase_concept(
         raise InputError("There is no attribute to erase: give attribute=…, or trajectories with labels.")
     given = trajectories.labels if attribute is None else attribute
     values = columns_of(given, trajectories.sequence, "attribute")
-    depth = depth_of(koopman.sites, -2 if site is None else site)
+    depth = acting_depth(koopman, site)
     z = encoded(koopman, trajectories, depth)
     centre = z.mean(0)
     A = _cross_covariance(z - centre, values)
     kept = None if preserve is None else columns_of(preserve, trajectories.sequence, "attribute to preserve")
     B = A[:, :0] if kept is None else _cross_covariance(z - centre, kept)
     covariance = torch.cov(z.T, correction=0) if cost == "rows" else koopman.moments.covariance[depth].to(z)
-    solved = oblique(A, B, covariance, centre, shrinkage=shrinkage)
-    if solved is None:
+    eraser = oblique(A, B, covariance, centre, shrinkage=shrinkage)
+    if eraser is None:
         raise InputError(
             f"What {name!r} moves at {koopman.sites[depth]!r} lies in what is to be preserved, so the one cannot be "
             "erased without the other. Preserve less, or erase at another site."
         )
-    description = f"erase {name}{at_strength(strength)}"
-    edit = edit_at(koopman, depth, description, strength * A, solved.readers, solved.offset)
-    return certified(edit, koopman, feasibility=solved.feasibility, strength=strength)
+    edit = edit_at(koopman, depth, f"erase {name}{at_strength(strength)}", eraser.map.scaled(strength))
+    return certified(edit, koopman, feasibility=eraser.feasibility, strength=strength)
 
 
 def columns_of(given: Any, sequence: Int[Tensor, " sample"], what: str) -> Float[Tensor, "sample value"]:
@@ -108,7 +107,7 @@ def columns_of(given: Any, sequence: Int[Tensor, " sample"], what: str) -> Float
         numbers = torch.as_tensor(given).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"The {what} is no array of numbers ({error}). Number its categories.") from error
-    values = _of_rows(numbers, sequence, what)
+    values = spread(numbers, forms_of(sequence), f"values of the {what}")
     if values.is_floating_point():
         columns = values.double().reshape(len(values), -1)
     else:
@@ -127,18 +126,6 @@ def columns_of(given: Any, sequence: Int[Tensor, " sample"], what: str) -> Float
     if not bool((columns.abs().amax(0) > 0).all()):
         raise InputError(f"This {what} is the same for all {len(columns)} rows, so nothing can be learnt of it.")
     return columns
-
-
-def _of_rows(values: Shaped[Tensor, "..."], sequence: Int[Tensor, " sample"], what: str) -> Shaped[Tensor, "..."]:
-    inputs = int(sequence.max()) + 1 if len(sequence) else 0
-    if values.ndim in (1, 2) and len(values) == len(sequence):
-        return values
-    if values.ndim in (1, 2) and len(values) == inputs:
-        return values[sequence]
-    raise InputError(
-        f"Expected one value of the {what} a row ({len(sequence):,}) or an observed input ({inputs:,}); got the shape "
-        f"{tuple(values.shape)}."
-    )
 
 
 def _cross_covariance(

@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
+from koopman_interp.depths import depth_of
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import FileFormatError, HostMismatchError, InputError
 from koopman_interp.files import read_tensors, write_tensors
-from koopman_interp.sites import depth_of
+from koopman_interp.results import Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import table
+from koopman_interp.tables import Column, Table, digits, percents
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EditSet(Sequence[OperatorEdit]):
+class EditSet(Sequence[OperatorEdit], Result):
     """Edits at several depths, one a depth; `each_site` makes one.
 
     Args:
@@ -68,23 +69,31 @@ class EditSet(Sequence[OperatorEdit]):
         sites = ", ".join(repr(edit.site) for edit in self.edits)
         return f"EditSet({self.description}, at {len(self)} sites: {sites})"
 
-    def __str__(self) -> str:
-        rows = []
-        for edit in self.edits:
-            known = edit.certificate
-            figures = ["–"] * 4
-            if known is not None:
-                feasible = "–" if known.feasibility is None else f"{known.feasibility:.3f}"
-                drift = f"{known.retained_drift:.2%}"
-                figures = [drift, f"{known.class_mean_drift:.2%}", feasible, f"{known.undo_error:.1e}"]
-            rows.append([edit.site, str(edit.rank), *figures])
-        header = ["site", "rank", "retained drift", "class mean drift", "feasibility", "undo error"]
-        return f"{self.description}\n{table(header, rows)}"
+    def tables(self) -> tuple[Table]:
+        """Return what the certificates say, a row a site; a dash where there is none."""
+
+        def known(name: str) -> tuple[float | None, ...]:
+            return tuple(getattr(edit.certificate, name, None) for edit in self.edits)
+
+        columns = (
+            Column("site", tuple(edit.site for edit in self.edits)),
+            Column("rank", tuple(edit.rank for edit in self.edits)),
+            Column("retained drift %", known("retained_drift"), percents()),
+            Column("class mean drift %", known("class_mean_drift"), percents()),
+            Column("feasibility", known("feasibility"), digits(3)),
+            Column("undo error", known("undo_error"), digits(1, "e")),
+        )
+        return (Table(columns),)
 
     @property
     def operator(self) -> str:
         """Digest of the K that the edits were made for."""
         return self.edits[0].operator
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The classes that the edits forget between them."""
+        return tuple(dict.fromkeys(label for edit in self.edits for label in edit.labels))
 
     @property
     def inverse(self) -> EditSet:
@@ -101,7 +110,7 @@ class EditSet(Sequence[OperatorEdit]):
 
     def __matmul__(self, first: EditSet) -> EditSet:
         """Compose: `second @ first` applies, at each depth, `first`'s edit and then `second`'s."""
-        ours, theirs = ({edit.depth: edit for edit in one} for one in (self, first))
+        ours, theirs = ({edit.depth: edit for edit in edits} for edits in (self, first))
         both = [
             ours[depth] @ theirs[depth] if depth in ours and depth in theirs else ours.get(depth) or theirs[depth]
             for depth in ours | theirs
@@ -128,8 +137,8 @@ class EditSet(Sequence[OperatorEdit]):
         """
         tensors, header = read_tensors(path, kind=("edits", "edit"))
         if header["kind"] == "edit":
-            one = OperatorEdit.load(path)
-            return cls((one,), one.description)
+            edit = OperatorEdit.load(path)
+            return cls((edit,), edit.description)
         try:
             edits = []
             for place, facts in enumerate(header["edits"]):
@@ -149,12 +158,14 @@ def each_site(
     make: Callable[[int], OperatorEdit],
     sites: Sequence[str | int] | None = None,
 ) -> EditSet:
-    """Make an edit at each of several sites: `each_site(koopman, lambda site: erase_class(koopman, …, site=site))`.
+    """Make an edit at each of several sites.
+
+    `each_site(koopman, lambda site: erase_class(koopman, label=4, site=site))` erases at all past the first.
 
     Args:
         koopman: the surrogate.
-        make: makes the edit at a depth.
-        sites: sites or depths; None is all of them.
+        make: takes a depth, and returns the edit there.
+        sites: sites or depths; None is all past the first, so that P acts after each step of the operator.
 
     Returns:
         Their set, described as the first of them.
@@ -162,6 +173,7 @@ def each_site(
     Raises:
         InputError: a site is unknown, or there is none.
     """
-    depths = range(len(koopman.sites)) if sites is None else sorted({depth_of(koopman.sites, one) for one in sites})
+    every = range(1, len(koopman.sites))
+    depths = every if sites is None else sorted({depth_of(koopman.sites, site) for site in sites})
     edits = tuple(make(depth) for depth in depths)
     return EditSet(edits, edits[0].description if edits else "nothing")

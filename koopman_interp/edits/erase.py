@@ -13,17 +13,18 @@ Costs one factorisation of Σ a site; needs no data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from koopman_interp.depths import depth_of
 from koopman_interp.edits.certifying import at_strength, certified, edit_at, encoded
+from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.edits.oblique import SHRINKAGE, Projection, oblique
-from koopman_interp.edits.operator_edit import OperatorEdit, in_a_row
+from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
-from koopman_interp.sites import depth_of
+from koopman_interp.labels import whole_numbers
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.moments import Moments
 from koopman_interp.trajectories import Trajectories
@@ -69,61 +70,34 @@ def oblique_eraser(
 
 def erase_class(
     koopman: KoopmanAutoencoder,
-    trajectories: Trajectories | None = None,
     *,
-    label: int,
-    site: str | int | None = None,
-    strength: float = 1.0,
-    shrinkage: float = SHRINKAGE,
-) -> OperatorEdit:
-    """Edit the operator so that one class is forgotten.
-
-    Everything comes from the moments that were kept with the fit; trajectories serve only to measure the drift.
-
-    Args:
-        koopman: the fitted surrogate.
-        trajectories: held-out rows to measure the certificate's drift on; without them it is a bound from the
-            held-out moments.
-        label: the class to forget.
-        site: site or depth at which to erase. None is the one, of all but the last, where the class is read with the
-            least noise (see `Certificate.noise`): as a rule a late one, where classes lie apart.
-        strength: multiplies the displacement. 1 puts the class on the retained mean; past 1 it is pushed beyond,
-            which forgets more and is no longer an erasure but a mark of its own.
-        shrinkage: added to Σ's diagonal, relative to its mean.
-
-    Returns:
-        The edit, with its certificate.
-
-    Raises:
-        InputError: the fit saw no labels, not this class, or no other class.
-    """
-    return erase_classes(koopman, trajectories, labels=[label], site=site, strength=strength, shrinkage=shrinkage)
-
-
-def erase_classes(
-    koopman: KoopmanAutoencoder,
-    trajectories: Trajectories | None = None,
-    *,
-    labels: Sequence[int],
+    label: int | Sequence[int],
     jointly: bool = True,
     site: str | int | None = None,
     strength: float = 1.0,
     shrinkage: float = SHRINKAGE,
+    held_out: Trajectories | None = None,
 ) -> OperatorEdit:
-    """Edit the operator so that several classes are forgotten, all at once or one after another.
+    """Edit the operator so that a class is forgotten, or several.
 
-    At strength 1 both ways put every class on the mean of those retained, and leave these where they are; the readers
-    differ. One after another, each class is erased from the moments that those before it have left, while the others
-    still to come count as retained, so the order matters.
+    Everything comes from the moments that were kept with the fit; trajectories serve only to measure the drift.
+
+    At strength 1 several classes all end on the mean of those retained, which stay where they are, whether they are
+    erased jointly or one after another; the readers differ. One after another, each class is erased from the moments
+    that those before it have left, while the others still to come count as retained, so the order matters.
 
     Args:
         koopman: the fitted surrogate.
-        trajectories: held-out rows to measure the certificate's drift on, as for `erase_class`.
-        labels: the classes to forget.
-        jointly: solve for all of them at once; otherwise in the given order.
-        site: as for `erase_class`; None is where the noise of the classes' readings, added up, is least.
-        strength: multiplies the displacement of each.
+        label: the class to forget, or several.
+        jointly: solve for several classes at once; otherwise one after another, in the given order.
+        site: site or depth at which to erase. None is where, of all depths but the last, the readings of the classes
+            have the least noise (see `Certificate.noise`), added up over the classes: as a rule a late one, where
+            classes lie apart.
+        strength: multiplies the displacement of each class. 1 puts it on the retained mean; past 1 it is pushed
+            beyond, which forgets more and is no longer an erasure but a mark of its own.
         shrinkage: added to Σ's diagonal, relative to its mean.
+        held_out: rows that the fit has not seen, to measure the certificate's drift on; without them, or without their
+            labels, it is a bound from the held-out moments.
 
     Returns:
         The edit, with its certificate; its rank is the number of classes.
@@ -131,33 +105,37 @@ def erase_classes(
     Raises:
         InputError: the fit saw no labels, not these classes, or no other class.
     """
+    labels = whole_numbers(label).tolist()
     indices = _indices(koopman, labels)
-    steps = [indices] if jointly else [[index] for index in indices]
+    groups = [indices] if jointly else [[index] for index in indices]
     depths = range(len(koopman.sites) - 1) if site is None else [depth_of(koopman.sites, site)]
-    depth, eraser = _quietest(koopman, steps, depths, strength, shrinkage)
+    depth, eraser = _quietest(koopman, groups, depths, strength, shrinkage)
     named = f"class{'es' if len(labels) > 1 else ''} {', '.join(map(str, labels))}"
-    order = "" if len(steps) == 1 else ", one after another"
-    description = f"erase {named}{order}{at_strength(strength)}"
-    edit = edit_at(koopman, depth, description, eraser.directions, eraser.readers, eraser.offset)
+    order = "" if len(groups) == 1 else ", one after another"
+    edit = edit_at(koopman, depth, f"erase {named}{order}{at_strength(strength)}", eraser.map, labels)
     return certified(
         edit,
         koopman,
-        forgotten=indices,
-        rows=_retained_rows(koopman, trajectories, labels, depth),
-        noise=_noise(koopman.heldout_moments, depth, eraser.readers) if len(indices) == 1 else None,
+        rows=_retained_rows(koopman, held_out, labels, depth),
+        noise=_noise(koopman.heldout_moments, depth, edit.readers) if len(labels) == 1 else None,
         feasibility=eraser.feasibility,
         strength=strength,
     )
 
 
 def _indices(koopman: KoopmanAutoencoder, labels: Sequence[int]) -> list[int]:
+    """Look classes up among those of the fit.
+
+    Raises:
+        InputError: a class is unknown or named twice, or none would be left to retain.
+    """
     classes = koopman.config.classes
     if not classes:
         raise InputError(
             "This surrogate was fitted without labels. Fit trajectories that have them: observe(…, labels=…)."
         )
     if not labels or len(set(labels)) != len(labels):
-        raise InputError(f"Expected one class or more to forget, each once; got {list(labels)}.")
+        raise InputError(f"Expected one class or more to forget, each once; got {labels}.")
     seen = [c for c, count in zip(classes, koopman.moments.count, strict=True) if count > 0]
     for label in labels:
         if label not in seen:
@@ -171,49 +149,43 @@ def _indices(koopman: KoopmanAutoencoder, labels: Sequence[int]) -> list[int]:
 
 def _quietest(
     koopman: KoopmanAutoencoder,
-    steps: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[int]],
     depths: Sequence[int],
     strength: float,
     shrinkage: float,
 ) -> tuple[int, Projection]:
     """Solve at each depth, and keep the eraser that reads with the least noise on held-out rows."""
-    found = list[tuple[float, int, Projection]]()
+    erasers = list[tuple[float, int, Projection]]()
     for depth in depths:
         try:
-            eraser = _one_after_another(koopman.moments, depth, steps, strength, shrinkage)
+            eraser = _one_after_another(koopman.moments, depth, groups, strength, shrinkage)
         except InputError:
-            if depth == depths[-1] and not found:
+            if depth == depths[-1] and not erasers:
                 raise
             continue
-        found.append((_noise(koopman.heldout_moments, depth, eraser.readers), depth, eraser))
-    _, depth, eraser = min(found, key=lambda one: one[:2])
+        erasers.append((_noise(koopman.heldout_moments, depth, eraser.map.readers), depth, eraser))
+    _, depth, eraser = min(erasers, key=lambda eraser: eraser[:2])
     return depth, eraser
 
 
 def _one_after_another(
-    moments: Moments, depth: int, steps: Sequence[Sequence[int]], strength: float, shrinkage: float
+    moments: Moments, depth: int, groups: Sequence[Sequence[int]], strength: float, shrinkage: float
 ) -> Projection:
-    """Erase groups of classes in order, each from the moments that those before have left, as one projection.
+    """Erase groups of classes in order, each from the moments that those before have left, as one map.
 
     A class that is erased already is neither erased again nor retained: there is nothing left of it to keep.
     """
     means, covariance = moments.mean[depth], moments.covariance[depth]
-    whole: Projection | None = None
-    done: list[int] = []
-    for group in steps:
-        one = oblique_eraser(means, moments.count, covariance, group, ignored=done, shrinkage=shrinkage)
-        one = replace(one, directions=strength * one.directions)
-        P = torch.eye(len(covariance), dtype=covariance.dtype) - one.directions @ one.readers.T
-        means, covariance = means @ P.T + one.offset @ one.directions.T, P @ covariance @ P.T
-        done += group
-        if whole is not None:
-            factors = in_a_row(
-                (whole.directions, whole.readers, whole.offset), (one.directions, one.readers, one.offset)
-            )
-            one = Projection(*factors, min(whole.feasibility, one.feasibility))
-        whole = one
-    assert whole is not None
-    return whole
+    none = means.new_zeros(means.shape[1], 0)
+    whole, feasibility = LowRankMap(none, none, none[0]), 1.0
+    erased: list[int] = []
+    for group in groups:
+        eraser = oblique_eraser(means, moments.count, covariance, group, ignored=erased, shrinkage=shrinkage)
+        step = eraser.map.scaled(strength)
+        means, covariance = step(means), step.push(covariance)
+        whole, feasibility = whole.then(step), min(feasibility, eraser.feasibility)
+        erased += group
+    return Projection(whole, feasibility)
 
 
 def _noise(moments: Moments, depth: int, readers: Float[Tensor, "observable class"]) -> float:
@@ -225,11 +197,11 @@ def _noise(moments: Moments, depth: int, readers: Float[Tensor, "observable clas
 
 
 def _retained_rows(
-    koopman: KoopmanAutoencoder, trajectories: Trajectories | None, labels: Sequence[int], depth: int
+    koopman: KoopmanAutoencoder, held_out: Trajectories | None, labels: Sequence[int], depth: int
 ) -> Float[Tensor, "sample observable"] | None:
-    if trajectories is None or trajectories.labels is None:
+    if held_out is None or held_out.labels is None:
         return None
-    retained = ~torch.isin(trajectories.labels, torch.tensor(list(labels)))
+    retained = ~torch.isin(held_out.labels, torch.tensor(labels))
     if not retained.any():
-        raise InputError("None of the given trajectories is of a retained class, so no drift can be measured.")
-    return encoded(koopman, trajectories[retained], depth)
+        raise InputError("No held-out row is of a retained class, so no drift can be measured. Observe other classes.")
+    return encoded(koopman, held_out[retained], depth)

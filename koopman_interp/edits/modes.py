@@ -20,10 +20,10 @@ from scipy.linalg import schur
 from torch import Tensor
 
 from koopman_interp.analysis.spectra.spectrum import Spectrum
-from koopman_interp.edits.certifying import certified, edit_at
+from koopman_interp.edits.certifying import acting_depth, certified, edit_at
+from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
-from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 Basis = Literal["eigenpairs", "schur"]
@@ -40,7 +40,7 @@ def edit_modes(
     scale: float = 0.0,
     rotate: float = 0.0,
     basis: Basis = "eigenpairs",
-    site: str | int = 0,
+    site: str | int | None = None,
     uncertified: bool = False,
 ) -> OperatorEdit:
     """Edit the operator by its modes.
@@ -53,7 +53,7 @@ def edit_modes(
         rotate: angle in radians by which a pair turns more in the steps edited. Give `scale=1` beside it to turn only.
         basis: `eigenpairs`, by which `K P` has the eigenvalues f λ and P commutes with K; or `schur`, orthogonal, which
             changes all of the invariant subspace that the chosen pairs span.
-        site: site or depth at which P acts.
+        site: site or depth at which P acts; None is the last but one.
         uncertified: take modes too whose residual is past the spectrum's tolerance.
 
     Returns:
@@ -70,10 +70,10 @@ def edit_modes(
         real = [index for index in chosen if abs(spectrum.eigenvalues[index].imag) <= _REAL]
         raise InputError(f"Modes {real} have real eigenvalues and no plane to turn in. Rotate conjugate pairs only.")
     if basis == "eigenpairs":
-        directions, readers = _by_pairs(spectrum, chosen, scale, rotate)
+        change = _by_pairs(spectrum, chosen, scale, rotate)
     else:
-        directions, readers = _by_schur(koopman, spectrum, chosen, scale, rotate)
-    depth = depth_of(koopman.sites, site)
+        change = _by_schur(koopman, spectrum, chosen, scale, rotate)
+    depth = acting_depth(koopman, site)
     what = (
         "remove"
         if scale == 0
@@ -83,8 +83,7 @@ def edit_modes(
     )
     where = "" if basis == "eigenpairs" else " in a Schur basis"
     description = f"{what} modes {', '.join(map(str, chosen))}{where}"
-    edit = edit_at(koopman, depth, description, directions, readers, readers.new_zeros(readers.shape[1]))
-    return certified(edit, koopman)
+    return certified(edit_at(koopman, depth, description, change), koopman)
 
 
 def steer(
@@ -118,7 +117,7 @@ def steer(
         InputError: the mode does not exist or is not certified, or the spectrum is of another K.
     """
     index = _chosen(koopman, spectrum, [mode], uncertified)[0]
-    depth = depth_of(koopman.sites, -2 if site is None else site)
+    depth = acting_depth(koopman, site)
     v, w = _pair(spectrum, index)
     covariance = koopman.moments.covariance[depth].cpu().numpy()
     spread = math.sqrt(max(float((w.conj() @ covariance @ w).real), 0.0))
@@ -127,8 +126,8 @@ def steer(
     directions = torch.from_numpy(np.ascontiguousarray(shift))[:, None]
     description = f"steer mode {index} by {amount:g} standard deviations"
     # Nothing is read: with W = 0 and an offset of 1 the displacement is A itself.
-    edit = edit_at(koopman, depth, description, directions, torch.zeros_like(directions), torch.ones(1).double())
-    return certified(edit, koopman)
+    change = LowRankMap(directions, torch.zeros_like(directions), torch.ones(1).double())
+    return certified(edit_at(koopman, depth, description, change), koopman)
 
 
 def _chosen(koopman: KoopmanAutoencoder, spectrum: Spectrum, modes: Sequence[int], uncertified: bool) -> list[int]:
@@ -146,20 +145,20 @@ def _chosen(koopman: KoopmanAutoencoder, spectrum: Spectrum, modes: Sequence[int
         )
     if not len(modes) or not all(mode in range(count) for mode in modes):
         raise InputError(f"Expected one mode or more between 0 and {count - 1}; got {list(modes)}.")
-    found: list[int] = []
+    members: list[int] = []
     for mode in modes:
         value = spectrum.eigenvalues[mode]
         partner = mode if abs(value.imag) <= _REAL else int(np.abs(spectrum.eigenvalues - value.conj()).argmin())
-        if mode not in found and partner not in found:
-            found.append(mode)
+        if mode not in members and partner not in members:
+            members.append(mode)
     if not uncertified:
-        spurious = [mode for mode in found if not spectrum.trusted[mode]]
+        spurious = [mode for mode in members if not spectrum.trusted[mode]]
         if spurious:
             raise InputError(
                 f"Modes {spurious} have residuals past {spectrum.tolerance:g}, so they are not known to be the host's. "
                 "Choose among spectrum.trusted, or say uncertified=True."
             )
-    return found
+    return members
 
 
 def _pair(spectrum: Spectrum, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +167,8 @@ def _pair(spectrum: Spectrum, index: int) -> tuple[np.ndarray, np.ndarray]:
     return v, w / (w @ v)
 
 
-def _by_pairs(spectrum: Spectrum, chosen: Sequence[int], scale: float, rotate: float) -> tuple[Tensor, Tensor]:
+def _by_pairs(spectrum: Spectrum, chosen: Sequence[int], scale: float, rotate: float) -> LowRankMap:
+    """Change each pair by its own mode and reader."""
     directions, readers = list[np.ndarray](), list[np.ndarray]()
     for index in chosen:
         v, w = _pair(spectrum, index)
@@ -181,12 +181,13 @@ def _by_pairs(spectrum: Spectrum, chosen: Sequence[int], scale: float, rotate: f
         moved = 2 * (1 - scale * np.exp(1j * turn)) * v
         directions += [moved.real, -moved.imag]
         readers += [w.real, w.imag]
-    return _columns(directions), _columns(readers)
+    return _linear(_columns(directions), _columns(readers))
 
 
 def _by_schur(
     koopman: KoopmanAutoencoder, spectrum: Spectrum, chosen: Sequence[int], scale: float, rotate: float
-) -> tuple[Tensor, Tensor]:
+) -> LowRankMap:
+    """Change the invariant subspace that the chosen pairs span, by an orthogonal basis of it."""
     wanted = spectrum.eigenvalues[list(chosen)]
     near = _SAME * math.sqrt(len(spectrum.eigenvalues)) * max(1.0, float(np.abs(spectrum.eigenvalues).max()))
 
@@ -210,13 +211,19 @@ def _by_schur(
             turned = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
             F[start : start + 2, start : start + 2] = scale * np.array(turned)
     basis = Q[:, :size]
-    return torch.from_numpy(basis @ (np.eye(size) - F)), torch.from_numpy(np.ascontiguousarray(basis))
+    readers = torch.from_numpy(np.ascontiguousarray(basis))
+    return _linear(torch.from_numpy(basis @ (np.eye(size) - F)), readers)
 
 
 def _among(wanted: np.ndarray, real: float, imaginary: float, near: float) -> bool:
     """Whether an eigenvalue is one of those wanted, or the conjugate of one."""
     distance = np.hypot(wanted.real - real, np.abs(wanted.imag) - abs(imaginary))
     return bool((distance <= near).any())
+
+
+def _linear(directions: Float[Tensor, "observable rank"], readers: Float[Tensor, "observable rank"]) -> LowRankMap:
+    """Return the linear map `z → z − z W Aᵀ`."""
+    return LowRankMap(directions, readers, readers.new_zeros(readers.shape[1]))
 
 
 def _columns(vectors: Sequence[np.ndarray]) -> Float[Tensor, "observable rank"]:

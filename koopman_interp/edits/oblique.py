@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.errors import InputError
 
 SHRINKAGE = 1e-3
@@ -31,18 +32,14 @@ _NOTHING = 1e-10
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """`z → z − (z W − o) Aᵀ`.
+    """An oblique projection, and how much stood in its way.
 
     Attributes:
-        directions: A, `[observable, rank]`.
-        readers: W, `[observable, rank]`.
-        offset: o, `[rank]`, what the readers give where nothing is to be moved.
+        map: `z → z − (z W − o) Aᵀ`.
         feasibility: least share of a direction, in the metric of Σ, that lies outside of the span of B.
     """
 
-    directions: Float[Tensor, "observable rank"]
-    readers: Float[Tensor, "observable rank"]
-    offset: Float[Tensor, " rank"]
+    map: LowRankMap
     feasibility: float
 
 
@@ -89,4 +86,4 @@ def oblique(
     readers = torch.linalg.solve_triangular(factor.T, rest, upper=True)
     # AᵀW = ÃᵀR (RᵀR)⁻¹ = I, since what was taken off Ã is orthogonal to R.
     readers = torch.linalg.solve(rest.T @ rest, readers.T).T
-    return Projection(directions, readers, centre @ readers, feasibility)
+    return Projection(LowRankMap(directions, readers, centre @ readers), feasibility)

@@ -1,9 +1,8 @@
 """OperatorEdit: a low-rank change of the operator, as a value with its own certificate.
 
-The edit is the affine map `P: z → z − s ((z − μ) W) Aᵀ` on rows of observables at one depth; the edited operator
-is `K' = K P` for the step that leaves that depth. On observables with a constant coordinate beside them it is
-linear. All products cost observables × rank; only `apply` and `undo` touch a dense K. Knows nothing of hosts or of
-how the factors were found.
+The edit is a `LowRankMap` P of rows of observables at one depth; the edited operator is `K' = K P` for the step that
+leaves that depth. On observables with a constant coordinate beside them it is linear. All products cost observables ×
+rank; only `apply` and `undo` touch a dense K. Knows nothing of hosts or of how the factors are solved for.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.errors import FileFormatError, HostMismatchError, InputError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts.fingerprint import HostFingerprint
-
-_SINGULAR = 1e-9
-"""Smallest singular value of `I − AᵀW`, relative to the largest, below which P has no inverse."""
+from koopman_interp.results import Result
+from koopman_interp.tables import Column, Table
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ class Certificate:
     operator: str = ""
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self._facts())
+        return ", ".join(f"{name} {value}" for name, value in self.in_words())
 
-    def _facts(self) -> list[tuple[str, str]]:
+    def in_words(self) -> list[tuple[str, str]]:
         """Name what is known, in words for a line or a table."""
         source = f"{self.drift_rows:,} rows" if self.drift_rows else "at most, from held-out moments"
         facts = [("rank", f"{self.rank}")]
@@ -80,31 +79,29 @@ class Certificate:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OperatorEdit:
-    """A low-rank edit `K → K' = K P` with `P: z → z − ((z − μ) W) Aᵀ`.
+class OperatorEdit(Result):
+    """A low-rank edit `K → K' = K P` with `P: z → z − (z W − o) Aᵀ`.
 
     Attributes:
         description: what the edit does, in words.
         site: site at whose depth P acts.
         depth: that depth.
-        directions: A, `[observable, rank]`, along which rows are moved; the strength is in them.
-        readers: W, `[observable, rank]`, by which rows are read.
-        offset: `μ W`, `[rank]`, what the readers give where nothing is to be moved.
+        map: P.
         moved: `K A`, `[observable, rank]`, so that the edit can be undone without K.
         host: fingerprint of the host.
         operator: digest of the K it was made for.
+        labels: the classes that it forgets; empty where it is made for none.
         certificate: what can be said of it; None for a composition that has not been certified.
     """
 
     description: str
     site: str
     depth: int
-    directions: Float[Tensor, "observable rank"]
-    readers: Float[Tensor, "observable rank"]
-    offset: Float[Tensor, " rank"]
+    map: LowRankMap
     moved: Float[Tensor, "observable rank"]
     host: HostFingerprint
     operator: str
+    labels: tuple[int, ...] = ()
     certificate: Certificate | None = None
 
     def __repr__(self) -> str:
@@ -112,48 +109,68 @@ class OperatorEdit:
         return f"OperatorEdit({self.description}, at {self.site!r}: {known})"
 
     def __str__(self) -> str:
-        known = [("", "not certified")] if self.certificate is None else self.certificate._facts()
-        rows = [["edit", self.description], ["site", self.site], *map(list, known), ["K", self.operator[:12]]]
-        return "\n".join(line.rstrip() for line in _left(rows))
+        return self.tables()[0].text()
+
+    def tables(self) -> tuple[Table]:
+        """Return what is known of the edit, a row a fact."""
+        names, values = zip(*self._in_words(), strict=True)
+        return (Table((Column("fact", names), Column("value", values, left=True))),)
+
+    def _in_words(self) -> list[tuple[str, str]]:
+        known = [("", "not certified")] if self.certificate is None else self.certificate.in_words()
+        return [("edit", self.description), ("site", self.site), *known, ("K", self.operator[:12])]
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is known of the edit as plain values for JSON; the factors go to files with `save`."""
         return {**self.facts(), "rank": self.rank}
 
     @property
+    def directions(self) -> Float[Tensor, "observable rank"]:
+        """A, along which rows are moved."""
+        return self.map.directions
+
+    @property
+    def readers(self) -> Float[Tensor, "observable rank"]:
+        """W, by which rows are read."""
+        return self.map.readers
+
+    @property
+    def offset(self) -> Float[Tensor, " rank"]:
+        """What the readers give where nothing is to be moved."""
+        return self.map.offset
+
+    @property
     def rank(self) -> int:
         """Rank of the change."""
-        return self.directions.shape[1]
+        return self.map.rank
 
     @property
     def inverse(self) -> OperatorEdit:
-        """The edit that takes P back on rows: `edit.inverse @ edit` changes nothing.
+        """The edit that takes P back on rows, and forgets nothing: `edit.inverse @ edit` changes nothing.
 
         Raises:
             InputError: P is singular, as each eraser of strength 1 is: rows that it has projected cannot be told
                 apart again. The operator can: `undo` needs no inverse.
         """
-        mixed = torch.eye(self.rank, dtype=self.readers.dtype) - self.directions.T @ self.readers
-        values = torch.linalg.svdvals(mixed)
-        if self.rank and values[-1] <= _SINGULAR * max(float(values[0]), 1.0):
+        try:
+            reversal = self.map.reversal
+        except InputError as error:
             raise InputError(
                 f"The edit {self.description!r} projects, so rows have no way back: it has no inverse. To take the "
                 "edit off the operator use undo(K'); to have an inverse choose a strength other than 1."
-            )
-        # r' = r (I − AᵀW), so z = z' + r' (I − AᵀW)⁻¹ Aᵀ.
-        back = torch.linalg.solve(mixed, torch.eye(self.rank, dtype=mixed.dtype))
+            ) from error
         return replace(
             self,
             description=f"inverse of {self.description}",
-            directions=-self.directions @ back.T,
-            moved=-self.moved @ back.T,
+            map=replace(self.map, directions=self.directions @ reversal),
+            moved=self.moved @ reversal,
+            labels=(),
             certificate=None,
         )
 
     def __call__(self, z: Float[Tensor, "*batch observable"]) -> Float[Tensor, "*batch observable"]:
         """Apply P to rows of observables at the edit's depth."""
-        directions, readers, offset = (part.to(z) for part in (self.directions, self.readers, self.offset))
-        return z - (z @ readers - offset) @ directions.T
+        return self.map(z)
 
     def apply(self, K: Float[Tensor, "observable observable"]) -> Float[Tensor, "observable observable"]:
         """Return the linear part of `K' = K P` in float64."""
@@ -177,16 +194,12 @@ class OperatorEdit:
         self.host.require(first.host, "edit")
         if self.operator != first.operator:
             raise HostMismatchError("These edits were made for different operators, so they do not compose.")
-        # P₂P₁z = z − A₁(W₁ᵀz − c₁) − A₂(W₂ᵀz − W₂ᵀA₁(W₁ᵀz − c₁) − c₂)
-        ours, theirs = ((one.directions, one.readers, one.offset) for one in (self, first))
-        directions, readers, offset = in_a_row(theirs, ours)
         return replace(
             self,
             description=f"{first.description}, then {self.description}",
-            directions=directions,
-            readers=readers,
-            offset=offset,
+            map=first.map.then(self.map),
             moved=torch.cat([first.moved, self.moved], 1),
+            labels=tuple(dict.fromkeys(first.labels + self.labels)),
             certificate=None,
         )
 
@@ -195,7 +208,7 @@ class OperatorEdit:
         return replace(
             self,
             description=f"{self.description} × {strength:g}",
-            directions=self.directions * strength,
+            map=self.map.scaled(strength),
             moved=self.moved * strength,
             certificate=None,
         )
@@ -213,6 +226,7 @@ class OperatorEdit:
             "depth": self.depth,
             "host": asdict(self.host),
             "operator": self.operator,
+            "labels": list(self.labels),
             "certificate": None if self.certificate is None else asdict(self.certificate),
         }
 
@@ -220,13 +234,17 @@ class OperatorEdit:
     def of_parts(cls, factors: dict[str, Tensor], facts: dict[str, Any]) -> OperatorEdit:
         """Rebuild from `factors` and `facts`; what is missing or too much raises KeyError or TypeError."""
         known = facts["certificate"]
+        own = dict(factors)
+        moved = own.pop("moved")
         return cls(
-            **factors,
+            map=LowRankMap(**own),
+            moved=moved,
             description=facts["description"],
             site=facts["site"],
             depth=facts["depth"],
             host=HostFingerprint(**facts["host"]),
             operator=facts["operator"],
+            labels=tuple(facts.get("labels", ())),  # which files of 0.1.0 lack
             certificate=None if known is None else Certificate(**known),
         )
 
@@ -247,23 +265,3 @@ class OperatorEdit:
             return cls.of_parts(tensors, header)
         except (KeyError, TypeError) as error:
             raise FileFormatError(f"{path} lacks parts of an edit. Write it again from its source.") from error
-
-
-Factors = tuple[Tensor, Tensor, Tensor]
-"""Directions, readers and offset of an affine map `z → z − (z W − o) Aᵀ`."""
-
-
-def in_a_row(first: Factors, second: Factors) -> Factors:
-    """Compose two such maps into one, whose rank is the sum of theirs.
-
-    The second reads what the first has written: `r₂ = z W₂ − r₁ A₁ᵀW₂ − o₂`.
-    """
-    (A, W, o), (A_next, W_next, o_next) = first, second
-    mixed = W_next.T @ A
-    return torch.cat([A, A_next], 1), torch.cat([W, W_next - W @ mixed.T], 1), torch.cat([o, o_next - mixed @ o])
-
-
-def _left(rows: list[list[str]]) -> list[str]:
-    """Align names to the left and let values run on."""
-    width = max(len(row[0]) for row in rows)
-    return [f"{name.ljust(width)}  {value}" for name, value in rows]

@@ -19,11 +19,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from koopman_interp.edits.certifying import RANK_TOLERANCE, at_strength, certified, edit_at, encoded
+from koopman_interp.depths import depth_of
+from koopman_interp.edits.certifying import RANK_TOLERANCE, acting_depth, at_strength, certified, edit_at, encoded
+from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.edits.targets import Targets, named_targets
 from koopman_interp.errors import InputError
-from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -38,8 +39,8 @@ _SINGULAR = 1e-12
 
 def redirect(
     koopman: KoopmanAutoencoder,
-    trajectories: Trajectories,
     *,
+    fitted: Trajectories,
     label: int | None = None,
     targets: Targets = "next_best",
     weight: float = 1.0,
@@ -53,7 +54,8 @@ def redirect(
 
     Args:
         koopman: the fitted surrogate.
-        trajectories: rows to redirect and, with a label, rows to retain.
+        fitted: rows that the redirection is fitted on, to redirect and, with a label, to retain: those of the
+            surrogate, or prompts that teach a concept, but no rows that are to judge it.
         label: the class to redirect; the rows of other labels are retained. None redirects all rows, and retains those
             that the surrogate was fitted on, by their moments.
         targets: `next_best`, `similar` or `retained_mean`, for which a label is needed, or a function of all rows'
@@ -75,7 +77,7 @@ def redirect(
     """
     depth = _depth(koopman, site, after)
     _require_rank(rank)
-    problem = _Problem.of(koopman, trajectories, depth, label, targets, after)
+    problem = _Problem.of(koopman, fitted, depth, label, targets, after)
     if not 0 < weight < float("inf"):
         raise InputError(f"weight is the cost of moving what is retained, positive and finite; got {weight}.")
     C = problem.retained
@@ -93,10 +95,10 @@ def redirect(
     return _finished(koopman, depth, problem, solved, description, strength, rank, after)
 
 
-def null_space(
+def redirect_in_null_space(
     koopman: KoopmanAutoencoder,
-    trajectories: Trajectories,
     *,
+    fitted: Trajectories,
     label: int | None = None,
     targets: Targets = "next_best",
     site: str | int | None = None,
@@ -110,7 +112,7 @@ def null_space(
 
     Args:
         koopman: the fitted surrogate.
-        trajectories: as for `redirect`.
+        fitted: as for `redirect`.
         label: as for `redirect`.
         targets: as for `redirect`.
         site: as for `redirect`.
@@ -124,9 +126,9 @@ def null_space(
     Raises:
         InputError: the retained rows reach every direction, so that nothing is left to edit in; or as for `redirect`.
     """
-    depth = _depth(koopman, site, None)
+    depth = acting_depth(koopman, site)
     _require_rank(rank)
-    problem = _Problem.of(koopman, trajectories, depth, label, targets, None)
+    problem = _Problem.of(koopman, fitted, depth, label, targets, None)
     values, vectors = torch.linalg.eigh(problem.retained)
     free = vectors[:, values <= tolerance * values[-1]]
     size, reached = len(values), len(values) - free.shape[1]
@@ -154,33 +156,32 @@ class _Problem:
         wanted: their displacements `T − Z`.
         retained: covariance of what is to stay.
         centre: its mean.
-        forgotten: index of the class among the surrogate's own, if it is one of them.
+        labels: the class to redirect, if it is one.
     """
 
     rows: Float[Tensor, "row observable"]
     wanted: Float[Tensor, "row observable"]
     retained: Float[Tensor, "observable observable"]
     centre: Float[Tensor, " observable"]
-    forgotten: tuple[int, ...]
+    labels: tuple[int, ...]
 
     @classmethod
     def of(
         cls,
         koopman: KoopmanAutoencoder,
-        trajectories: Trajectories,
+        fitted: Trajectories,
         depth: int,
         label: int | None,
         targets: Targets,
         after: OperatorEdit | None,
     ) -> _Problem:
-        z = encoded(koopman, trajectories, depth)
+        z = encoded(koopman, fitted, depth)
         z = z if after is None else after(z)
-        moved = _moved(trajectories, label)
+        moved = _moved(fitted, label)
         if label is None:
             covariance, centre = koopman.moments.covariance[depth].to(z), koopman.moments.total_mean(depth).to(z)
             if after is not None:
-                P = torch.eye(len(covariance), dtype=z.dtype) - after.directions @ after.readers.T
-                covariance, centre = P @ covariance @ P.T, after(centre)
+                covariance, centre = after.map.push(covariance), after(centre)
         else:
             covariance, centre = torch.cov(z[~moved].T, correction=0), z[~moved].mean(0)
         if not isinstance(targets, str):
@@ -188,13 +189,11 @@ class _Problem:
             if sent.shape != z.shape:
                 raise InputError(f"Expected targets of the shape {tuple(z.shape)}; got {tuple(sent.shape)}.")
             goal = sent.to(z)[moved]
-        elif label is None or trajectories.labels is None:
+        elif label is None or fitted.labels is None:
             raise InputError(f"targets={targets!r} are means of retained rows: give label=…, or targets as a function.")
         else:
-            goal = named_targets(targets, z, trajectories.labels, moved)
-        classes = koopman.config.classes
-        forgotten = (classes.index(label),) if label in classes else ()
-        return cls(z[moved] - centre, goal - z[moved], covariance, centre, forgotten)
+            goal = named_targets(targets, z, fitted.labels, moved)
+        return cls(z[moved] - centre, goal - z[moved], covariance, centre, () if label is None else (label,))
 
     @cached_property
     def gram(self) -> Float[Tensor, "observable observable"]:
@@ -202,12 +201,13 @@ class _Problem:
         return self.rows.T @ self.rows / len(self.rows)
 
 
-def _moved(trajectories: Trajectories, label: int | None) -> Bool[Tensor, " sample"]:
+def _moved(fitted: Trajectories, label: int | None) -> Bool[Tensor, " sample"]:
+    """Mark the rows to redirect: those of a class, or all."""
     if label is None:
-        return torch.ones(len(trajectories), dtype=torch.bool)
-    if trajectories.labels is None:
+        return torch.ones(len(fitted), dtype=torch.bool)
+    if fitted.labels is None:
         raise InputError("These trajectories have no labels, so no class can be redirected. Observe with labels=….")
-    moved = trajectories.labels == label
+    moved = fitted.labels == label
     if not moved.any() or int((~moved).sum()) < 2:
         raise InputError(
             f"Expected rows of class {label} to redirect and two or more others to retain; got {int(moved.sum())} and "
@@ -217,12 +217,12 @@ def _moved(trajectories: Trajectories, label: int | None) -> Bool[Tensor, " samp
 
 
 def _depth(koopman: KoopmanAutoencoder, site: str | int | None, after: OperatorEdit | None) -> int:
-    if after is not None:
-        depth = after.depth if site is None else depth_of(koopman.sites, site)
-        if depth != after.depth:
-            raise InputError(f"The edit that acts before is at {after.site!r}; redirect there too.")
-        return depth
-    return depth_of(koopman.sites, -2 if site is None else site)
+    """Resolve where to redirect, which is where an edit that acts before does."""
+    if after is None:
+        return acting_depth(koopman, site)
+    if site is not None and depth_of(koopman.sites, site) != after.depth:
+        raise InputError(f"The edit that acts before is at {after.site!r}; redirect there too.")
+    return after.depth
 
 
 def _require_rank(rank: int | None) -> None:
@@ -242,12 +242,13 @@ def _finished(
 ) -> OperatorEdit:
     """Cut Δ, `solved` times the displacements wanted, to low rank, and make the edit of it."""
     readers, directions = _truncated(solved, problem, rank)
-    edit = edit_at(koopman, depth, description, -strength * directions, readers, problem.centre @ readers)
+    change = LowRankMap(-directions, readers, problem.centre @ readers).scaled(strength)
+    edit = edit_at(koopman, depth, description, change, problem.labels)
     left = problem.wanted - problem.rows @ readers @ directions.T
     met = 1 - float(left.square().sum() / problem.wanted.square().sum().clamp_min(torch.finfo(left.dtype).tiny))
     if after is not None:
         edit = edit @ after
-    return certified(edit, koopman, forgotten=problem.forgotten, feasibility=met, strength=strength)
+    return certified(edit, koopman, feasibility=met, strength=strength)
 
 
 def _truncated(solved: Float[Tensor, "observable row"], problem: _Problem, rank: int | None) -> tuple[Tensor, Tensor]:

@@ -1,47 +1,45 @@
-"""Frontier: what each way of forgetting suppresses, and at what cost, as curves over strengths.
+"""Frontier: how much of a concept each method leaves, and at what cost elsewhere, as curves over strengths.
 
-A single strength flatters one way or another; ways are compared by their curves. A value of numbers alone: it knows
-nothing of how they were measured.
+A single strength flatters one method or another; methods are compared by their curves. A value of numbers alone: it
+knows nothing of how they were measured.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from koopman_interp.errors import InputError
-from koopman_interp.files import write_json
-from koopman_interp.tables import table
+from koopman_interp.results import PlainResult
+from koopman_interp.tables import Column, Table
 
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """One way at one strength.
+    """What one method leaves and costs at one strength.
 
     Attributes:
-        way: its name.
-        strength: the dial.
+        method: name of the method.
+        strength: what multiplies its displacement; 0 is the model as it was.
         left: what is left of the concept, in the frontier's unit; 0 is none.
         cost: what it costs elsewhere, in the frontier's unit; 0 is nothing.
     """
 
-    way: str
+    method: str
     strength: float
     left: float
     cost: float
 
 
 @dataclass(frozen=True, repr=False)
-class Frontier:
-    """Curves of several ways.
+class Frontier(PlainResult):
+    """Curves of several methods.
 
     Attributes:
-        left: what `left` measures, with its unit.
-        cost: what `cost` measures, with its unit.
-        host: `left` of the host without any edit.
-        points: all of them, those of one way together and in order of strength.
+        left: what `FrontierPoint.left` measures, with its unit.
+        cost: what `FrontierPoint.cost` measures, with its unit.
+        host: what the base model has of the concept, without any edit.
+        points: all of them, those of one method together and in order of strength.
     """
 
     left: str
@@ -50,51 +48,57 @@ class Frontier:
     points: tuple[FrontierPoint, ...]
 
     def __repr__(self) -> str:
-        return f"Frontier({len(self.ways)} ways, {len(self.points)} points: {self.left} against {self.cost})"
-
-    def __str__(self) -> str:
-        rows = [[p.way, f"{p.strength:g}", f"{p.left:.2f}", f"{p.cost:+.2f}"] for p in self.points]
-        host = ["host", "–", f"{self.host:.2f}", f"{0:+.2f}"]
-        return table(["way", "strength", self.left, self.cost], [host, *rows])
+        return f"Frontier({len(self.methods)} methods, {len(self.points)} points: {self.left} against {self.cost})"
 
     @property
-    def ways(self) -> tuple[str, ...]:
-        """Names of the ways, in order."""
-        return tuple(dict.fromkeys(point.way for point in self.points))
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods, in order."""
+        return tuple(dict.fromkeys(point.method for point in self.points))
 
-    def curve(self, way: str) -> tuple[FrontierPoint, ...]:
-        """Return the points of one way.
+    def tables(self) -> tuple[Table]:
+        """Return the points, after the base model, which has no strength and costs nothing."""
+        base = FrontierPoint("base model", 0.0, self.host, 0.0)
+        points = (base, *self.points)
+        columns = (
+            Column("method", tuple(point.method for point in points)),
+            Column("strength", (None, *(point.strength for point in self.points)), "{:g}".format),
+            Column(self.left, tuple(point.left for point in points), "{:.2f}".format),
+            Column(self.cost, tuple(point.cost for point in points), "{:+.2f}".format),
+        )
+        return (Table(columns),)
+
+    def curve(self, method: str) -> tuple[FrontierPoint, ...]:
+        """Return the points of one method.
 
         Raises:
-            InputError: there is no such way.
+            InputError: there is no such method.
         """
-        found = tuple(point for point in self.points if point.way == way)
-        if not found:
-            raise InputError(f"There is no way {way!r}; there are {', '.join(self.ways)}.")
-        return found
+        points = tuple(point for point in self.points if point.method == method)
+        if not points:
+            raise InputError(f"There is no method {method!r}; there are {', '.join(self.methods)}.")
+        return points
 
-    def cheapest(self, way: str, most: float) -> FrontierPoint | None:
-        """Return the point of a way that costs least among those that leave at most so much; None if none does."""
-        return min((p for p in self.curve(way) if p.left <= most), key=lambda p: p.cost, default=None)
+    def cheapest(self, method: str, most: float) -> FrontierPoint | None:
+        """Return the point of a method that costs least among those that leave at most so much; None if none does."""
+        return min((p for p in self.curve(method) if p.left <= most), key=lambda p: p.cost, default=None)
 
-    def least(self, way: str, budget: float) -> FrontierPoint | None:
-        """Return the point of a way that leaves least among those that cost at most so much; None if none does."""
-        return min((p for p in self.curve(way) if p.cost <= budget), key=lambda p: p.left, default=None)
+    def least(self, method: str, budget: float) -> FrontierPoint | None:
+        """Return the point of a method that leaves least among those that cost at most so much; None if none does."""
+        return min((p for p in self.curve(method) if p.cost <= budget), key=lambda p: p.left, default=None)
 
-    def summary(self, most: float, budget: float, ways: Sequence[str] | None = None) -> str:
-        """Tabulate, for each way, the least that it leaves within a budget, and what leaving at most so much costs."""
-        rows = []
-        for way in self.ways if ways is None else ways:
-            within, reached = self.least(way, budget), self.cheapest(way, most)
-            left = "–" if within is None else f"{within.left:.2f} (at {within.strength:g})"
-            cost = "not reached" if reached is None else f"{reached.cost:+.2f} (at {reached.strength:g})"
-            rows.append([way, left, cost])
-        return table(["way", f"left, at a cost ≤ {budget:g}", f"cost, leaving ≤ {most:g}"], rows)
+    def summary(self, most: float, budget: float, methods: Sequence[str] | None = None) -> str:
+        """Tabulate, for each method, the least it leaves within a budget, and what leaving at most so much costs."""
+        names = self.methods if methods is None else tuple(methods)
+        within = tuple(self.least(name, budget) for name in names)
+        reached = tuple(self.cheapest(name, most) for name in names)
+        costs = tuple("not reached" if point is None else _shown(f"{point.cost:+.2f}", point) for point in reached)
+        columns = (
+            Column("method", names),
+            Column(f"left, at a cost ≤ {budget:g}", within, lambda point: _shown(f"{point.left:.2f}", point)),
+            Column(f"cost, leaving ≤ {most:g}", costs),
+        )
+        return Table(columns).text()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON."""
-        write_json(path, self.as_dict())
+def _shown(figure: str, point: FrontierPoint) -> str:
+    return f"{figure} (at {point.strength:g})"

@@ -8,16 +8,15 @@ backwards: hundreds of times a closed form. Knows the host by its patch only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from koopman_interp.edits.certifying import certified, edit_at
+from koopman_interp.edits.certifying import acting_depth, certified, edit_at
 from koopman_interp.edits.edit_set import EditSet
+from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError, NonFiniteError
 from koopman_interp.hosts.devices import device_of
@@ -26,7 +25,7 @@ from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Positions
 from koopman_interp.patching.options import At
 from koopman_interp.patching.patch import patched
-from koopman_interp.sites import depth_of
+from koopman_interp.patching.stepped_motion import SteppedMotion
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 Objective = Callable[[nn.Module], Tensor]
@@ -59,16 +58,16 @@ def gradient_edit(
         start: an edit, or several, to start from; their ranks stay. None starts from a random edit that hardly moves
             anything, with `site` and `rank`.
         site: without `start`, site or depth; None is the last but one.
-        rank: without `start`, of the edit.
-        steps: of Adam.
-        rate: its learning rate, relative to the size of each factor.
+        rank: without `start`, rank of the edit.
+        steps: how many steps of Adam.
+        rate: Adam's learning rate, relative to the size of each factor.
         at: where edits are written; see `patched`.
         positions: places to patch; see `patched`.
-        seed: of a random start.
+        seed: seed of a random start.
         progress: show a bar with the objective; None shows it on a terminal only.
 
     Returns:
-        The trained edit, with its certificate; an `EditSet` where several were given.
+        The trained edit, with its certificate and the labels of its start; an `EditSet` where several were given.
 
     Raises:
         InputError: the objective is no scalar, or does not depend on the edit.
@@ -76,18 +75,23 @@ def gradient_edit(
         HostMismatchError: the surrogate or an edit belongs to another host.
     """
     if start is None:
-        start = _nearly_nothing(koopman, depth_of(koopman.sites, -2 if site is None else site), rank, seed)
+        start = _nearly_nothing(koopman, acting_depth(koopman, site), rank, seed)
     edits: list[OperatorEdit] = [start] if isinstance(start, OperatorEdit) else [*start]
     if not all(edit.directions.any() for edit in edits):
         raise InputError("An edit that moves nothing has no slope to start from. Start from another, or from None.")
     host = host_for(model)
     patch = patched(host, koopman, edits, at=at, positions=positions)
     device = device_of(host.model)
-    trained = [_Factors(edit).to(device) for edit in edits]
-    surrogate = deepcopy(koopman).to(device)
-    patch.moved_by(lambda first, last: _TrainedMotion(surrogate, trained, first, last))
-    parameters = [parameter for one in trained for parameter in one.parameters()]
-    optimizer = torch.optim.Adam([{"params": [one], "lr": rate * _size(one)} for one in parameters])
+    trained = [TrainableMap(edit.map).to(device) for edit in edits]
+    changes = [(edit.depth, change) for edit, change in zip(edits, trained, strict=True)]
+
+    def motion(first: int, last: int) -> SteppedMotion:
+        within = [(depth, change) for depth, change in changes if first <= depth <= last]
+        return SteppedMotion(koopman, first, last, within).to(device)
+
+    patch.moved_by(motion)
+    parameters = [parameter for change in trained for parameter in change.parameters()]
+    optimizer = torch.optim.Adam([{"params": [factor], "lr": rate * _size(factor)} for factor in parameters])
     bar = tqdm(total=steps, desc="gradient edit", disable=None if progress is None else not progress)
     with torch.enable_grad(), patch, bar:
         for step in range(steps):
@@ -99,51 +103,33 @@ def gradient_edit(
             optimizer.step()
             bar.set_postfix(objective=float(loss.detach()), refresh=False)
             bar.update()
-    made = [certified(_with(edit, one, koopman, steps), koopman) for edit, one in zip(edits, trained, strict=True)]
+    made = [_trained(edit, change.map, koopman, steps) for edit, change in zip(edits, trained, strict=True)]
     if isinstance(start, OperatorEdit):
         return made[0]
-    return EditSet(tuple(made), f"{', '.join(dict.fromkeys(edit.description for edit in made))}")
+    return EditSet(tuple(made), ", ".join(dict.fromkeys(edit.description for edit in made)))
 
 
-class _Factors(nn.Module):
-    """The factors of one edit, to be trained."""
+class TrainableMap(nn.Module):
+    """A low-rank map whose factors are parameters, in float32.
 
-    def __init__(self, edit: OperatorEdit) -> None:
+    Args:
+        start: the map to start from.
+    """
+
+    def __init__(self, start: LowRankMap) -> None:
         super().__init__()
-        self.depth = edit.depth
-        for name in ("directions", "readers", "offset"):
-            self.register_parameter(name, nn.Parameter(getattr(edit, name).float().clone()))
+        self.directions = nn.Parameter(start.directions.float().clone())
+        self.readers = nn.Parameter(start.readers.float().clone())
+        self.offset = nn.Parameter(start.offset.float().clone())
 
-    directions: Float[Tensor, "observable rank"]
-    readers: Float[Tensor, "observable rank"]
-    offset: Float[Tensor, " rank"]
+    @property
+    def map(self) -> LowRankMap:
+        """The map as it is now, through which gradients flow to the factors."""
+        return LowRankMap(self.directions, self.readers, self.offset)
 
     def forward(self, z: Float[Tensor, "sample observable"]) -> Float[Tensor, "sample observable"]:
-        return z - (z @ self.readers - self.offset) @ self.directions.T
-
-
-class _TrainedMotion(nn.Module):
-    """What edits change over a span, step by step, so that gradients reach their factors."""
-
-    def __init__(self, surrogate: KoopmanAutoencoder, trained: Sequence[_Factors], first: int, last: int) -> None:
-        super().__init__()
-        self.surrogate = surrogate
-        self.first, self.last = first, last
-        self.edits = nn.ModuleList(one for one in trained if first <= one.depth <= last)
-
-    def forward(self, state: Float[Tensor, "sample source"]) -> Float[Tensor, "sample target"]:
-        surrogate = self.surrogate
-        plain = surrogate.encode(state.to(surrogate.normalization.maps(self.first)[0].dtype), self.first)
-        edited = plain
-        for depth in range(self.first, self.last + 1):
-            if depth > self.first:
-                move = surrogate.operator.propagator(surrogate.steps(depth - 1, depth))
-                plain, edited = move(plain), move(edited)
-            for edit in self.edits:
-                if edit.depth == depth:
-                    edited = edit(edited)
-        change = surrogate.decoder(edited) - surrogate.decoder(plain)
-        return surrogate.normalization.denormalize_difference(change, self.last)
+        """Map rows of observables."""
+        return self.map(z)
 
 
 def _nearly_nothing(koopman: KoopmanAutoencoder, depth: int, rank: int, seed: int) -> OperatorEdit:
@@ -156,7 +142,7 @@ def _nearly_nothing(koopman: KoopmanAutoencoder, depth: int, rank: int, seed: in
     readers, directions = (torch.randn(size, rank, generator=generator, dtype=torch.float64) for _ in range(2))
     readers = readers / torch.einsum("mk,mn,nk->k", readers, covariance, readers).sqrt()
     directions = _NEARLY_NOTHING * directions * covariance.diagonal().mean().sqrt()
-    return edit_at(koopman, depth, "gradient edit", directions, readers, mean @ readers)
+    return edit_at(koopman, depth, "gradient edit", LowRankMap(directions, readers, mean @ readers))
 
 
 def _size(parameter: Tensor) -> float:
@@ -166,8 +152,8 @@ def _size(parameter: Tensor) -> float:
 
 def _require_usable(loss: Tensor, step: int) -> None:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise InputError(f"The objective must return a scalar tensor; got {found}. Take its mean or sum.")
+        given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise InputError(f"The objective must return a scalar tensor; got {given}. Take its mean or sum.")
     if not loss.requires_grad:
         raise InputError(
             "The objective does not depend on the edit: it was computed without gradients, or from no output of the "
@@ -177,10 +163,8 @@ def _require_usable(loss: Tensor, step: int) -> None:
         raise NonFiniteError(f"The objective is {float(loss.detach())} at step {step}. Lower rate=….")
 
 
-def _with(edit: OperatorEdit, trained: _Factors, koopman: KoopmanAutoencoder, steps: int) -> OperatorEdit:
-    directions, readers, offset = (
-        getattr(trained, name).detach().cpu().double() for name in ("directions", "readers", "offset")
-    )
-    description = f"{edit.description}, {steps} gradient steps"
-    made = edit_at(koopman, edit.depth, description, directions, readers, offset)
-    return replace(made, host=edit.host)
+def _trained(start: OperatorEdit, change: LowRankMap, koopman: KoopmanAutoencoder, steps: int) -> OperatorEdit:
+    """Make a certified edit of what became of another in training; it forgets the same classes."""
+    factors = (factor.detach().cpu().double() for factor in (change.directions, change.readers, change.offset))
+    description = f"{start.description}, {steps} gradient steps"
+    return certified(edit_at(koopman, start.depth, description, LowRankMap(*factors), start.labels), koopman)

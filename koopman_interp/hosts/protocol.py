@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from koopman_interp.hosts.listing import SiteListing
 from koopman_interp.hosts.passes import Pass, Passes
 
 Hook = Callable[[Tensor], Tensor | None]
@@ -58,6 +59,10 @@ class Host(Protocol):
         """
         ...
 
+    def listed(self) -> tuple[SiteListing, ...]:
+        """List the sites that can be chosen, with their types and widths."""
+        ...
+
     def call(self, batch: Any) -> Any:
         """Call the model on a batch, moved to its device: a tensor, or a mapping of what the framework calls with.
 
@@ -68,6 +73,11 @@ class Host(Protocol):
     @property
     def tokenizer(self) -> Any:
         """The model's own tokenizer, of Hugging Face's kind; None where it has none."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of one sequence that the model takes; None where it has no such limit, or it is not known."""
         ...
 
     def copy(self) -> Host:

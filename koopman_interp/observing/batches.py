@@ -1,41 +1,60 @@
-"""Batches: what a user may feed to a model, brought to what a host can be called with, and its labels.
+"""Batches: what a user may feed to a model, cut into batches, each parted into inputs and labels.
 
-Tensors, texts, sequences of token ids, mappings in the conventions of Hugging Face, data sets and iterables of any of
-these. Nothing here knows what is recorded.
+Tensors, arrays, texts, sequences of token ids, rows of numbers, columns, data sets and iterables of batches. What can
+be read in two ways is refused with the line to write. Nothing here knows what is recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.hosts.tokens import padded, right_padded
+from koopman_interp.labels import one_hot, whole_numbers
+from koopman_interp.observing.model_inputs import (
+    Batch,
+    ModelInputs,
+    are_rows,
+    are_sequences,
+    are_tensors,
+    are_texts,
+    as_tensor,
+    is_ids,
+    is_row,
+    is_whole,
+    stacked,
+)
 
 LABEL_COLUMNS = ("label", "labels")
 
 BATCH_SIZE = 64
 """Inputs that a model is called with at once, unless a caller says otherwise or they come in batches already."""
 
+Inputs = str | Callable[[Any], Any] | None
+"""The column to call a model with, or a function from a batch to what to call it with."""
+
+_SINGLE = "as data sets give single samples. Cut them into batches: DataLoader(dataset, batch_size=64)."
+_SAY_HOW = "Say how to call the model with it: observe(…, inputs=lambda batch: …)."
+
 
 def calls(
     host: Host,
     batches: Any,
     *,
-    inputs: str | Callable[[Any], Any] | None = None,
+    inputs: Inputs = None,
     column: str | None = None,
     batch_size: int = BATCH_SIZE,
     tokenizer: Any = None,
-) -> Iterator[tuple[Any, Any]]:
+) -> Iterator[tuple[Batch, Any]]:
     """Go through batches as what to call the host with, and labels.
 
     Args:
-        host: whose tokenizer is used for texts.
+        host: whose tokenizer is used for texts, and whose arguments columns are.
         batches: as in `Tap.observe`.
         inputs: the column to call with, or a function from a batch to what to call with.
         column: the column of the labels.
@@ -46,175 +65,288 @@ def calls(
         For `Host.call`, and the labels that came with it or None.
 
     Raises:
-        InputError: batches of a kind that is not known, or texts without a tokenizer.
+        InputError: batches of a kind that is not known or can be read in two ways, texts without a tokenizer, columns
+            that the model does not take, or labels that are not whole numbers.
     """
-
-    def tokenized(texts: Sequence[str]) -> Mapping[str, Tensor]:
-        batch = host.tokenize(texts) if tokenizer is None else padded(tokenizer, texts)
-        empty = (batch["attention_mask"].sum(1) == 0).nonzero().flatten().tolist()
-        if empty:
-            raise InputError(f"Text {empty[0]} of a batch gives no tokens: {texts[empty[0]]!r}. Take it out.")
-        return batch
-
-    for batch in cut(batches, batch_size):
-        x, y = parted(batch, inputs, column)
-        yield _callable(x, tokenized), y
+    model_inputs = ModelInputs(host, tokenizer)
+    for batch in cut(batches, batch_size, told=callable(inputs)):
+        x, y = parted(batch, inputs, column, model_inputs)
+        yield model_inputs.of(x), y
 
 
-def cut(batches: Any, batch_size: int) -> Iterator[Any]:
-    """Cut a tensor, a pair of inputs and labels, a data set, or a series of texts or sequences of ids into batches.
+def cut(batches: Any, batch_size: int, *, told: bool = False) -> Iterator[Any]:
+    """Cut inputs, inputs with labels, columns or a data set into batches; what is cut already is passed on.
 
-    What is cut already is passed on.
+    Args:
+        batches: as in `Tap.observe`.
+        batch_size: for what comes uncut.
+        told: whether the user says how to call the model with a batch, so that a pair may be anything.
+
+    Returns:
+        The batches.
 
     Raises:
         InputError: it is none of these, nor an iterable of batches, or the batches are to hold nothing.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more; got {batch_size}.")
+    batches = as_tensor(batches)
     if isinstance(batches, Tensor):
         return iter(batches.split(batch_size))
-    if _is_pair(batches):
-        return zip(*(part.split(batch_size) for part in batches), strict=True)
+    if (pair := _pair(batches)) is not None:
+        if not told:
+            _require_labels(*pair)
+        return _cut_pair(*pair, batch_size)
+    if isinstance(batches, Mapping):
+        return _cut_columns(batches, batch_size)
     if hasattr(batches, "with_format") and hasattr(batches, "iter"):  # a split of a datasets data set
-        return iter(batches.with_format("torch").iter(batch_size=batch_size))
-    if isinstance(batches, Iterable) and not isinstance(batches, (str, bytes, Mapping)):
-        entries = iter(batches)
-        first = list(islice(entries, 1))
-        single = bool(first) and (isinstance(first[0], str) or _is_ids(first[0]))
-        entries = chain(first, entries)
-        return _grouped(entries, batch_size) if single else entries
-    raise InputError(
-        "Expected a tensor, texts, a split of a data set, or an iterable of batches; got "
-        f"{type(batches).__name__}. A single batch goes in a list: observe([batch])."
-    )
+        return _cut_split(batches, batch_size)
+    _refuse(batches)
+    entries = iter(batches)
+    first = list(islice(entries, 1))
+    entries = chain(first, entries)
+    single = bool(first) and (isinstance(first[0], str) or is_ids(first[0]) or is_row(first[0]))
+    return _grouped(entries, batch_size) if single else entries
 
 
-def parted(batch: Any, inputs: str | Callable[[Any], Any] | None, column: str | None) -> tuple[Any, Any]:
+def parted(batch: Any, inputs: Inputs, column: str | None, model_inputs: ModelInputs) -> tuple[Any, Any]:
     """Part a batch into what the model is called with and its labels (or None).
 
     Raises:
-        InputError: a column is missing, or the batch is neither inputs nor a pair of inputs and labels.
+        InputError: a column is missing, the batch is neither inputs nor a pair of inputs and labels, or can be both.
     """
+    batch = as_tensor(batch)
     if isinstance(batch, Mapping):
-        return _parted_columns(batch, inputs, column)
+        return _parted_columns(batch, inputs, column, model_inputs)
     if column is not None or isinstance(inputs, str):
         named = column if column is not None else inputs
         raise InputError(
             f"A column ({named!r}) needs batches that are mappings; this batch is a {type(batch).__name__}."
         )
-    y = None
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and _are_labels(batch[1], batch[0]):
-        y = batch[1]
+    pair = _parts(batch)
     if callable(inputs):
-        return inputs(batch), y
-    x = batch[0] if y is not None else batch
-    if y is not None and _is_ids(x) and _is_ids(y):
+        return inputs(batch), None if pair is None or not _are_labels(*pair) else pair[1]
+    if pair is not None:
+        _require_labels(*pair)
+    x, y = (batch, None) if pair is None else pair
+    if isinstance(x, (tuple, list)) and len(x) == 1 and not (are_texts(x) or are_sequences(x)):
+        x = as_tensor(x[0])
+    if are_sequences(x) and are_tensors(x):
+        x = stacked(x, set() if y is None else {len(y)}, "A batch")
+    if isinstance(x, (tuple, list)) and not (are_texts(x) or are_sequences(x) or are_rows(x)):
         raise InputError(
-            "A batch of two equally long rows of whole numbers can be two sequences of token ids, or inputs with "
-            "labels. Give ids as one tensor [batch, position], or say with inputs= how to call the model."
-        )
-    if isinstance(x, (tuple, list)) and len(x) == 1 and not (_are_texts(x) or _are_sequences(x)):
-        x = x[0]
-    if isinstance(x, (tuple, list)) and not (_are_texts(x) or _are_sequences(x)):
-        raise InputError(
-            f"A batch is a {type(x).__name__} of {len(x)}, and not a pair of inputs and whole-number labels. "
-            "Say how to call the model with it: observe(…, inputs=lambda batch: …)."
+            f"A batch is a {type(batch).__name__} of {len(batch)}, and not a pair of inputs and whole-number labels. "
+            f"{_SAY_HOW}"
         )
     return x, y
 
 
-def _parted_columns(
-    batch: Mapping[str, Any], inputs: str | Callable[[Any], Any] | None, column: str | None
-) -> tuple[Any, Any]:
-    if column is not None and column not in batch:
-        raise InputError(f"There is no column {column!r} for the labels; there are {', '.join(batch)}.")
-    if isinstance(inputs, str) and inputs not in batch:
-        raise InputError(f"There is no column {inputs!r} for the inputs; there are {', '.join(batch)}.")
-    found = column or next((name for name in LABEL_COLUMNS if name in batch), None)
-    y = None if found is None else batch[found]
-    rest = {name: value for name, value in batch.items() if name != found}
-    if isinstance(inputs, str):
-        return batch[inputs], y
-    return (rest if inputs is None else inputs(batch)), y
+# --- cutting ------------------------------------------------------------------------------------------------
 
 
-def _callable(x: Any, tokenized: Callable[[Sequence[str]], Mapping[str, Tensor]]) -> Any:
-    """Tokenise texts and pad sequences of ids; everything else is called as it is."""
-    if _are_texts(x):
-        return tokenized(x)
-    if _are_sequences(x):
-        return _of_ids(x)
-    if isinstance(x, (int, float)):
+def _cut_pair(x: Any, y: Any, size: int) -> Iterator[tuple[Any, Any]]:
+    """Cut inputs and labels together."""
+    columns = isinstance(x, Mapping)
+    inputs = _length_of(x) if columns else len(x)
+    if len(y) != inputs:
         raise InputError(
-            f"A batch is the number {x!r}, which a model is not called with. A single sequence of token ids goes in a "
-            "list: observe([ids])."
+            f"A tuple of two is inputs and labels, one an input; got {inputs:,} inputs and {len(y):,} labels. Labels "
+            "of tokens are given beside: observe(x, labels=y). Two batches go in a list: observe([first, second])."
         )
-    if not isinstance(x, Mapping):
-        return x
-    texts = next((name for name, value in x.items() if isinstance(value, str) or _are_texts(value)), None)
-    if texts is not None:
+    for start in range(0, inputs, size):
+        rows = slice(start, start + size)
+        yield {name: value[rows] for name, value in x.items()} if columns else x[rows], y[rows]
+
+
+def _cut_columns(columns: Mapping[str, Any], size: int) -> Iterator[Any]:
+    """Cut whole columns; what a tokenizer gives for one text alone is one batch."""
+    columns = {name: as_tensor(value) for name, value in columns.items()}
+    if is_ids(columns.get("input_ids")):
+        return iter([columns])
+    rows = _length_of(columns)
+    starts = range(0, rows, size)
+    return ({name: value[start : start + size] for name, value in columns.items()} for start in starts)
+
+
+def _length_of(columns: Mapping[str, Any]) -> int:
+    """Return the one length of all columns.
+
+    Raises:
+        InputError: they have none, or not one.
+    """
+    splits = [name for name, value in columns.items() if hasattr(value, "with_format")]
+    if splits:
+        raise InputError(f"This is a dict of the splits {', '.join(columns)}. Choose one: data[{splits[0]!r}].")
+    lengths = {
+        name: len(value) if isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.ndim) else None
+        for name, value in columns.items()
+    }
+    if len(set(lengths.values())) != 1 or None in lengths.values():
+        shown = ", ".join(f"{name}: {'none' if length is None else length}" for name, length in lengths.items())
         raise InputError(
-            f"Column {texts!r} holds texts, which a model is not called with. Say which column to call it with: "
-            f"observe(…, inputs={texts!r})."
+            f"A dict of columns is cut into batches where all have one length; got a {type(columns).__name__} with "
+            f"{shown or 'no columns'}. A single batch goes in a list: observe([batch])."
         )
-    called = dict(x)
-    for name, value in x.items():
-        # What a tokenizer gives for one text alone is one row.
-        rows = [value] if _is_ids(value) and "input_ids" in x else value
-        if _are_sequences(rows):
-            batch = right_padded(rows, 0)
-            called[name] = batch["input_ids"]
-            if name == "input_ids" and "attention_mask" not in x:
-                called["attention_mask"] = batch["attention_mask"]
-    return called
+    return next(length for length in lengths.values() if length is not None)
 
 
-def _of_ids(sequences: Sequence[Any]) -> Any:
-    """Bring sequences of ids to a tensor, with a mask beside it only where they differ in length."""
-    batch = right_padded(sequences, 0)
-    mask = batch["attention_mask"]
-    empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
-    if empty:
-        raise InputError(f"Sequence {empty[0]} of a batch has no tokens. Take it out.")
-    return batch["input_ids"] if bool(mask.all()) else batch
+def _cut_split(split: Any, size: int) -> Iterator[Any]:
+    """Cut a split of a `datasets` data set, in the format or through the transform that it has.
+
+    A plain one is read as tensors, which is much faster than as lists.
+    """
+    form = getattr(split, "format", None)
+    if isinstance(form, dict) and form["type"] is None:
+        split = split.with_format("torch", columns=form["columns"], output_all_columns=form["output_all_columns"])
+    for batch in split.iter(batch_size=size):
+        columns = isinstance(batch, Mapping)
+        yield {name: _stacked_rows(value) for name, value in batch.items()} if columns else batch
 
 
-def _is_pair(batches: Any) -> TypeGuard[tuple[Tensor, Tensor]]:
-    """Whether it is inputs and one label an input, which no two batches in a row could be."""
-    if not (isinstance(batches, tuple) and len(batches) == 2 and all(isinstance(part, Tensor) for part in batches)):
-        return False
-    x, y = batches
-    return x.ndim > 1 and y.ndim == 1 and _whole(y) and len(x) == len(y)
+def _stacked_rows(values: Any) -> Any:
+    """Stack the tensors that a transform gives, one a row; those of different shapes stay a list."""
+    alike = are_tensors(values) and len({value.shape for value in values}) == 1
+    return torch.stack(tuple(values)) if alike else values
 
 
 def _grouped(entries: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Group single inputs; sequences of ids as lists, which no collation could have turned around."""
     while group := list(islice(entries, size)):
-        yield group
+        yield [entry.tolist() if hasattr(entry, "tolist") else entry for entry in group]
 
 
-def _are_texts(x: Any) -> TypeGuard[Sequence[str]]:
-    return isinstance(x, (list, tuple)) and bool(x) and all(isinstance(entry, str) for entry in x)
+def _refuse(batches: object) -> None:
+    """Refuse what is no iterable of batches, with what to write instead."""
+    if isinstance(batches, str):
+        raise InputError("Expected texts in a list, observe([text]), or a data set; got str.")
+    if isinstance(batches, torch.utils.data.Dataset) and not isinstance(batches, torch.utils.data.IterableDataset):
+        raise InputError(
+            f"Expected batches; got {type(batches).__name__}, which gives single samples. Give "
+            "DataLoader(dataset, batch_size=64)."
+        )
+    if not isinstance(batches, Iterable) or isinstance(batches, bytes):
+        raise InputError(
+            "Expected a tensor, an array, texts, columns, a split of a data set, or an iterable of batches; got "
+            f"{type(batches).__name__}. A single batch goes in a list: observe([batch])."
+        )
 
 
-def _is_ids(x: Any) -> bool:
-    """Whether x is one sequence of token ids."""
-    if isinstance(x, Tensor):
-        return x.ndim == 1 and _whole(x)
-    return isinstance(x, (list, tuple)) and all(isinstance(entry, int) and not isinstance(entry, bool) for entry in x)
+# --- inputs and labels --------------------------------------------------------------------------------------
 
 
-def _are_sequences(x: Any) -> bool:
-    return isinstance(x, (list, tuple)) and bool(x) and all(map(_is_ids, x))
+def _pair(batches: Any) -> tuple[Any, Any] | None:
+    """Return inputs and labels, where a tuple or list of two is these and not two batches.
+
+    A tuple is, whenever its first part can be inputs. A list is only if its second part could be no batch.
+    """
+    pair = _parts(batches)
+    if pair is None or not isinstance(batches, list):
+        return pair
+    x, y = pair
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim > 1 and len(x) == len(y)):
+        return None
+    column = y.ndim == 2 and y.shape[1] == 1 and x.is_floating_point() and is_whole(y)
+    return pair if y.ndim == 1 or column or (one_hot(y) and not one_hot(x)) else None
 
 
-def _are_labels(y: Any, x: Any) -> bool:
-    """Whether y can be the labels of x."""
-    if isinstance(y, Tensor):
-        return y.ndim >= 1 and _whole(y) and (not isinstance(x, Tensor) or len(y) == len(x) or _is_ids(y))
-    if not (_are_texts(x) or _are_sequences(x) or isinstance(x, (Tensor, Mapping))):
+def _parts(batch: Any) -> tuple[Any, Any] | None:
+    """Return the parts of a tuple or list of two whose first can be inputs; None for two sequences of ids."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        return None
+    x, y = map(as_tensor, batch)
+    tensors = isinstance(x, Tensor) and isinstance(y, Tensor)
+    if is_ids(x) and is_ids(y) and not (tensors and len(x) == len(y)):
+        return None
+    inputs = isinstance(x, (Tensor, Mapping)) or are_texts(x) or are_sequences(x) or are_rows(x)
+    return None if not inputs or isinstance(y, (str, Mapping)) or y is None else (x, y)
+
+
+def _are_labels(x: object, y: object) -> bool:
+    """Whether what comes with inputs is labels by its kind, and no mask."""
+    known = is_ids(y) or are_sequences(y) or (isinstance(y, Tensor) and y.ndim > 0 and not y.is_floating_point())
+    return known and not _may_be_a_mask(x, y)
+
+
+def _may_be_a_mask(x: object, y: object) -> bool:
+    """Whether what comes with inputs has one truth value a position."""
+    if not isinstance(y, Tensor) or y.ndim < 2 or y.shape[1] < 2:
         return False
-    return _is_ids(y) or _are_sequences(y)
+    if y.dtype == torch.bool:
+        return True
+    return isinstance(x, Tensor) and is_whole(x) and x.shape == y.shape and bool(((y == 0) | (y == 1)).all())
 
 
-def _whole(x: Tensor) -> bool:
-    return not x.is_floating_point() and not x.is_complex() and x.dtype != torch.bool
+def _require_labels(x: object, y: object) -> None:
+    """Check that the second of a pair is labels of the first.
+
+    Raises:
+        InputError: it is not, or the pair can be read in two ways.
+    """
+    if is_ids(x) and is_ids(y):
+        raise InputError(
+            "A batch of two equally long rows of whole numbers can be two sequences of token ids, or inputs with "
+            "labels. Give ids as one tensor [batch, position], or say with inputs= how to call the model."
+        )
+    if are_texts(x) and are_texts(y):
+        raise InputError(
+            "Two lists of texts can be two batches, or texts with labels. Two batches go in a list, observe([*first, "
+            "*second]); labels are whole numbers: names = sorted(set(y)), labels=[names.index(name) for name in y]."
+        )
+    if isinstance(y, (bool, int, float)) or (isinstance(y, Tensor) and not y.ndim):
+        raise InputError(f"A batch is inputs with a single number, {_SINGLE}")
+    if _may_be_a_mask(x, y):
+        raise InputError(
+            "What comes with the inputs has one truth value a position, so it can be labels or a mask. Give a mask by "
+            'its name, {"input_ids": ids, "attention_mask": mask}, and labels beside: observe(ids, labels=y).'
+        )
+    try:
+        whole_numbers(y)
+    except InputError as error:
+        raise InputError(f"{error} If this is not meant as labels, give batches in a list. {_SAY_HOW}") from error
+
+
+# --- columns ------------------------------------------------------------------------------------------------
+
+
+def _parted_columns(
+    batch: Mapping[str, Any], inputs: Inputs, column: str | None, model_inputs: ModelInputs
+) -> tuple[Any, Any]:
+    for named, what in ((column, "labels"), (inputs, "inputs")):
+        if isinstance(named, str) and named not in batch:
+            raise InputError(f"There is no column {named!r} for the {what}; there are {', '.join(batch)}.")
+    name = _label_column(batch) if column is None else column
+    beside = _lengths(batch)
+    y = None if name is None else _uncollated(name, batch[name], beside)
+    if isinstance(y, (bool, int, float)):
+        raise InputError(f"Column {name!r} holds a single number, {_SINGLE}")
+    if callable(inputs):
+        return inputs(batch), y
+    columns = {other: _uncollated(other, value, beside) for other, value in batch.items() if other != name}
+    if inputs is not None:
+        return columns[inputs], y
+    if name is not None:
+        model_inputs.require_labels(name, batch, named=column is not None)
+    return model_inputs.chosen(columns), y
+
+
+def _lengths(batch: Mapping[str, Any]) -> set[int]:
+    """Return the lengths of the columns, lists of tensors aside."""
+    columns = map(as_tensor, batch.values())
+    return {
+        len(value)
+        for value in columns
+        if (isinstance(value, Tensor) and value.ndim) or (isinstance(value, (list, tuple)) and not are_tensors(value))
+    }
+
+
+def _uncollated(name: str, value: Any, beside: set[int]) -> Any:
+    """Return a column as a tensor where it is an array, or a list of tensors of one shape."""
+    value = as_tensor(value)
+    return stacked(value, beside, f"Column {name!r}") if are_tensors(value) else value
+
+
+def _label_column(batch: Mapping[str, Any]) -> str | None:
+    there = [name for name in LABEL_COLUMNS if name in batch]
+    if len(there) > 1:
+        raise InputError(f"There are the columns {' and '.join(there)}. Say which holds labels: labels={there[0]!r}.")
+    return there[0] if there else None

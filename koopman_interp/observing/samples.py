@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.layouts import row_origins
 from koopman_interp.hosts.tokens import Tokens
-from koopman_interp.labels import whole_numbers
+from koopman_interp.labels import Form, spread_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,34 +108,31 @@ def labels_of_samples(labels: Any, passes: Sequence[Samples]) -> Int[Tensor, " s
     Raises:
         InputError: their number fits none of these, or they are not whole numbers.
     """
-    given = whole_numbers(labels)
-    samples = sum(len(one) for one in passes)
-    inputs, real = sum(one.inputs for one in passes), sum(int(one.real.sum()) for one in passes)
-    positions = sum(len(one.real) for one in passes)
-    if len(given) == samples:
-        return given
-    if len(given) == inputs:
-        starts = torch.tensor([one.inputs for one in passes]).cumsum(0) - torch.tensor([one.inputs for one in passes])
-        return given[torch.cat([one.entry + start for one, start in zip(passes, starts, strict=True)])]
-    if len(given) == positions:
-        return given[torch.cat([one.kept for one in passes])]
-    if len(given) == real:
-        return given[torch.cat([one.kept[one.real] for one in passes])]
-    forms = [(samples, "a sample"), (inputs, "an observed input"), (real, "a token"), (positions, "a position")]
-    fitting = dict(reversed(forms))  # a number that several forms share is named by the first of them
-    expected = ", or ".join(f"{count:,} labels, one {what}" for count, what in forms if fitting[count] == what)
-    raise InputError(f"Expected {expected}; got {len(given):,}.")
+    starts = accumulate((samples.inputs for samples in passes), initial=0)
+    entries = [samples.entry + start for samples, start in zip(passes, starts, strict=False)]
+    kept, real = (_joined([getattr(samples, rows) for samples in passes]) for rows in ("kept", "real"))
+    forms = (
+        Form("a sample", sum(map(len, passes))),
+        Form("an observed input", sum(samples.inputs for samples in passes), _joined(entries)),
+        Form("a token", int(real.sum()), kept[real]),
+        Form("a position", len(real), kept),
+    )
+    return spread_labels(labels, forms)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(parts)) if parts else torch.zeros(0, dtype=torch.bool)
 
 
 def none_left(passes: Sequence[Samples], skip: int) -> str:
     """Say why passes have no samples."""
-    if not sum(len(one.real) for one in passes):
+    if not sum(len(samples.real) for samples in passes):
         return "There were no samples: the batches hold no inputs."
-    if any(len(one) for one in passes):
+    if any(len(samples) for samples in passes):
         return "There are no samples left: all are labelled -100, the mark of what to leave out."
     return (
-        f"There are no samples left: all {sum(int(one.real.sum()) for one in passes):,} tokens are padding or among "
-        f"the first {skip} of their sequences, which skip={skip} leaves out."
+        f"There are no samples left: all {sum(int(samples.real.sum()) for samples in passes):,} tokens are padding or "
+        f"among the first {skip} of their sequences, which skip={skip} leaves out."
     )
 
 

@@ -17,8 +17,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from koopman_interp.errors import InputError
+from koopman_interp.errors import InputError, UnsupportedHostError
 from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.listing import SiteTable
 from koopman_interp.hosts.protocol import Host, SiteSelection
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.recording import Recording
@@ -62,6 +63,20 @@ def attach(
     if times is not None and len(times) != len(chosen):
         raise InputError(f"Expected {len(chosen)} times, one a site ({', '.join(chosen)}); got {len(times)}.")
     return Tap(host, chosen, tuple(map(float, range(len(chosen)) if times is None else times)), skip, layout)
+
+
+def sites(model: nn.Module | Host) -> SiteTable:
+    """List the sites of a model, with types and widths, and which of them `attach` takes unless told otherwise.
+
+    Args:
+        model: as for `attach`.
+    """
+    host = host_for(model)
+    try:
+        chosen = host.sites()
+    except UnsupportedHostError:  # which `attach` says in full
+        chosen = ()
+    return SiteTable(type(host.model).__name__, host.listed(), chosen)
 
 
 class Tap:
@@ -142,19 +157,21 @@ class Tap:
         Of tokens, each is a sample; padding, as the attention mask tells it, is left out.
 
         Args:
-            batches: a tensor of inputs, or of token ids `[batch, position]`; texts, or sequences of token ids of any
-                lengths; a pair of inputs and labels, as two tensors; a split of a `datasets` data set (all cut into
-                batches); or any iterable of batches, a DataLoader for one. A batch is a tensor, a list of texts or of
-                sequences of ids, a mapping that is passed as keyword arguments (`input_ids`, `attention_mask`, …), or
-                a pair (one of these, labels).
-            labels: whole numbers: one an input, one a sample, one a token (skipped ones too), or one a position with
-                padding still in it; or the name of the column that holds them. Without it they are taken from pairs,
-                and from a column `label` or `labels` of mappings, which the model is then not called with. Samples
+            batches: inputs, to be cut into batches: a tensor or array with one a row (of token ids `[batch,
+                position]`); lists of texts, of sequences of token ids of any lengths, or of rows of numbers; a dict of
+                columns; a split of a `datasets` data set, read in its own format or through its transform. With labels
+                they are a tuple `(x, y)`. Or an iterable of batches, a DataLoader for one: each a batch of these
+                inputs, a pair of it and its labels, or a mapping of columns. Columns are passed as keyword arguments
+                (`input_ids`, `attention_mask`, …); a single one is passed as it is, texts tokenised, where `forward`
+                takes none of its name. Float64 is brought to the dtype of a model that has none of it.
+            labels: whole numbers or truth values: one an input, one a sample, one a token (skipped ones too), or one a
+                position with padding still in it; or the name of the column that holds them. Without it they are taken
+                from pairs, and from a column `label` or `labels`, which the model is then not called with. Samples
                 labelled -100, Hugging Face's mark of what to ignore, are left out.
             inputs: the column to pass to the model (a column of texts is tokenised), or a function from a batch to
-                what the model is called with.
+                what the model is called with. It is asked for wherever a batch can be read in two ways.
             tokenizer: of Hugging Face's kind, for texts; None is the host's own.
-            batch_size: for tensors, texts, sequences of ids and data sets.
+            batch_size: of inputs that are to be cut.
             progress: show a bar; None shows it on a terminal only.
 
         Returns:

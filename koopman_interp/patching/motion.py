@@ -56,19 +56,14 @@ class Motion(nn.Module):
     ) -> None:
         super().__init__()
         for edit in edits:
-            if not first <= edit.depth <= last:
-                raise InputError(
-                    f"The edit {edit.description!r} acts at {edit.site!r}, outside the patched span from "
-                    f"{koopman.sites[first]!r} to {koopman.sites[last]!r}. Widen the span, or erase at a site in it."
-                )
+            require_in_span(koopman.sites, first, last, edit.depth, edit.description)
         self.mode = mode
         with torch.no_grad():
             self._prepare(koopman, first, last, edits)
 
     def forward(self, state: Float[Tensor, "sample source"]) -> Float[Tensor, "sample target"]:
         """Map rows at the source to rows at the target, or to their change."""
-        # Under autocast these maps would lose the digits that tell an edited motion from an unedited one.
-        with torch.autocast(state.device.type, enabled=False):
+        with in_full_precision(state):
             x = self.normalize(state.to(self.last.dtype))
             features = torch.cat([x, self.encoder_hidden(x)], 1)
             before, readings, straight = self.observe(features).split(self.parts, 1)
@@ -123,6 +118,28 @@ class Motion(nn.Module):
     shift_straight: Float[Tensor, "reading target"]
 
 
+def in_full_precision(state: Tensor) -> torch.autocast:
+    """Return a context without autocast, under which motions are computed.
+
+    In half precision they would lose the digits that tell an edited motion from an unedited one.
+    """
+    return torch.autocast(state.device.type, enabled=False)
+
+
+def require_in_span(sites: Sequence[str], first: int, last: int, depth: int, description: str = "") -> None:
+    """Check that an edit acts between two depths, both ends included.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not first <= depth <= last:
+        named = f"The edit {description!r}" if description else "An edit"
+        raise InputError(
+            f"{named} acts at {sites[depth]!r}, outside the patched span from {sites[first]!r} to {sites[last]!r}. "
+            "Widen the span, or edit at a site in it."
+        )
+
+
 def _as_one_edit(
     operator: Operator, koopman: KoopmanAutoencoder, first: int, last: int, edits: Sequence[OperatorEdit]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,14 +153,14 @@ def _as_one_edit(
     offsets, arrivals = readers[0], readers.T
     done: list[OperatorEdit] = []
     for edit in sorted(edits, key=lambda edit: edit.depth):
-        W, A, c = (part.to(readers) for part in (edit.readers, edit.directions, edit.offset))
-        own = operator.power(koopman.steps(first, edit.depth)).T @ W
+        change = edit.map.to(readers)
+        own, offset = operator.power(koopman.steps(first, edit.depth)).T @ change.readers, change.offset
         if done:
-            met = [operator.advance(one.directions.to(readers).T, koopman.steps(one.depth, edit.depth)) for one in done]
-            passed = torch.cat(met) @ W
-            own, c = own - readers @ passed, c - offsets @ passed
-        readers, offsets = torch.cat([readers, own], 1), torch.cat([offsets, c])
-        arrivals = torch.cat([arrivals, operator.advance(A.T, koopman.steps(edit.depth, last))])
+            met = [operator.advance(each.directions.to(own).T, koopman.steps(each.depth, edit.depth)) for each in done]
+            passed = torch.cat(met) @ change.readers
+            own, offset = own - readers @ passed, offset - offsets @ passed
+        readers, offsets = torch.cat([readers, own], 1), torch.cat([offsets, offset])
+        arrivals = torch.cat([arrivals, operator.advance(change.directions.T, koopman.steps(edit.depth, last))])
         done.append(edit)
     return readers, offsets, arrivals
 

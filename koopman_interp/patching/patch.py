@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from koopman_interp.depths import span
 from koopman_interp.edits.operator_edit import OperatorEdit
-from koopman_interp.errors import HostMismatchError, InputError
+from koopman_interp.errors import HostMismatchError, InputError, UnsupportedHostError
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
@@ -35,7 +36,6 @@ from koopman_interp.hosts.tokens import Positions, Tokens
 from koopman_interp.patching.motion import Mode, Motion
 from koopman_interp.patching.options import At, Edits, PatchOptions
 from koopman_interp.patching.spans import MovedRows, PatchedSpan
-from koopman_interp.sites import span
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 
@@ -238,6 +238,8 @@ class Patch:
                 baked._enter(stack)  # and no compiled code is set aside: a copy is not compiled, or compiled with it
             baked._installed = stack.pop_all()
         host.model.add_module("koopman_patch", baked.motion)
+        if hasattr(host.model, "save_pretrained"):
+            host.model.__dict__["save_pretrained"] = _refuse_to_save_plain
         return host.model
 
     def remove(self) -> None:
@@ -354,6 +356,15 @@ class Patch:
                 f"has {shape}, so their places are not known. Patch without positions."
             )
         return tokens.at(self.positions).to(state.device).flatten().nonzero().squeeze(1)
+
+
+def _refuse_to_save_plain(*_: Any, **__: Any) -> None:
+    """Stand in for the `save_pretrained` of a baked copy."""
+    raise UnsupportedHostError(
+        "save_pretrained writes weights alone, and what from_pretrained makes of them would run unpatched. Save the "
+        "base model, the surrogate (koopman.save_pretrained) and the edit (edit.save), and bake anew after loading; or "
+        "keep the copy whole with torch.save(copy, path)."
+    )
 
 
 class _Alive:

@@ -1,4 +1,4 @@
-"""Figures: each `plot_…` takes a value and the axes to draw on, and returns the axes.
+"""Figures: each `plot_…` takes a value and the axes to draw on, and returns the axes; `plot` chooses by the value.
 
 Without axes it makes a `matplotlib.figure.Figure` of its own (`axes.figure`), so no pyplot state, backend or setting
 changes. All figures can be read without colour: by marker, line style and label. Each costs under a second, since long
@@ -8,6 +8,7 @@ lists of depths, classes and rows are thinned. Knows nothing of models or of the
 from koopman_interp.plotting.audits import plot_audit as plot_audit
 from koopman_interp.plotting.audits import plot_forgetting_by_depth as plot_forgetting_by_depth
 from koopman_interp.plotting.audits import plot_relearning as plot_relearning
+from koopman_interp.plotting.dispatch import plot as plot
 from koopman_interp.plotting.fidelity import plot_fidelity as plot_fidelity
 from koopman_interp.plotting.fidelity import plot_output_fidelity as plot_output_fidelity
 from koopman_interp.plotting.fidelity import plot_span_fidelity as plot_span_fidelity
@@ -18,6 +19,7 @@ from koopman_interp.plotting.lens import plot_lens_comparison as plot_lens_compa
 from koopman_interp.plotting.modes import plot_class_amplitudes as plot_class_amplitudes
 from koopman_interp.plotting.modes import plot_mode_growth as plot_mode_growth
 from koopman_interp.plotting.saving import save_figure as save_figure
+from koopman_interp.plotting.spectrum import plot_pseudospectra as plot_pseudospectra
 from koopman_interp.plotting.spectrum import plot_residuals as plot_residuals
 from koopman_interp.plotting.spectrum import plot_spectrum as plot_spectrum
 from koopman_interp.plotting.topology import plot_diagram as plot_diagram

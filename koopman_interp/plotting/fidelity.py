@@ -32,12 +32,12 @@ _PREDICTORS = {
 
 
 def plot_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
-    """Draw the unexplained variance over depth: the surrogate beside identity, mean and a linear map."""
+    """Draw the fraction of variance unexplained over depth: the surrogate beside identity, mean and a linear map."""
     ax = own_axes(ax, 7.2, 4.2)
     ends = {}
-    for name in fidelity.depths[-1].unexplained:
+    for name in fidelity.depths[-1].fvu:
         colour, marker, style = _PREDICTORS.get(name, (PURPLE, "v", "-"))
-        shares = [depth.unexplained[name] for depth in fidelity.depths]
+        shares = [depth.fvu[name] for depth in fidelity.depths]
         known = [(index, max(share, FLOOR)) for index, share in enumerate(shares) if share is not None]
         if known:
             x, y = zip(*known, strict=True)
@@ -47,7 +47,7 @@ def plot_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
     ax.set_yscale("log")
     ticks_of_sites(ax, [depth.site for depth in fidelity.depths])
     ax.set(
-        ylabel="unexplained share of variance (log)",
+        ylabel="FVU: fraction of variance unexplained (log)",
         title=f"From {fidelity.depths[0].site} onwards, {fidelity.rows:,} held-out rows: lower is better",
     )
     plain(ax)
@@ -56,12 +56,12 @@ def plot_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
 
 
 def plot_output_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
-    """Draw agreement and accuracy at the host's output with each predictor in place of the span."""
+    """Draw agreement and accuracy at the model's output with each predictor substituted for the span."""
     ax = own_axes(ax, 7.2, 1.5 + 0.45 * len(fidelity.outputs))
     rows = range(len(fidelity.outputs))
     agreement = [100 * row.agreement for row in fidelity.outputs]
     ax.hlines(rows, 0, agreement, color="#dddddd", linewidth=5, zorder=1)
-    ax.plot(agreement, rows, "o", color=BLUE, markersize=9, label="agrees with the host's prediction")
+    ax.plot(agreement, rows, "o", color=BLUE, markersize=9, label="agrees with the model's prediction")
     right = [math.nan if row.accuracy is None else 100 * row.accuracy for row in fidelity.outputs]
     if not all(map(math.isnan, right)):
         ax.plot(right, rows, "D", color=ORANGE, fillstyle="none", markersize=8, label="predicts the label")
@@ -70,37 +70,37 @@ def plot_output_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
         ax.text(1.02, row, text, va="center", transform=ax.get_yaxis_transform())
     ax.set_yticks(list(rows), [row.name for row in fidelity.outputs])
     ax.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5), xlabel="% of held-out rows")
-    ax.set_title("At the host's output, with each predictor in place of the span")
+    ax.set_title("At the model's output, each predictor substituted for the span")
     plain(ax)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -1.1 / len(rows)), ncols=2, frameon=False)
     return ax
 
 
 def plot_span_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
-    """Draw the divergence at the host's output with each stand-in in place of the spans to the target, by their start.
+    """Draw the divergence at the model's output with each stand-in substituted for the spans to the target.
 
     Raises:
         InputError: the fidelity is of one span alone.
     """
-    spans = [one for one in fidelity.spans if one.target == fidelity.depths[-1].site]
+    spans = [span for span in fidelity.spans if span.target == fidelity.depths[-1].site]
     if not spans:
         raise InputError("This fidelity is of one span; ask for more with fidelity(…, spans='to_target').")
     ax = own_axes(ax, 7.2, 4.2)
     ends = {}
     for name in [row.name for row in fidelity.outputs[1:]]:
         colour, marker, style = _PREDICTORS.get(name, (PURPLE, "v", "-"))
-        found = [(index, row.kl) for index, one in enumerate(spans) for row in one.outputs if row.name == name]
-        if not found:
+        known = [(index, row.kl) for index, span in enumerate(spans) for row in span.outputs if row.name == name]
+        if not known:
             continue
-        x, y = zip(*((index, max(kl, FLOOR)) for index, kl in found), strict=True)
+        x, y = zip(*((index, max(kl, FLOOR)) for index, kl in known), strict=True)
         width = 2.4 if name == "surrogate" else 1.4
         ax.plot(x, y, color=colour, marker=marker, linestyle=style, linewidth=width, label=name)
         ends[name] = (y[-1], colour)
     ax.set_yscale("log")
-    ticks_of_sites(ax, [one.source for one in spans])
+    ticks_of_sites(ax, [span.source for span in spans])
     ax.set(
         xlabel="where the span starts",
-        ylabel="KL to the host, nats (log)",
+        ylabel="KL to the model, nats (log)",
         title=f"Spans to {short(spans[-1].target)}, {fidelity.rows:,} held-out rows: lower is better",
     )
     plain(ax)

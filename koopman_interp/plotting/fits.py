@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import BLUE, FLOOR, GREY, ORANGE, label_ends, own_axes, plain
+from koopman_interp.surrogates.record import FitRecord, Look
 
 
-def plot_fit(history: Sequence[Mapping[str, int | float]], ax: Axes | None = None) -> Axes:
+def plot_fit(record: FitRecord | Sequence[Look], ax: Axes | None = None) -> Axes:
     """Draw the held-out figures of a fit by step.
+
+    Args:
+        record: of the fit, or its history.
+        ax: to draw on; None makes a figure.
+
+    Returns:
+        The axes.
 
     Raises:
         InputError: the history is empty.
     """
+    history = record.history if isinstance(record, FitRecord) else record
     if not history:
         raise InputError("This fit kept no history, so there is nothing to draw.")
     ax = own_axes(ax, 7.2, 3.8)
     steps = [entry.get("step", 0) for entry in history]
     ends = {}
     for key, name, colour, style in (
-        ("fvu", "fraction of variance unexplained", BLUE, "o-"),
+        ("fvu", "FVU", BLUE, "o-"),
         ("stress", "isometry stress", ORANGE, "s--"),
     ):
         shares = [max(entry[key], FLOOR) for entry in history]

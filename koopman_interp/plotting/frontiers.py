@@ -18,7 +18,7 @@ def plot_frontier(
     wanted: tuple[float, float] | None = None,
     dearest: float | None = None,
 ) -> Axes:
-    """Draw each way's curve over strengths: cost to the right, what is left upwards; the lower left corner is best.
+    """Draw each method's curve over strengths: cost to the right, what is left upwards; the lower left corner is best.
 
     Args:
         frontier: the curves.
@@ -34,22 +34,22 @@ def plot_frontier(
     left, right = min(costs), max([*costs, *(wanted or ())[:1]])
     margin = 0.05 * (right - left) or 1.0
     ax.axhline(frontier.host, color="k", linewidth=0.8, linestyle=":")
-    ax.text(right + margin, frontier.host, "host ", ha="right", va="bottom")
+    ax.text(right + margin, frontier.host, "base model ", ha="right", va="bottom")
     if wanted is not None:
         ax.fill_between([left - margin, wanted[0]], 0, wanted[1], color="#dddddd", zorder=0, linewidth=0)
         ax.annotate("wanted", wanted, (-3, -3), textcoords="offset points", ha="right", va="top")
-    for index, way in enumerate(frontier.ways):
-        points = [(0.0, frontier.host), *((p.cost, p.left) for p in frontier.curve(way) if p.cost <= right)]
+    for index, method in enumerate(frontier.methods):
+        points = [(0.0, frontier.host), *((p.cost, p.left) for p in frontier.curve(method) if p.cost <= right)]
         ax.plot(
             *zip(*points, strict=True),
             marker=_MARKS[index % len(_MARKS)],
             linestyle=LINES[index % len(LINES)],
             color=_COLOURS[index % len(_COLOURS)],
             markersize=5,
-            label=way,
+            label=method,
         )
     ax.set(xlabel=frontier.cost, ylabel=frontier.left, ylim=(0, None), xlim=(left - margin, right + margin))
-    # Below the host's line, which the legend would hide.
+    # Below the base model's line, which the legend would hide.
     ax.legend(fontsize=8.5, frameon=False, loc="upper right", bbox_to_anchor=(1.0, 0.92))
     plain(ax)
     return ax

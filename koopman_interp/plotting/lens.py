@@ -1,4 +1,4 @@
-"""Figures of lenses: what one reads at each depth, and how far several are from the host."""
+"""Figures of lenses: what one reads at each depth, and how far several are from the model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PALE = LinearSegmentedColormap.from_list("pale", ["#ffffff", "#8ec1e0"])
 def plot_lens(reading: LensReading, ax: Axes | None = None, *, start: int = 0) -> Axes:
     """Draw what a lens reads: in each cell the likeliest output and its probability in per cent, which shades it too.
 
-    Depth goes up, samples to the right. Where a cell names what the host says in the end, its word is bold.
+    Depth goes up, samples to the right. Where a cell names what the model says in the end, its word is bold.
 
     Args:
         reading: of one input, or of several in a row.
@@ -68,12 +68,12 @@ def plot_lens(reading: LensReading, ax: Axes | None = None, *, start: int = 0) -
     ax.grid(which="minor", color="#c8c8c8", linewidth=0.6)
     ax.tick_params(which="minor", length=0)
     ax.set(xlabel="read at", ylabel="site, in order of depth")
-    ax.set_title(f"{reading.lens}: likeliest output, and its probability in % (bold: the host's own)")
+    ax.set_title(f"{reading.lens}: likeliest output, and its probability in % (bold: the model's own)")
     return ax
 
 
 def plot_lens_comparison(comparison: LensComparison, ax: Axes | None = None) -> Axes:
-    """Draw the divergence of each lens from the host over depth, with the number of its parameters."""
+    """Draw the divergence of each lens from the model over depth, with the number of its parameters."""
     ax = own_axes(ax, 8.4, 4.2)
     ends = {}
     for index, (name, parameters) in enumerate(comparison.parameters.items()):
@@ -86,7 +86,7 @@ def plot_lens_comparison(comparison: LensComparison, ax: Axes | None = None) -> 
         ends[f"{name} ({parameters:,})"] = (y[-1], colour)
     ax.set_yscale("log")
     ticks_of_sites(ax, comparison.sites)
-    ax.set(ylabel="KL to the host, nats (log)", title="Lenses and their parameters: lower is nearer to the host")
+    ax.set(ylabel="KL to the model, nats (log)", title="Lenses and their parameters: lower is nearer to the model")
     plain(ax)
     label_ends(ax, ends)
     return ax

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from koopman_interp.analysis.spectra.meaning import ModeMeanings
+from koopman_interp.analysis.spectra.mode_meanings import ModeMeanings
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
@@ -48,14 +48,14 @@ def plot_class_amplitudes(spectrum: Spectrum, depth: int = 0, ax: Axes | None = 
     Raises:
         InputError: the spectrum was made from unlabelled samples, or has no such depth.
     """
-    found = spectrum.amplitudes
-    if found is None or not found.labels:
+    amplitudes = spectrum.amplitudes
+    if amplitudes is None or not amplitudes.labels:
         raise InputError("This spectrum knows no classes. Make it from trajectories with labels.")
-    if not -len(found.mean) <= depth < len(found.mean):
-        raise InputError(f"There are amplitudes at the depths 0 to {len(found.mean) - 1}; got {depth}.")
-    contrast = found.contrast(depth)
+    if not -len(amplitudes.mean) <= depth < len(amplitudes.mean):
+        raise InputError(f"There are amplitudes at the depths 0 to {len(amplitudes.mean) - 1}; got {depth}.")
+    contrast = amplitudes.contrast(depth)
     upper = [index for index in range(contrast.shape[1]) if spectrum.eigenvalues[index].imag >= 0]
-    columns, rows = upper[:_MOST_MODES], thinned(len(found.labels), _MOST_CLASSES)
+    columns, rows = upper[:_MOST_MODES], thinned(len(amplitudes.labels), _MOST_CLASSES)
     shown = contrast[np.ix_(rows, columns)]
     ax = own_axes(ax, 1.8 + 0.5 * len(columns), 1.3 + 0.36 * len(rows))
     highest = max(1.0, float(shown.max()))
@@ -66,9 +66,11 @@ def plot_class_amplitudes(spectrum: Spectrum, depth: int = 0, ax: Axes | None = 
     ax.set_xticks(range(len(columns)), [str(index) for index in columns])
     for tick, index in zip(ax.get_xticklabels(), columns, strict=True):
         tick.set_fontweight("bold" if spectrum.trusted[index] else "normal")
-    ax.set_yticks(range(len(rows)), [f"class {found.labels[row]}" for row in rows])
+    ax.set_yticks(range(len(rows)), [f"class {amplitudes.labels[row]}" for row in rows])
     ax.set(xlabel="mode, slowest first (bold: trusted)")
-    ax.set_title(f"Distance of class means, in standard deviations{of_all(rows, found.labels, 'classes')}", fontsize=10)
+    ax.set_title(
+        f"Distance of class means, in standard deviations{of_all(rows, amplitudes.labels, 'classes')}", fontsize=10
+    )
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     return ax
@@ -89,13 +91,13 @@ def plot_mode_growth(meanings: ModeMeanings, ax: Axes | None = None) -> Axes:
     ax = own_axes(ax, 7.2, 4.2)
     ends = {}
     drawn = meanings.modes[:_MOST_LINES]
-    for one, colour, marker in zip(drawn, _COLOURS, _MARKERS, strict=False):
-        measured, expected = (np.maximum(sizes, FLOOR) for sizes in (one.growth, one.expected))
+    for mode, colour, marker in zip(drawn, _COLOURS, _MARKERS, strict=False):
+        measured, expected = (np.maximum(sizes, FLOOR) for sizes in (mode.growth, mode.expected))
         depths = range(len(measured))
-        ax.plot(depths, measured, color=colour, marker=marker, linewidth=1.8, label=f"mode {one.mode}, measured")
+        ax.plot(depths, measured, color=colour, marker=marker, linewidth=1.8, label=f"mode {mode.mode}, measured")
         ax.plot(depths, expected, color=colour, linestyle="--", linewidth=1.2, label="_")
-        word = "" if one.verdict == "trusted" else f" ({one.verdict})"
-        ends[f"{one.mode}{word}"] = (float(measured[-1]), colour)
+        word = "" if mode.verdict == "trusted" else f" ({mode.verdict})"
+        ends[f"{mode.mode}{word}"] = (float(measured[-1]), colour)
     round_log_ticks(ax)
     ticks_of_sites(ax, meanings.sites)
     ax.set(ylabel="size relative to the first depth (log)")

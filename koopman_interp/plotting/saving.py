@@ -14,6 +14,7 @@ from koopman_interp.errors import InputError
 from koopman_interp.files import replacing
 
 _SALT = "koopman-interp"
+"""Of the ids in an SVG, which matplotlib draws at random otherwise."""
 
 
 def save_figure(drawn: Figure | Axes | ndarray, folder: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
@@ -32,8 +33,8 @@ def save_figure(drawn: Figure | Axes | ndarray, folder: str | os.PathLike[str], 
     """
     if isinstance(drawn, ndarray) and not drawn.size:
         raise InputError("There are no axes, so there is no figure to save.")
-    one: Figure | Axes = drawn.flat[0] if isinstance(drawn, ndarray) else drawn
-    whole = one if isinstance(one, Figure) else one.figure.figure
+    first: Figure | Axes = drawn.flat[0] if isinstance(drawn, ndarray) else drawn
+    whole = first if isinstance(first, Figure) else first.figure.figure
     png, svg = (Path(folder) / f"{name}.{suffix}" for suffix in ("png", "svg"))
     with matplotlib.rc_context({"svg.hashsalt": _SALT, "svg.fonttype": "path"}):
         with replacing(png) as temporary:

@@ -15,8 +15,11 @@ from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import BLUE, DARK_TO_LIGHT, FLOOR, GREY, ORANGE, own_axes, plain, round_log_ticks
 
 _LEVELS = (0.01, 0.03, 0.1, 0.3, 0.6)
+"""Residuals at which contours are drawn."""
 _WIDEST = 0.5
+"""Intervals that are wider tell nothing, and are not drawn."""
 _CERTAIN = 1e-3
+"""Arcs that are shorter would be points."""
 
 
 def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None, *, pseudospectra: Pseudospectra | None = None) -> Axes:
@@ -32,45 +35,71 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None, *, pseudospectra: 
     if pseudospectra is not None and pseudospectra.gap != 1:
         raise InputError(f"These pseudospectra are those of K^{pseudospectra.gap:g}; the eigenvalues are those of K.")
     ax = own_axes(ax, 6.6, 5.2)
-    turn = np.linspace(0, 2 * np.pi, 361)
-    ax.plot(np.cos(turn), np.sin(turn), color=GREY, linewidth=1, label="unit circle: no decay")
+    _draw_plane(ax)
     colours = ScalarMappable(Normalize(0, 1), DARK_TO_LIGHT)
     trusted, values = spectrum.trusted, spectrum.eigenvalues
     shades = np.array([to_hex(shade) for shade in colours.to_rgba(spectrum.residuals)])
     if pseudospectra is not None:
-        grid = (pseudospectra.real, pseudospectra.imag, pseudospectra.residual)
-        lines = ax.contour(*grid, levels=_LEVELS, colors=GREY, linewidths=0.9, linestyles=["-", "--", "-.", ":", ":"])
-        ax.clabel(lines, fontsize=7, fmt="%g")
+        _draw_contours(pseudospectra, ax)
     _draw_intervals(spectrum, ax)
     for name, chosen in (("spurious: residual >", ~trusted), ("trusted: residual ≤", trusted)):
         edges = shades[chosen].tolist()
         faces = edges if chosen is trusted else "none"
-        label = f"{name} {spectrum.tolerance:g} ({int(chosen.sum())})"
+        label = f"{name} {spectrum.tolerance:g} ({int(chosen.sum())})" if chosen.any() else "_"
         at = (values.real[chosen], values.imag[chosen])
         ax.scatter(*at, s=64, facecolors=faces, edgecolors=edges, linewidths=1.8, label=label, zorder=3)
     place = ax.inset_axes((1.05, 0, 0.045, 1))
     bar = ax.figure.colorbar(colours, cax=place, extend="max", label="residual (1: predicts nothing)")
     if spectrum.tolerance < 1:
         bar.ax.axhline(spectrum.tolerance, color="w", linewidth=2)
-    ax.axhline(0, color=GREY, linewidth=0.5)
-    ax.axvline(0, color=GREY, linewidth=0.5)
-    ax.set_aspect("equal")
     ax.set(xlabel="Re λ", ylabel="Im λ", title="Eigenvalues of K, per operator step")
-    plain(ax)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, fontsize=8)
     return ax
 
 
+def plot_pseudospectra(pseudospectra: Pseudospectra, ax: Axes | None = None) -> Axes:
+    """Draw where a function with so small a residual exists on the data, as contours, with the eigenvalues of K.
+
+    An eigenvalue far from all valleys is one that the data do not bear out; eigenvalues in one valley cannot be told
+    apart.
+    """
+    ax = own_axes(ax, 6.0, 5.2)
+    _draw_plane(ax)
+    _draw_contours(pseudospectra, ax)
+    values = pseudospectra.eigenvalues**pseudospectra.gap
+    ax.scatter(values.real, values.imag, s=36, marker="x", color=BLUE, label="eigenvalues of K", zorder=3)
+    of = "K" if pseudospectra.gap == 1 else f"K^{pseudospectra.gap:g}"
+    ax.set(xlabel="Re z", ylabel="Im z", title=f"Smallest residual of any function, of {of}")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False, fontsize=8)
+    return ax
+
+
+def _draw_plane(ax: Axes) -> None:
+    """Draw the unit circle and the axes of the complex plane."""
+    turn = np.linspace(0, 2 * np.pi, 361)
+    ax.plot(np.cos(turn), np.sin(turn), color=GREY, linewidth=1, label="unit circle: no decay")
+    ax.axhline(0, color=GREY, linewidth=0.5)
+    ax.axvline(0, color=GREY, linewidth=0.5)
+    ax.set_aspect("equal")
+    plain(ax)
+
+
+def _draw_contours(pseudospectra: Pseudospectra, ax: Axes) -> None:
+    grid = (pseudospectra.real, pseudospectra.imag, pseudospectra.residual)
+    lines = ax.contour(*grid, levels=_LEVELS, colors=GREY, linewidths=0.9, linestyles=["-", "--", "-.", ":", ":"])
+    ax.clabel(lines, fontsize=7, fmt="%g")
+
+
 def _draw_intervals(spectrum: Spectrum, ax: Axes) -> None:
     """Draw a cross through the estimate of each trusted mode: along the ray, and along the turn."""
-    found = spectrum.intervals
-    if found is None:
+    intervals = spectrum.intervals
+    if intervals is None:
         return
-    for index in np.flatnonzero(spectrum.trusted[: len(found.decay)]):
-        (low, high), (early, late) = found.decay[index], found.rotation[index]
+    for index in np.flatnonzero(spectrum.trusted[: len(intervals.decay)]):
+        (low, high), (early, late) = intervals.decay[index], intervals.rotation[index]
         if not np.isfinite([low, high, early, late]).all():
             continue  # an unknown one
-        radius, angle = np.abs(found.estimate[index]), (early + late) / 2
+        radius, angle = np.abs(intervals.estimate[index]), (early + late) / 2
         if high - low < _WIDEST:
             ray = np.array([low, high]) * np.exp(1j * angle)
             ax.plot(ray.real, ray.imag, color="k", linewidth=1.3, zorder=4)

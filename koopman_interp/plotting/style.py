@@ -78,7 +78,8 @@ def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], *, gap: float = 
     low, high = (math.log(limit) for limit in ax.get_ylim())
     ax.set_ylim(ax.get_ylim())
     lines = sorted(ends.items(), key=lambda end: end[1][0])
-    places, floor, ceiling = [], -math.inf, 1.0
+    # Below the title, which may be wider than the axes.
+    places, floor, ceiling = [], -math.inf, 0.96
     for _, (value, _) in lines:
         places.append(max((math.log(value) - low) / (high - low), floor))
         floor = places[-1] + gap

@@ -108,7 +108,7 @@ def plot_topology_summary(
 
 def plot_topology_distances(
     distances: TopologyDistances | Mapping[str, TopologyDistances],
-    dimension: int = 1,
+    dimension: int | None = None,
     kind: str = "bottleneck",
     ax: Axes | None = None,
 ) -> Axes:
@@ -116,7 +116,7 @@ def plot_topology_distances(
 
     Args:
         distances: of one comparison, or of several by name.
-        dimension: of homology.
+        dimension: of homology; None is that of loops, and of pieces where loops were not compared.
         kind: `bottleneck` or `wasserstein`.
         ax: where to draw.
 
@@ -126,7 +126,9 @@ def plot_topology_distances(
     several = {"": distances} if isinstance(distances, TopologyDistances) else dict(distances)
     if kind not in ("bottleneck", "wasserstein"):
         raise InputError(f"Distances are bottleneck or wasserstein; got {kind!r}.")
-    if not 0 <= dimension < min(each.bottleneck.shape[1] for each in several.values()):
+    compared = min(each.bottleneck.shape[1] for each in several.values())
+    dimension = min(1, compared - 1) if dimension is None else dimension
+    if not 0 <= dimension < compared:
         raise InputError(f"H{dimension} was not compared.")
     ax = own_axes(ax, 7.2, 4.0)
     for order, (name, each) in enumerate(several.items()):
@@ -144,20 +146,20 @@ def plot_topology_distances(
     return ax
 
 
-def plot_intrinsic_dimension(found: IntrinsicDimension, ax: Axes | None = None) -> Axes:
+def plot_intrinsic_dimension(estimates: IntrinsicDimension, ax: Axes | None = None) -> Axes:
     """Draw the intrinsic dimension along depth, one line an estimator, with the range over subsets."""
     ax = own_axes(ax, 7.2, 4.0)
-    low, high = found.values.min(0), found.values.max(0)
-    for place, estimator in enumerate(found.estimators):
+    low, high = estimates.values.min(0), estimates.values.max(0)
+    for place, estimator in enumerate(estimates.estimators):
         colour, marker, style = _SERIES[place % len(_SERIES)]
-        mean = found.means[:, place]
+        mean = estimates.means[:, place]
         spread = np.stack([mean - low[:, place], high[:, place] - mean])
         ax.errorbar(
             np.arange(len(mean)), mean, spread, color=colour, marker=marker, linestyle=style, capsize=3, label=estimator
         )
-    ticks_of_sites(ax, found.names)
+    ticks_of_sites(ax, estimates.names)
     ax.set(ylabel="intrinsic dimension")
-    ax.set_title(f"{len(found.values)} subsets of {found.points:,} points: mean and range", fontsize=11)
+    ax.set_title(f"{len(estimates.values)} subsets of {estimates.points:,} points: mean and range", fontsize=11)
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     plain(ax)

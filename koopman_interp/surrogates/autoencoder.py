@@ -20,11 +20,11 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, Reposi
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_json, write_tensors, write_text
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.sites import span
 from koopman_interp.surrogates.moments import Moments
 from koopman_interp.surrogates.normalization import Normalization
 from koopman_interp.surrogates.operators import operator

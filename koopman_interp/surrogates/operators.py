@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -117,12 +118,12 @@ class DenseOperator(Operator):
         return torch.linalg.matrix_power(self.K, int(steps)) if steps == int(steps) >= 0 else super().power(steps)
 
     def _propagator(self, steps: float) -> Propagator:
-        def repeat(z: Tensor) -> Tensor:
-            for _ in range(int(steps)):
-                z = z @ self.K.T
-            return z
+        return partial(self._repeated, int(steps))
 
-        return repeat
+    def _repeated(self, steps: int, z: Tensor) -> Tensor:
+        for _ in range(steps):
+            z = z @ self.K.T
+        return z
 
 
 class GeneratorOperator(Operator):

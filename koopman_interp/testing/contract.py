@@ -14,6 +14,7 @@ from unittest import SkipTest
 import torch
 from torch import Tensor, nn
 
+from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
@@ -24,14 +25,14 @@ from koopman_interp.observing.outputs import logits_of
 from koopman_interp.observing.tap import attach
 from koopman_interp.patching.patch import patched
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, LinearPlusNonlinear, SurrogateConfig
+from koopman_interp.testing.pass_laws import MODES, PassLaws
 from koopman_interp.testing.traces import differences, traces
 
 Way = Literal["tap", "observe", "delta", "replace"]
 WAYS: tuple[Way, ...] = ("tap", "observe", "delta", "replace")
-MODES: tuple[Literal["delta", "replace"], ...] = ("delta", "replace")
 
 
-class HostContract:
+class HostContract(PassLaws):
     """Laws of a host adapter. A subclass in a test module says how to make a model and its inputs.
 
     Subclasses must give `make`, `inputs` and `watch`; `generate` too, for hosts that generate. The model is made once a
@@ -277,8 +278,8 @@ class HostContract:
             self._made[kind] = self.make()
         return host_for(self._made[kind])
 
-    def _outputs(self, host: Host) -> Tensor:
-        batch = self.inputs(4)
+    def _outputs(self, host: Host, start: int = 0) -> Tensor:
+        batch = _part(self.inputs(start + 4), start, start + 4)
         half = next(host.model.parameters()).dtype == torch.bfloat16
         with torch.no_grad():
             return logits_of(host.call(_halved(batch) if half else batch))
@@ -324,9 +325,7 @@ class HostContract:
             description="move every row",
             site=ends[0],
             depth=0,
-            directions=directions,
-            readers=readers,
-            offset=torch.tensor([1.0, -1.0], dtype=torch.float64),
+            map=LowRankMap(directions, readers, torch.tensor([1.0, -1.0], dtype=torch.float64)),
             moved=directions,
             host=config.host,
             operator=koopman.digest(),

@@ -256,11 +256,11 @@ def test_a_language_model_is_distilled_through_its_own_head():
     first, *later = (look["kl"] for look in found.record.distilled)
     assert min(later) < first
     held_out = ids[torch.isin(input_digests(ids), koopman.record.held_out)]
-    as_fitted = ki.compare_lenses(model, koopman, data, held_out, skip=1).kl("Koopman lens")
+    as_fitted = ki.compare_lenses(model, koopman, fitted=data, held_out=held_out).kl("Koopman lens")
     assert first == pytest.approx(np.mean(as_fitted), rel=1e-2)
     with pytest.raises(InputError, match=r"no samples to judge by.*skip=1"):
         distil((model, koopman, data), ids[:, :1], settings)
-    lens = ki.koopman_lens(model, found, ids[:4], skip=1)
+    lens = ki.koopman_lens(model, found, ids[:4])
     assert torch.equal(lens.top[-1, :, 0], model(ids[:4])[:, 1:].flatten(0, 1).argmax(1))
 
 

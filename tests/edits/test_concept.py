@@ -79,8 +79,7 @@ def _erased(rows, columns):
 
     centred = rows - rows.mean(0)
     A = _cross_covariance(centred, columns)
-    found = oblique(A, A[:, :0], torch.cov(rows.T, correction=0), rows.mean(0), shrinkage=0.0)
-    return rows - (rows @ found.readers - found.offset) @ A.T
+    return oblique(A, A[:, :0], torch.cov(rows.T, correction=0), rows.mean(0), shrinkage=0.0).map(rows)
 
 
 def test_the_cost_of_the_fit_is_cheaper_on_the_rows_fitted(surrogate, trajectories, rows):
@@ -178,7 +177,7 @@ def test_one_value_an_input_is_spread_over_its_rows():
     ("attribute", "sentence"),
     [
         (["a", "b"] * 300, "no array of numbers"),
-        (torch.zeros(7), "Expected one value of the attribute a row"),
+        (torch.zeros(7), "Expected 600 values of the attribute, one a sample; got 7"),
         (torch.ones(600), "the same for all 600 rows"),
         (torch.full((600,), torch.nan), "NaN or infinite"),
         (torch.arange(600), "give it as floating-point numbers"),

@@ -9,7 +9,7 @@ from koopman_interp.errors import FileFormatError, HostMismatchError, InputError
 
 @pytest.fixture(scope="module")
 def every(surrogate):
-    return ki.each_site(surrogate, lambda site: ki.erase_class(surrogate, label=1, site=site))
+    return ki.each_site(surrogate, lambda site: ki.erase_class(surrogate, label=1, site=site), range(5))
 
 
 def rows(seed=0):
@@ -27,11 +27,29 @@ def test_one_a_site_in_order_of_depth(surrogate, every):
     assert ki.EditSet(tuple(every)[::-1], "backwards")[0].depth == 0
 
 
-def test_it_prints(every):
+def test_by_default_all_sites_past_the_first(surrogate, every):
+    past_the_first = ki.each_site(surrogate, lambda site: ki.erase_class(surrogate, label=1, site=site))
+    assert [edit.depth for edit in past_the_first] == [1, 2, 3, 4]
+    assert torch.equal(past_the_first[0].readers, every[1].readers)
+
+
+def test_it_knows_the_classes_of_its_edits(surrogate, every, tmp_path):
+    assert every.labels == (1,)
+    other = ki.each_site(surrogate, lambda site: ki.erase_class(surrogate, label=2, site=site), [1, 4])
+    both = other @ every
+    assert both.labels == (1, 2)
+    assert both[0].labels == (1,)
+    assert both[1].labels == (1, 2)
+    both.scaled(0.5).save(tmp_path / "both.safetensors")
+    assert [edit.labels for edit in ki.EditSet.load(tmp_path / "both.safetensors")] == [edit.labels for edit in both]
+
+
+def test_it_prints(surrogate, every):
     assert repr(every).startswith("EditSet(erase class 1, at 5 sites: 'blocks.0:input'")
-    lines = str(every).splitlines()
-    assert lines[0] == "erase class 1"
-    assert len(lines) == 7
+    assert str(every).startswith(repr(every))
+    frame = every.to_frame()
+    assert frame["site"].tolist() == list(surrogate.sites)
+    assert frame["undo error"].tolist() == [edit.certificate.undo_error for edit in every]
     assert "–" in str(every.scaled(0.5))
     assert [edit["depth"] for edit in every.as_dict()["edits"]] == [0, 1, 2, 3, 4]
 

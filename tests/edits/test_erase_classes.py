@@ -38,7 +38,7 @@ def class_means(koopman, train, depth, edit=None):
 @pytest.mark.parametrize("labels", [[3], [0, 4], [4, 0, 2]])
 def test_all_of_them_end_on_the_mean_of_those_retained(fitted, labels, jointly):
     koopman, train = fitted
-    edit = ki.erase_classes(koopman, labels=labels, jointly=jointly, site=2)
+    edit = ki.erase_class(koopman, label=labels, jointly=jointly, site=2)
     before, z = class_means(koopman, train, 2)
     after, moved = class_means(koopman, train, 2, edit)
     kept = [c for c in range(CLASSES) if c not in labels]
@@ -55,11 +55,11 @@ def test_all_of_them_end_on_the_mean_of_those_retained(fitted, labels, jointly):
     assert float((edit.undo(edit.apply(K)) - K).norm() / K.norm()) < 1e-10
 
 
-def test_one_class_is_erase_class(fitted):
+def test_a_sequence_of_one_class_is_that_class(fitted):
     koopman, train = fitted
     for jointly in (True, False):
-        several = ki.erase_classes(koopman, train, labels=[1], jointly=jointly, strength=1.3)
-        one = ki.erase_class(koopman, train, label=1, strength=1.3)
+        several = ki.erase_class(koopman, label=[1], jointly=jointly, strength=1.3, held_out=train)
+        one = ki.erase_class(koopman, label=1, strength=1.3, held_out=train)
         assert several.description == one.description == "erase class 1 at strength 1.3 (past 1: over-erased)"
         torch.testing.assert_close(several.readers, one.readers)
         assert several.certificate == one.certificate
@@ -78,8 +78,8 @@ def test_one_after_another_is_the_composition_from_the_moments_left(fitted, orde
     )
     z = torch.randn(30, len(cov), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     both = one(z)
-    both = both - (both @ left.readers - left.offset) @ left.directions.T
-    edit = ki.erase_classes(koopman, labels=[first, second], jointly=False, site=depth)
+    both = both - (both @ left.map.readers - left.map.offset) @ left.map.directions.T
+    edit = ki.erase_class(koopman, label=[first, second], jointly=False, site=depth)
     torch.testing.assert_close(edit(z), both, rtol=1e-9, atol=1e-9)
     assert "one after another" in edit.description
     assert edit.certificate.feasibility == pytest.approx(min(one.certificate.feasibility, left.feasibility))
@@ -90,30 +90,37 @@ def test_without_a_site_the_noise_of_all_readings_together_is_least(fitted):
     moments, noise = koopman.heldout_moments, []
     share = (moments.count / moments.count.sum()).numpy()
     for depth in range(3):
-        edit = ki.erase_classes(koopman, labels=[0, 3], site=depth)
+        edit = ki.erase_class(koopman, label=[0, 3], site=depth)
         total = 0.0
         for reader in edit.readers.T.numpy():
             means = moments.mean[depth].numpy() @ reader
             between = share @ (means - share @ means) ** 2
             total += reader @ moments.covariance[depth].numpy() @ reader - between
         noise.append(total)
-    assert ki.erase_classes(koopman, labels=[0, 3]).depth == int(np.argmin(noise))
+    assert ki.erase_class(koopman, label=[0, 3]).depth == int(np.argmin(noise))
 
 
 def test_the_order_matters_one_after_another_and_not_jointly(fitted):
     koopman, train = fitted
     _, z = class_means(koopman, train, 2)
-    there, back = (ki.erase_classes(koopman, labels=order, site=2) for order in ([0, 3], [3, 0]))
+    there, back = (ki.erase_class(koopman, label=order, site=2) for order in ([0, 3], [3, 0]))
     torch.testing.assert_close(there(z), back(z), rtol=1e-8, atol=1e-8)
-    there, back = (ki.erase_classes(koopman, labels=order, site=2, jointly=False) for order in ([0, 3], [3, 0]))
+    there, back = (ki.erase_class(koopman, label=order, site=2, jointly=False) for order in ([0, 3], [3, 0]))
     assert float((there(z) - back(z)).abs().max()) > 1e-4 * float(z.std(0).norm())
+
+
+def test_it_knows_what_it_erases(fitted):
+    koopman, _ = fitted
+    assert ki.erase_class(koopman, label=3).labels == (3,)
+    for jointly in (True, False):
+        assert ki.erase_class(koopman, label=(4, 0), jointly=jointly, site=2).labels == (4, 0)
 
 
 def test_the_drift_counts_the_rows_of_no_forgotten_class(fitted):
     koopman, train = fitted
-    edit = ki.erase_classes(koopman, train, labels=[0, 1], site=2)
+    edit = ki.erase_class(koopman, label=[0, 1], site=2, held_out=train)
     assert edit.certificate.drift_rows == int((train.labels > 1).sum())
-    bound = ki.erase_classes(koopman, labels=[0, 1], site=2)
+    bound = ki.erase_class(koopman, label=[0, 1], site=2)
     assert bound.certificate.drift_rows == 0
     assert bound.certificate.noise is None
     assert 0 < bound.certificate.feasibility <= 1
@@ -130,4 +137,4 @@ def test_the_drift_counts_the_rows_of_no_forgotten_class(fitted):
 )
 def test_what_cannot_be_erased_is_said(fitted, labels, sentence):
     with pytest.raises(InputError, match=sentence):
-        ki.erase_classes(fitted[0], labels=labels)
+        ki.erase_class(fitted[0], label=labels)

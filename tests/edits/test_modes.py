@@ -140,6 +140,7 @@ def test_steering_moves_one_eigenfunction_and_no_other(surrogate, spectrum, traj
     expected = 1.5 * spread * (np.exp(1j * phase) if kind == "pair" else 1)
     assert moved[mode] == pytest.approx(expected, rel=1e-6)
     assert ki.steer(surrogate, spectrum, mode=mode, amount=1.0, uncertified=True).depth == len(surrogate.sites) - 2
+    assert ki.edit_modes(surrogate, spectrum, modes=[mode], uncertified=True).depth == len(surrogate.sites) - 2
     # K itself stays.
     torch.testing.assert_close(edit.apply(surrogate.K), surrogate.K.double(), rtol=0, atol=0)
 

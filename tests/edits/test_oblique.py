@@ -30,11 +30,11 @@ def covariance(seed=9):
 @pytest.mark.parametrize("rank", [1, 2, 5])
 def test_the_readers_keep_the_constraints_and_are_the_cheapest(rank, offsets):
     A, B, sigma = drawn(SIZE, rank), drawn(SIZE, offsets, seed=1), covariance()
-    found = solved(A, B, sigma)
-    W = found.readers.numpy()
+    eraser = solved(A, B, sigma)
+    W = eraser.map.readers.numpy()
     np.testing.assert_allclose(A.T @ W, np.eye(rank), atol=1e-10)
     np.testing.assert_allclose(B.T @ W, 0, atol=1e-10)
-    np.testing.assert_allclose(CENTRE @ W - found.offset.numpy(), 0, atol=1e-10)
+    np.testing.assert_allclose(CENTRE @ W - eraser.map.offset.numpy(), 0, atol=1e-10)
     # By the conditions of optimality, solved as they stand, one column at a time.
     columns = np.c_[A, B]
     k = columns.shape[1]
@@ -46,8 +46,8 @@ def test_the_readers_keep_the_constraints_and_are_the_cheapest(rank, offsets):
     for step in range(20):
         other = W + 0.1 * free @ drawn(free.shape[1], rank, seed=step)
         assert np.trace(other.T @ sigma @ other) > np.trace(W.T @ sigma @ W)
-    assert found.feasibility <= 1 + 1e-12
-    assert (found.feasibility == pytest.approx(1)) == (offsets == 0 and rank == 1)
+    assert eraser.feasibility <= 1 + 1e-12
+    assert (eraser.feasibility == pytest.approx(1)) == (offsets == 0 and rank == 1)
 
 
 def test_feasibility_is_the_sine_between_direction_and_what_is_kept():
@@ -64,7 +64,9 @@ def test_feasibility_is_the_sine_between_direction_and_what_is_kept():
 def test_dependent_offsets_constrain_as_their_span():
     A, B, sigma = drawn(SIZE, 2), drawn(SIZE, 2, seed=1), covariance()
     again = np.c_[B, B @ drawn(2, 3, seed=2)]
-    torch.testing.assert_close(solved(A, again, sigma).readers, solved(A, B, sigma).readers, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        solved(A, again, sigma).map.readers, solved(A, B, sigma).map.readers, rtol=1e-7, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("impossible", ["in the span of what is kept", "twice", "nothing"])

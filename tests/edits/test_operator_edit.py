@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import koopman_interp as ki
+from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.edits.operator_edit import Certificate
 from koopman_interp.errors import FileFormatError, HostMismatchError, InputError
 from koopman_interp.files import write_tensors
@@ -27,12 +28,11 @@ def random_edit(K, rank=2, seed=1, **changes):
         "description": f"edit {seed}",
         "site": "blocks.1",
         "depth": 2,
-        "directions": A,
-        "readers": W,
-        "offset": torch.randn(rank, generator=generator, dtype=torch.float64),
+        "map": LowRankMap(A, W, torch.randn(rank, generator=generator, dtype=torch.float64)),
         "moved": K @ A,
         "host": HOST,
         "operator": "k" * 32,
+        "labels": (seed,),
         "certificate": Certificate(rank, 0.2, 0.1, 12, 0.01, 1e-15),
     }
     return ki.OperatorEdit(**(settings | changes))
@@ -142,6 +142,17 @@ def test_a_scaled_edit_is_still_undone():
     torch.testing.assert_close(scaled.undo(scaled.apply(K)), K, rtol=0, atol=1e-12)
 
 
+def test_the_classes_it_forgets_stay_with_it():
+    K = operator()
+    first, second = random_edit(K, labels=(4,)), random_edit(K, seed=2, labels=(7, 4))
+    assert first.scaled(0.5).labels == (4,)
+    assert (second @ first).labels == (4, 7)
+    assert (first @ second).labels == (7, 4)
+    assert (first @ random_edit(K, labels=())).labels == (4,)
+    assert first.inverse.labels == ()
+    assert first.as_dict()["labels"] == [4]
+
+
 def test_edits_at_different_depths_do_not_compose():
     K = operator()
     with pytest.raises(InputError, match=r"'embed' and 'blocks\.1'.*Patch with both"):
@@ -186,7 +197,10 @@ def test_it_prints_as_a_line_and_as_a_table():
     edit = random_edit(operator())
     assert repr(edit).startswith("OperatorEdit(edit 1, at 'blocks.1': rank 2, ")
     names = [line.split("  ")[0] for line in str(edit).splitlines()]
-    assert names[:4] == ["edit", "site", "rank", "reading noise"]
+    assert names[:5] == ["fact", "edit", "site", "rank", "reading noise"]
+    frame = edit.to_frame()
+    assert dict(zip(frame["fact"], frame["value"], strict=True))["site"] == "blocks.1"
+    assert ">edit 1</td>" in edit._repr_html_()
     assert edit.as_dict()["certificate"]["drift_rows"] == 12
     assert edit.as_dict()["rank"] == 2
     assert "not certified" in str(edit.scaled(0.5))
@@ -210,22 +224,24 @@ def test_a_file_gives_the_edit_back(tmp_path, certified):
     for name in ("directions", "readers", "offset", "moved"):
         assert torch.equal(getattr(again, name), getattr(edit, name))
         assert getattr(again, name).dtype == torch.float64
-    for name in ("description", "site", "depth", "host", "operator", "certificate"):
+    for name in ("description", "site", "depth", "host", "operator", "labels", "certificate"):
         assert getattr(again, name) == getattr(edit, name)
     assert (again.certificate is not None) == certified
     assert repr(again) == repr(edit)
     assert torch.equal(again(rows()), edit(rows()))
 
 
-def test_a_file_of_before_the_longer_certificate_still_loads(tmp_path):
+def test_a_file_of_before_the_longer_certificate_and_the_labels_still_loads(tmp_path):
     edit = random_edit(operator())
     facts = edit.facts()
     facts["certificate"] = {
         name: facts["certificate"][name]
         for name in ("rank", "noise", "retained_drift", "drift_rows", "class_mean_drift", "undo_error")
     }
+    del facts["labels"]
     write_tensors(tmp_path / "old.safetensors", edit.factors, kind="edit", header=facts)
     again = ki.OperatorEdit.load(tmp_path / "old.safetensors")
+    assert again.labels == ()
     assert again.certificate == edit.certificate
     assert again.certificate.null_dimension is None
 

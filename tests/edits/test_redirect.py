@@ -38,9 +38,9 @@ def by_hand(rows, gone, goal, weight):
 def test_it_is_the_minimum_of_its_objective(surrogate, trajectories, rows, weight, targets):
     gone = trajectories.labels == LABEL
     goal = named_targets(targets, rows, trajectories.labels, gone)
-    edit = ki.redirect(surrogate, trajectories, label=LABEL, targets=targets, weight=weight, site=DEPTH, rank=14)
+    edit = ki.redirect(surrogate, fitted=trajectories, label=LABEL, targets=targets, weight=weight, site=DEPTH, rank=14)
     change, centre = by_hand(rows, gone, goal, weight)
-    whole = ki.redirect(surrogate, trajectories, label=LABEL, targets=targets, weight=weight, site=DEPTH)
+    whole = ki.redirect(surrogate, fitted=trajectories, label=LABEL, targets=targets, weight=weight, site=DEPTH)
     expected = rows.numpy() + (rows.numpy() - centre) @ change
     size = np.linalg.norm(expected - rows.numpy())
     # What a truncation may lose is 1e-4 of the displacement's sum of squares.
@@ -62,7 +62,7 @@ def test_fewer_rows_than_observables_have_the_same_minimum(surrogate, few):
     z = surrogate.encode(few.states[DEPTH], DEPTH).double()
     gone = few.labels == LABEL
     change, centre = by_hand(z, gone, named_targets("next_best", z, few.labels, gone), 1.0)
-    edit = ki.redirect(surrogate, few, label=LABEL, site=DEPTH)
+    edit = ki.redirect(surrogate, fitted=few, label=LABEL, site=DEPTH)
     assert edit.rank <= 5
     expected = z.numpy() + (z.numpy() - centre) @ change
 
@@ -76,44 +76,44 @@ def test_fewer_rows_than_observables_have_the_same_minimum(surrogate, few):
 
 def test_a_weight_that_leaves_the_solve_singular_is_refused(surrogate, few):
     with pytest.raises(InputError, match="At weight 1e-30 the rows alone decide"):
-        ki.redirect(surrogate, few, label=LABEL, site=DEPTH, weight=1e-30)
+        ki.redirect(surrogate, fitted=few, label=LABEL, site=DEPTH, weight=1e-30)
 
 
 def test_the_weight_is_a_dial_between_all_and_nothing(surrogate, trajectories, rows):
     gone = trajectories.labels == LABEL
     met, drift = [], []
     for weight in (EQUALITY, 1e-2, 1.0, 100.0, 1e4):
-        edit = ki.redirect(surrogate, trajectories, label=LABEL, weight=weight, site=DEPTH)
+        edit = ki.redirect(surrogate, fitted=trajectories, label=LABEL, weight=weight, site=DEPTH)
         met.append(edit.certificate.feasibility)
         drift.append(float((edit(rows) - rows)[~gone].square().mean()))
     assert met == sorted(met, reverse=True)
     assert drift == sorted(drift, reverse=True)
     assert met[0] > 0.2
     assert met[-1] < 0.01
-    assert "equality" in ki.redirect(surrogate, trajectories, label=LABEL, weight=EQUALITY).description
+    assert "equality" in ki.redirect(surrogate, fitted=trajectories, label=LABEL, weight=EQUALITY).description
 
 
 def test_equality_meets_every_target_where_rows_are_few(surrogate, trajectories, rows):
     gone = (trajectories.labels == LABEL).nonzero().squeeze(1)
     some = trajectories[torch.cat([gone[:4], (trajectories.labels != LABEL).nonzero().squeeze(1)])]
-    edit = ki.redirect(surrogate, some, label=LABEL, weight=EQUALITY, site=DEPTH)
+    edit = ki.redirect(surrogate, fitted=some, label=LABEL, weight=EQUALITY, site=DEPTH)
     assert edit.certificate.feasibility > 0.999
 
 
 def test_strength_multiplies_the_displacement_and_nothing_changes_no_bit(surrogate, trajectories, rows):
-    one = ki.redirect(surrogate, trajectories, label=LABEL, site=DEPTH)
+    one = ki.redirect(surrogate, fitted=trajectories, label=LABEL, site=DEPTH)
     for strength in (0.0, 0.5, 2.0):
-        edit = ki.redirect(surrogate, trajectories, label=LABEL, site=DEPTH, strength=strength)
+        edit = ki.redirect(surrogate, fitted=trajectories, label=LABEL, site=DEPTH, strength=strength)
         torch.testing.assert_close(edit(rows) - rows, strength * (one(rows) - rows), rtol=1e-9, atol=1e-12)
-    assert torch.equal(ki.redirect(surrogate, trajectories, label=LABEL, strength=0.0, site=DEPTH)(rows), rows)
+    assert torch.equal(ki.redirect(surrogate, fitted=trajectories, label=LABEL, strength=0.0, site=DEPTH)(rows), rows)
     K = surrogate.K.double()
     assert float((one.undo(one.apply(K)) - K).norm() / K.norm()) < 1e-10
 
 
 def test_a_smaller_rank_is_the_best_of_its_rank(surrogate, trajectories, rows):
     """Against Eckart and Young in the metric of moved and retained rows: no other cut moves the rows more alike."""
-    whole = ki.redirect(surrogate, trajectories, label=LABEL, site=DEPTH, rank=14, targets="similar")
-    cut = ki.redirect(surrogate, trajectories, label=LABEL, site=DEPTH, rank=1, targets="similar")
+    whole = ki.redirect(surrogate, fitted=trajectories, label=LABEL, site=DEPTH, rank=14, targets="similar")
+    cut = ki.redirect(surrogate, fitted=trajectories, label=LABEL, site=DEPTH, rank=1, targets="similar")
     assert cut.rank == 1
     gone = trajectories.labels == LABEL
     # Rows weighed as the metric weighs them: means over either kind, about the retained mean.
@@ -127,7 +127,7 @@ def test_a_smaller_rank_is_the_best_of_its_rank(surrogate, trajectories, rows):
 
 def test_after_an_eraser_it_is_solved_on_what_that_leaves(surrogate, trajectories, rows):
     first = ki.erase_class(surrogate, label=LABEL, site=DEPTH)
-    both = ki.redirect(surrogate, trajectories, label=LABEL, after=first)
+    both = ki.redirect(surrogate, fitted=trajectories, label=LABEL, after=first)
     gone = trajectories.labels == LABEL
     goal = named_targets("next_best", first(rows), trajectories.labels, gone)
     change, centre = by_hand(first(rows), gone, goal, 1.0)
@@ -138,7 +138,7 @@ def test_after_an_eraser_it_is_solved_on_what_that_leaves(surrogate, trajectorie
     assert both.description.startswith("erase class 1, then redirect class 1")
     assert both.certificate is not None
     with pytest.raises(InputError, match="redirect there too"):
-        ki.redirect(surrogate, trajectories, label=LABEL, after=first, site=0)
+        ki.redirect(surrogate, fitted=trajectories, label=LABEL, after=first, site=0)
 
 
 # --- targets ------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_counterfactuals_put_each_value_on_the_mean_of_its_group():
 def test_without_a_label_all_rows_go_and_the_fit_is_retained(surrogate, trajectories, rows):
     value, group = trajectories.labels % 2, torch.arange(600) % 5
     targets = ki.counterfactual(value, group)
-    edit = ki.redirect(surrogate, trajectories, targets=targets, weight=0.5, site=DEPTH, name="value")
+    edit = ki.redirect(surrogate, fitted=trajectories, targets=targets, weight=0.5, site=DEPTH, name="value")
     mean, C = surrogate.moments.total_mean(DEPTH).numpy(), surrogate.moments.covariance[DEPTH].numpy()
     z = rows.numpy() - mean
     wanted = (targets(rows, DEPTH) - rows).numpy()
@@ -208,7 +208,7 @@ def test_without_a_label_all_rows_go_and_the_fit_is_retained(surrogate, trajecto
 def test_without_a_label_an_edit_before_moves_what_is_retained_too(surrogate, trajectories, rows):
     first = ki.erase_class(surrogate, label=LABEL, site=DEPTH)
     targets = ki.counterfactual(trajectories.labels % 2, torch.arange(600) % 5)
-    both = ki.redirect(surrogate, trajectories, targets=targets, weight=0.5, after=first)
+    both = ki.redirect(surrogate, fitted=trajectories, targets=targets, weight=0.5, after=first)
     left = first(rows)
     P = np.eye(14) - (first.directions @ first.readers.T).numpy()
     C = P @ surrogate.moments.covariance[DEPTH].numpy() @ P.T
@@ -220,7 +220,7 @@ def test_without_a_label_an_edit_before_moves_what_is_retained_too(surrogate, tr
 
 
 def test_the_certificate_counts_the_means_of_the_others_only(surrogate, trajectories):
-    edit = ki.redirect(surrogate, trajectories, label=LABEL)
+    edit = ki.redirect(surrogate, fitted=trajectories, label=LABEL)
     assert edit.depth == len(surrogate.sites) - 2
     held_out = surrogate.heldout_moments
     means = held_out.mean[edit.depth]
@@ -228,6 +228,20 @@ def test_the_certificate_counts_the_means_of_the_others_only(surrogate, trajecto
     assert farthest.argmax() == LABEL
     spread = held_out.covariance[edit.depth].trace().sqrt()
     assert edit.certificate.class_mean_drift == pytest.approx(float(farthest[[0, 2]].max() / spread))
+
+
+def test_it_knows_what_it_redirects(surrogate, trajectories):
+    redirected = ki.redirect(surrogate, fitted=trajectories, label=LABEL)
+    assert redirected.labels == (LABEL,)
+    erased = ki.erase_class(surrogate, label=2, site=redirected.depth)
+    both = ki.redirect(surrogate, fitted=trajectories, label=LABEL, after=erased)
+    assert both.labels == (2, LABEL)
+    # Neither class counts as retained.
+    held_out = surrogate.heldout_moments
+    mean, spread = held_out.mean[both.depth][0], held_out.covariance[both.depth].trace().sqrt()
+    assert both.certificate.class_mean_drift == pytest.approx(float((both(mean) - mean).norm() / spread))
+    value, group = trajectories.labels % 2, torch.arange(600) % 5
+    assert ki.redirect(surrogate, fitted=trajectories, targets=ki.counterfactual(value, group)).labels == ()
 
 
 @pytest.mark.parametrize(
@@ -243,12 +257,12 @@ def test_the_certificate_counts_the_means_of_the_others_only(surrogate, trajecto
 )
 def test_what_cannot_be_redirected_is_said(surrogate, trajectories, changes, sentence, unchecked):
     with pytest.raises(InputError, match=sentence):
-        ki.redirect(surrogate, trajectories, **({"label": LABEL} | changes))
+        ki.redirect(surrogate, fitted=trajectories, **({"label": LABEL} | changes))
 
 
 def test_rows_without_labels_are_refused(surrogate, trajectories):
     with pytest.raises(InputError, match="have no labels"):
-        ki.redirect(surrogate, replace(trajectories, labels=None), label=LABEL)
+        ki.redirect(surrogate, fitted=replace(trajectories, labels=None), label=LABEL)
 
 
 # --- null space ---------------------------------------------------------------------------------------------
@@ -256,7 +270,7 @@ def test_rows_without_labels_are_refused(surrogate, trajectories):
 
 def test_where_every_direction_is_reached_it_refuses_and_says_the_rank(surrogate, trajectories):
     with pytest.raises(InputError, match=r"numerical rank 14 of 14 observables.*Use redirect"):
-        ki.null_space(surrogate, trajectories, label=LABEL, site=DEPTH, tolerance=0.0)
+        ki.redirect_in_null_space(surrogate, fitted=trajectories, label=LABEL, site=DEPTH, tolerance=0.0)
 
 
 def test_where_something_is_left_retained_rows_stay(surrogate, trajectories):
@@ -264,12 +278,13 @@ def test_where_something_is_left_retained_rows_stay(surrogate, trajectories):
     kept = (trajectories.labels != LABEL).nonzero().squeeze(1)
     few, others = kept[:6], kept[6:]
     some = trajectories[torch.cat([few, (trajectories.labels == LABEL).nonzero().squeeze(1)])]
-    edit = ki.null_space(surrogate, some, label=LABEL, site=DEPTH)
+    edit = ki.redirect_in_null_space(surrogate, fitted=some, label=LABEL, site=DEPTH)
     z, held_out = (surrogate.encode(trajectories.states[DEPTH][part], DEPTH).double() for part in (few, others))
     spread = float(z.std(0).norm())
     assert float((edit(z) - z).norm(dim=1).max()) < 1e-4 * spread
     assert float((edit(held_out) - held_out).norm(dim=1).mean()) > 1e-3 * spread
     assert edit.certificate.feasibility > 0.05
+    assert edit.labels == (LABEL,)
     assert "null space of 9 dimensions" in edit.description  # six rows about their mean span five
 
 

@@ -16,7 +16,7 @@ def frontier():
 
 
 def test_curves_and_best_points(frontier):
-    assert frontier.ways == ("ours", "theirs")
+    assert frontier.methods == ("ours", "theirs")
     assert [point.strength for point in frontier.curve("ours")] == [1, 2, 3]
     assert frontier.cheapest("ours", 1.0).strength == 2
     assert frontier.cheapest("ours", 2.0).strength == 1
@@ -30,7 +30,8 @@ def test_curves_and_best_points(frontier):
 
 
 def test_it_prints_and_saves(frontier, tmp_path):
-    assert str(frontier).splitlines()[1].split() == ["host", "–", "5.00", "+0.00"]
+    assert str(frontier).splitlines()[3].split() == ["base", "model", "–", "5.00", "+0.00"]
+    assert frontier.to_frame()["nats left"].tolist() == [5.0, 2.0, 0.4, 1.0, 1.5]
     assert "not reached" in frontier.summary(1.0, 2.0)
     assert "0.40 (at 2)" in frontier.summary(1.0, 2.0)
     frontier.save(tmp_path / "frontier.json")
@@ -42,7 +43,7 @@ def test_the_figure_holds_every_point_within_reach(frontier, tmp_path):
     drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines if not line.get_label().startswith("_")}
     assert drawn["ours"] == [[0, 5], [0.1, 2.0], [0.6, 0.4], [1.5, 1.0]]
     assert drawn["theirs"] == [[0, 5]]
-    styles = {(line.get_marker(), line.get_linestyle()) for line in ax.lines if line.get_label() in frontier.ways}
+    styles = {(line.get_marker(), line.get_linestyle()) for line in ax.lines if line.get_label() in frontier.methods}
     assert len(styles) == 2
     save_figure(ax, tmp_path, "frontier")
     assert (tmp_path / "frontier.png").stat().st_size > 1000

@@ -8,7 +8,9 @@ from torch.nn.functional import cross_entropy
 
 import koopman_interp as ki
 from koopman_interp.errors import InputError, NonFiniteError
+from koopman_interp.forgetting.gradient import TrainableMap
 from koopman_interp.hosts.fingerprint import weight_digest
+from koopman_interp.patching.stepped_motion import SteppedMotion
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def test_it_goes_down_and_the_patch_is_what_was_trained(model, surrogate, x):
     found = value(model, surrogate, edit, objective)
     assert found < seen[-1] + 1e-3
     assert found < 0.9 * plain
-    assert (edit.rank, edit.depth) == (2, 2)
+    assert (edit.rank, edit.depth, edit.labels) == (2, 2, ())
     assert edit.certificate.undo_error < 1e-10
     assert "40 gradient steps" in edit.description
 
@@ -63,25 +65,23 @@ def test_no_step_is_the_start(model, surrogate, x, at):
 
 def test_the_gradient_is_that_of_finite_differences(model, surrogate, x):
     """In float64, along one random direction of the factors."""
-    from koopman_interp.forgetting.gradient import _Factors, _TrainedMotion
-
     double, precise = copy.deepcopy(model).double(), copy.deepcopy(surrogate).double()
     rows = ki.attach(double).observe(x.double(), progress=False).states[1]
     edits = [ki.erase_class(surrogate, label=label, site=depth) for depth, label in ((1, 0), (3, 2))]
-    trained = [_Factors(edit).double() for edit in edits]
-    motion = _TrainedMotion(precise, trained, 1, 4)
+    trained = [TrainableMap(edit.map).double() for edit in edits]
+    motion = SteppedMotion(precise, 1, 4, [(edit.depth, change) for edit, change in zip(edits, trained, strict=True)])
     parameters = [p for one in trained for p in one.parameters()]
     slopes = torch.autograd.grad(motion(rows).square().mean(), parameters)
     generator = torch.Generator().manual_seed(0)
     step = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
-    found = []
+    values = []
     with torch.no_grad():
         for sign in (1, -2):
             for parameter, along in zip(parameters, step, strict=True):
                 parameter += sign * 1e-5 * along
-            found.append(float(motion(rows).square().mean()))
+            values.append(float(motion(rows).square().mean()))
     expected = sum(float((slope * along).sum()) for slope, along in zip(slopes, step, strict=True))
-    assert (found[0] - found[1]) / 2e-5 == pytest.approx(expected, rel=1e-5)
+    assert (values[0] - values[1]) / 2e-5 == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_random_start_reads_in_standard_deviations_about_the_mean(model, surrogate, x):
@@ -114,12 +114,22 @@ def test_nothing_but_the_edit_changes(model, surrogate, x):
     kept, digest, koopman = start.directions.clone(), weight_digest(model), surrogate.digest()
     hooks = [len(module._forward_hooks) for module in model.modules()]
     edit = ki.gradient_edit(model, surrogate, away_from(x, 0), start=start, steps=3, progress=False)
+    assert edit.labels == start.labels == (1,)
     assert torch.equal(start.directions, kept)
     assert not torch.equal(edit.directions, kept)
     assert (weight_digest(model), surrogate.digest()) == (digest, koopman)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [len(module._forward_hooks) for module in model.modules()] == hooks
     assert edit.operator == koopman
+
+
+def test_its_certificate_counts_the_classes_that_its_start_does_not_forget(model, surrogate, x):
+    start = ki.erase_class(surrogate, label=1, site=2)
+    edit = ki.gradient_edit(model, surrogate, away_from(x, 1), start=start, steps=2, progress=False)
+    means, covariance = surrogate.heldout_moments.mean[2], surrogate.heldout_moments.covariance[2]
+    moved = (edit(means) - means).norm(dim=1) / covariance.trace().sqrt()
+    assert edit.certificate.class_mean_drift == pytest.approx(float(moved[[0, 2]].max()))
+    assert moved.argmax() == 1
 
 
 def test_it_can_mend_what_an_eraser_broke(model, surrogate, yin_yang_data):

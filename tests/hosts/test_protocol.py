@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from koopman_interp.depths import depth_of, span
 from koopman_interp.errors import HostMismatchError, InputError, UnsupportedHostError
 from koopman_interp.hosts.finding import adapters, host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint, weight_digest
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.sites import depth_of, span
 from koopman_interp.testing import ResidualMLP
 
 

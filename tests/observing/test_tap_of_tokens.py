@@ -1,9 +1,11 @@
 """Tokens are samples: the same ones however they are batched, padded, cached or fed, and each leads to its text."""
 
+import copy
 import inspect
 import os
 import weakref
 from collections import UserDict
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -331,7 +333,7 @@ def test_texts_without_tokens_are_refused(speaking):
 
 def test_a_column_of_texts_that_is_not_chosen_is_named(speaking):
     with pytest.raises(InputError, match=r"Column 'text' holds texts.*inputs='text'"):
-        ki.attach(speaking).observe([{"text": TEXTS, "label": [0, 1, 2]}], progress=False)
+        ki.attach(speaking).observe([{"text": TEXTS, "stars": [3, 4, 5], "label": [0, 1, 2]}], progress=False)
 
 
 def test_one_sequence_of_ids_is_told_where_to_go(model):
@@ -357,35 +359,42 @@ def fitted(model):
     return data, ki.fit(data, ki.FitConfig(observables=24), method="least_squares")
 
 
+def skipping(koopman, skip):
+    """A surrogate as if it had been fitted without so many leading positions."""
+    koopman = copy.deepcopy(koopman)
+    koopman.config = replace(koopman.config, skip=skip)
+    return koopman
+
+
 @pytest.mark.parametrize("skip", [0, 1])
 def test_fidelity_is_over_real_tokens_only(model, sequences, fitted, skip):
-    data, koopman = fitted
+    data, koopman = fitted[0], skipping(fitted[1], skip)
     single = [torch.tensor([one]) for one in sequences]
-    expected = ki.fidelity(model, koopman, data, single, skip=skip)
+    expected = ki.fidelity(model, koopman, held_out=single, fitted=data)
     assert expected.rows == sum(len(one) - skip for one in sequences)
     assert all(row.accuracy is None for row in expected.outputs)
     for batches in ([padded(sequences, "left")], [padded(sequences[:9]), padded(sequences[9:])], sequences):
-        found = ki.fidelity(model, koopman, data, batches, skip=skip)
+        found = ki.fidelity(model, koopman, held_out=batches, fitted=data)
         assert found.rows == expected.rows
         for ours, theirs in zip(found.outputs, expected.outputs, strict=True):
             assert ours.agreement == pytest.approx(theirs.agreement, abs=1e-9)
             assert ours.kl == pytest.approx(theirs.kl, rel=1e-3, abs=1e-7)
         for ours, theirs in zip(found.depths, expected.depths, strict=True):
-            assert ours.unexplained["surrogate"] == pytest.approx(theirs.unexplained["surrogate"], rel=1e-3)
+            assert ours.fvu["surrogate"] == pytest.approx(theirs.fvu["surrogate"], rel=1e-3)
             assert ours.isometry == pytest.approx(theirs.isometry, rel=1e-2)
 
 
 def test_samples_that_do_not_differ_have_no_fidelity(model, fitted):
     with pytest.raises(InputError, match="All 2 held-out samples have the same state at"):
-        ki.fidelity(model, fitted[1], fitted[0], [[2, 3], [2, 3]], skip=1)
+        ki.fidelity(model, fitted[1], held_out=[[2, 3], [2, 3]], fitted=fitted[0])
 
 
 def test_fidelity_counts_the_tokens_that_are_predicted_rightly(model, sequences, fitted):
-    data, koopman = fitted
+    koopman = skipping(fitted[1], 0)
     batch = padded(sequences)
     following = torch.nn.functional.pad(batch["input_ids"][:, 1:], (0, 1))
     labels = torch.where(torch.nn.functional.pad(batch["attention_mask"][:, 1:], (0, 1)) == 1, following, -100)
-    found = ki.fidelity(model, koopman, data, [batch | {"labels": labels}])
+    found = ki.fidelity(model, koopman, held_out=[batch | {"labels": labels}])
     with torch.no_grad():
         right = (model(**batch).logits.argmax(-1) == labels)[labels != -100]
     assert found.rows == len(right)
@@ -395,7 +404,7 @@ def test_fidelity_counts_the_tokens_that_are_predicted_rightly(model, sequences,
 def test_next_tokens_are_labels_but_for_the_last_of_a_sequence(model, sequences, fitted):
     data, koopman = fitted
     batch = padded(sequences)
-    found = ki.fidelity(model, koopman, data, [batch], next_token=True, skip=1)
+    found = ki.fidelity(model, koopman, held_out=[batch], fitted=data, next_token=True)
     with torch.no_grad():
         logp = model(**batch).logits.double().log_softmax(-1)[:, 1:-1].flatten(0, 1)
     following = batch["input_ids"][:, 2:].flatten()
@@ -407,10 +416,10 @@ def test_next_tokens_are_labels_but_for_the_last_of_a_sequence(model, sequences,
 
 
 def test_skipped_positions_keep_the_hosts_own_states(model, fitted):
-    data, koopman = fitted
+    koopman = skipping(fitted[1], 2)
     # All but the last position is skipped and so untouched: only the last row can differ from the host.
     rows = [[2, 3, 4], [5, 6, 7]]
-    found = ki.fidelity(model, koopman, data, rows, skip=2)
+    found = ki.fidelity(model, koopman, held_out=rows)
     with torch.no_grad():
         own = model(torch.tensor(rows)).logits[:, -1].double().log_softmax(1)
         with ki.patched(model, koopman, mode="replace", positions=[2]):
@@ -439,13 +448,12 @@ def test_an_audit_of_padded_tokens_is_that_of_unpadded_ones(model, form):
         inputs = [torch.tensor([one]) for one in found] if not pad else [padded(found, "left")]
         return [(x, y) for x, y in zip(inputs, labels, strict=True)]
 
-    audits = [
-        ki.audit(model, koopman, edit, forget=batches(1, pad), retain=batches(3, pad), skip=1) for pad in (False, True)
-    ]
+    patch = ki.patched(model, koopman, edit)
+    audits = [ki.audit(patch, held_out=[*batches(1, pad), *batches(3, pad)]) for pad in (False, True)]
     assert audits[0].forget_rows == audits[1].forget_rows == sum(len(one) - 1 for one in groups[1])
     assert audits[0].retain_rows == audits[1].retain_rows == sum(len(one) - 1 for one in groups[3])
     for ours, theirs in zip(*(audit.rows for audit in audits), strict=True):
-        assert ours.forgotten == pytest.approx(theirs.forgotten, abs=0.01)
+        assert ours.forget_accuracy == pytest.approx(theirs.forget_accuracy, abs=0.01)
         assert ours.kl == pytest.approx(theirs.kl, rel=1e-2, abs=1e-6)
         assert ours.linear_probe == pytest.approx(theirs.linear_probe, abs=0.05)
 
@@ -466,12 +474,10 @@ def test_an_audit_of_one_row_of_logits_an_input_probes_the_mean_of_its_tokens():
     koopman = ki.fit(data, ki.FitConfig(observables=24), method="least_squares")
     edit = ki.erase_class(koopman, label=1)
 
-    def part(chosen):
-        return {"input_ids": ids[chosen], "attention_mask": mask[chosen]}, labels[chosen]
-
-    found = ki.audit(model, koopman, edit, forget=part(labels == 1), retain=part(labels != 1))
+    rows = {"input_ids": ids, "attention_mask": mask}
+    found = ki.audit(ki.patched(model, koopman, edit), held_out=(rows, labels))
     assert (found.forget_rows, found.retain_rows) == (30, 60)
-    faith = ki.fidelity(model, koopman, data, [{"input_ids": ids, "attention_mask": mask}], labels)
+    faith = ki.fidelity(model, koopman, held_out=[{"input_ids": ids, "attention_mask": mask}], labels=labels)
     with torch.no_grad():
         guess = model(input_ids=ids, attention_mask=mask).logits.argmax(1)
     assert faith.outputs[0].accuracy == pytest.approx(float((guess == labels).double().mean()))

@@ -324,7 +324,7 @@ def test_an_edited_operator_is_the_edited_motion(linear):
 
 def test_an_edit_and_a_surrogate_from_files_patch_as_before(case, tmp_path):
     model, x, koopman, trajectories = case
-    edit = ki.erase_class(koopman, trajectories, label=0, site=1)
+    edit = ki.erase_class(koopman, label=0, site=1, held_out=trajectories)
     koopman.save_pretrained(tmp_path)
     edit.save(tmp_path / "edit.safetensors")
     loaded = ki.KoopmanAutoencoder.from_pretrained(tmp_path)

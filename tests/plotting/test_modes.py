@@ -30,6 +30,7 @@ def test_each_draws_on_the_axes_given_or_on_a_figure_of_its_own(found):
     spectrum, meanings = found
     for draw in (
         lambda ax=None: plotting.plot_spectrum(spectrum, ax=ax, pseudospectra=ki.pseudospectra(spectrum, points=8)),
+        lambda ax=None: plotting.plot_pseudospectra(ki.pseudospectra(spectrum, points=8), ax=ax),
         lambda ax=None: plotting.plot_residuals(spectrum, ax=ax),
         lambda ax=None: plotting.plot_class_amplitudes(spectrum, ax=ax),
         lambda ax=None: plotting.plot_mode_growth(meanings, ax=ax),
@@ -69,6 +70,16 @@ def test_contours_are_drawn_where_pseudospectra_are_given(found):
     several = replace(ki.pseudospectra(spectrum, points=4), gap=2.0)
     with pytest.raises(InputError, match=r"K\^2; the eigenvalues are those of K"):
         plotting.plot_spectrum(spectrum, pseudospectra=several)
+
+
+def test_pseudospectra_are_drawn_with_the_eigenvalues_of_the_power_that_they_are_of(found):
+    spectrum, _ = found
+    once = ki.pseudospectra(spectrum, points=8)
+    for pseudospectra in (once, replace(once, gap=2.0)):
+        ax = plotting.plot_pseudospectra(pseudospectra)
+        crosses = np.asarray(ax.collections[-1].get_offsets())
+        powers = spectrum.eigenvalues**pseudospectra.gap
+        np.testing.assert_allclose(crosses, np.stack([powers.real, powers.imag], 1))
 
 
 def test_unknown_intervals_are_left_out(found):

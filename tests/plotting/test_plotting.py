@@ -12,15 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
+import koopman_interp as ki
 from koopman_interp import plotting
 from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import DepthFidelity, Fidelity, OutputFidelity, SpanFidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
-from koopman_interp.auditing.findings import Audit
-from koopman_interp.auditing.probe_scores import Reading
+from koopman_interp.auditing.probe_scores import ProbeScores
 from koopman_interp.auditing.relearning import Relearning, RelearningCurve
+from koopman_interp.auditing.result import Audit
 from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.errors import InputError
 from koopman_interp.plotting import plot_trajectories
@@ -67,7 +68,7 @@ FIDELITY = Fidelity(
         ),
     ),
     outputs=(
-        OutputFidelity("host", 0.9, 1.0, 0.0),
+        OutputFidelity("base model", 0.9, 1.0, 0.0),
         OutputFidelity("surrogate", 0.8, 0.85, 0.1),
         OutputFidelity("mean", 0.3, 0.35, 1.1),
     ),
@@ -76,9 +77,7 @@ FIDELITY = Fidelity(
 SPANS = replace(
     FIDELITY,
     spans=tuple(
-        SpanFidelity(
-            source, "c", (OutputFidelity("host", 0.9, 1.0, 0.0), *(OutputFidelity(n, 0.5, 0.5, kl) for n, kl in kls))
-        )
+        SpanFidelity(source, "c", (FIDELITY.outputs[0], *(OutputFidelity(n, 0.5, 0.5, kl) for n, kl in kls)))
         for source, kls in (("a", [("surrogate", 0.3), ("mean", 2.0)]), ("b", [("surrogate", 0.1), ("mean", 2.0)]))
     ),
 )
@@ -98,19 +97,19 @@ LENSES = LensComparison(
     ("a", "b"),
     {"Koopman lens": 1234, "logit lens": 0},
     (
-        (OutputFidelity("host", None, 1.0, 0.0), OutputFidelity("Koopman lens", None, 0.5, 0.4)),
+        (OutputFidelity("base model", None, 1.0, 0.0), OutputFidelity("Koopman lens", None, 0.5, 0.4)),
         (
-            OutputFidelity("host", None, 1.0, 0.0),
+            OutputFidelity("base model", None, 1.0, 0.0),
             OutputFidelity("Koopman lens", None, 0.5, 0.2),
             OutputFidelity("logit lens", None, 0.5, 0.7),
         ),
     ),
 )
 AUDIT = Audit(
-    label=4,
+    labels=(4,),
     edit="erase class 4",
     rows=(
-        AuditRow("host", 0.98, 0.97, 0.0, 0.99, 0.995, 0.95),
+        AuditRow("base model", 0.98, 0.97, 0.0, 0.99, 0.995, 0.95),
         AuditRow("logit mask", 0.0, 0.975, 0.01, 0.99, 0.995, 0.95),
         AuditRow("edit (delta)", 0.01, 0.965, 0.02, 0.71, 0.93, 0.4),
     ),
@@ -226,7 +225,7 @@ def test_span_fidelity_shows_each_stand_in_by_where_its_span_starts():
     assert ours.get_marker() != mean.get_marker()
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b"]
     assert "surrogate" in words(ax)
-    between = SpanFidelity("a", "b", (OutputFidelity("host", 0.9, 1.0, 0.0), OutputFidelity("mean", 0.5, 0.5, 9.0)))
+    between = SpanFidelity("a", "b", (FIDELITY.outputs[0], OutputFidelity("mean", 0.5, 0.5, 9.0)))
     more = plotting.plot_span_fidelity(replace(SPANS, spans=(between, *SPANS.spans)))
     assert list(lines(more, ["mean"])[0].get_ydata()) == [2.0, 2.0]  # not of what ends before the target
     with pytest.raises(InputError, match="to_target"):
@@ -272,9 +271,13 @@ def test_output_fidelity_shows_agreement_and_accuracy_where_there_is_one():
 
 def test_a_fit_marks_the_weights_it_kept():
     ax = plotting.plot_fit(HISTORY)
-    assert lines(ax, ["fraction of variance unexplained"])[0].get_ydata().tolist() == [0.9, 0.2, 0.3]
+    assert lines(ax, ["FVU"])[0].get_ydata().tolist() == [0.9, 0.2, 0.3]
     kept = next(text for text in ax.texts if text.get_text() == "kept")
     assert kept.get_position()[0] == 20
+    of_record = ki.FitRecord(history=tuple(HISTORY)).plot()
+    assert [line.get_ydata().tolist() for line in of_record.lines[:2]] == [
+        line.get_ydata().tolist() for line in ax.lines[:2]
+    ]
 
 
 def test_a_least_squares_fit_is_one_dot_each():
@@ -327,7 +330,7 @@ def test_trajectories_draw_on_the_axes_given(trajectories):
         plot_trajectories(trajectories, Figure().subplots(3, 3))
 
 
-def test_an_audit_shows_every_way_under_every_measure_with_chance_for_the_probes():
+def test_an_audit_shows_every_method_under_every_measure_with_chance_for_the_probes():
     axes = plotting.plot_audit(AUDIT)
     expected = [
         [98.0, 0.0, 1.0],
@@ -339,9 +342,9 @@ def test_an_audit_shows_every_way_under_every_measure_with_chance_for_the_probes
     for ax, values in zip(axes, expected, strict=True):
         *_, others, edit = ax.lines
         assert [*others.get_xdata(), *edit.get_xdata()] == pytest.approx(values)
-        assert [text for text in words(ax) if text.strip() != "chance"] == [f"{value:.1f}" for value in values]
-    assert ["chance" in " ".join(words(ax)) for ax in axes] == [False, False, True, True, False]
-    assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["host", "logit mask", "edit (delta)"]
+        assert [text for text in words(ax) if text.strip() != "at chance"] == [f"{value:.1f}" for value in values]
+    assert ["at chance" in " ".join(words(ax)) for ax in axes] == [False, False, True, True, False]
+    assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["base model", "logit mask", "edit (delta)"]
     top, bottom = (axes[0].transData.transform((0, row))[1] for row in (0, 2))
     assert top > bottom
 
@@ -357,25 +360,25 @@ def test_an_audit_draws_on_one_axes_a_measure():
 
 def test_intervals_are_drawn_where_there_are_some():
     ends = (0.02, 0.13)
-    rows = (*AUDIT.rows[:-1], replace(AUDIT.rows[-1], intervals={"forgotten": ends}))
+    rows = (*AUDIT.rows[:-1], replace(AUDIT.rows[-1], intervals={"forget_accuracy": ends}))
     axes = plotting.plot_audit(replace(AUDIT, rows=rows))
     drawn = [[segment[:, 0].tolist() for one in ax.collections[1:] for segment in one.get_segments()] for ax in axes]
     assert drawn == [[[100 * ends[0], 100 * ends[1]]], [], [], [], []]
 
 
 def measured_all_the_way(name, at_depths, curves=()):
-    readings = tuple(
-        Reading(site, {"linear": share, "rbf": share - 0.1}, {10: 0.5}, {})
+    scores = tuple(
+        ProbeScores(site, {"linear": share, "rbf": share - 0.1}, {10: 0.5}, {})
         for site, share in zip("abc", at_depths, strict=True)
     )
-    return AuditRow(name, 0.9, 0.95, 0.0, at_depths[-1], None, 0.5, depths=readings, relearning=curves)
+    return AuditRow(name, 0.9, 0.95, 0.0, at_depths[-1], None, 0.5, depths=scores, relearning=curves)
 
 
 THROUGH = Audit(
-    4,
+    (4,),
     "erase class 4",
     (
-        measured_all_the_way("host", (0.7, 0.8, 0.9)),
+        measured_all_the_way("base model", (0.7, 0.8, 0.9)),
         measured_all_the_way("logit mask", (0.7, 0.8, 0.9)),
         measured_all_the_way(
             "edit (delta)",
@@ -388,7 +391,7 @@ THROUGH = Audit(
     ),
     60,
     140,
-    relearn=Relearning(at=(0, 1, 5)),
+    relearn=Relearning(steps=(0, 1, 5)),
 )
 
 
@@ -398,7 +401,7 @@ def test_forgetting_by_depth_is_drawn_for_each_probe_and_the_prototype():
     hosts, edits = ([70, 80, 90], [60, 70, 80], [50] * 3), ([70, 80, 60], [60, 70, 50], [50] * 3)
     for ax, host, edit in zip(axes, hosts, edits, strict=True):
         lines = {line.get_label(): line.get_ydata() for line in ax.lines if len(line.get_xdata()) == 3}
-        assert lines == {"host": pytest.approx(host), "edit (delta)": pytest.approx(edit)}
+        assert lines == {"base model": pytest.approx(host), "edit (delta)": pytest.approx(edit)}
         assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b", "c"]
     looks = {(line.get_marker(), line.get_markerfacecolor()) for line in axes[0].lines if len(line.get_xdata()) == 3}
     assert len(looks) == 2

@@ -1,5 +1,7 @@
 """Figures of topology by depth show the values that they are given."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -99,6 +101,10 @@ def test_distances_are_the_distances():
     assert ax.lines[0].get_ydata().tolist() == DISTANCES.wasserstein[:, 0].tolist()
     with pytest.raises(InputError, match="got 'hausdorff'"):
         plotting.plot_topology_distances(DISTANCES, kind="hausdorff")
+    by_default = plotting.plot_topology_distances(DISTANCES)
+    assert by_default.lines[0].get_ydata().tolist() == DISTANCES.bottleneck[:, 1].tolist()
+    pieces = replace(DISTANCES, bottleneck=DISTANCES.bottleneck[:, :1], wasserstein=DISTANCES.wasserstein[:, :1])
+    assert "H0" in plotting.plot_topology_distances(pieces).get_title()
     with pytest.raises(InputError, match="H2 was not compared"):
         plotting.plot_topology_distances(DISTANCES, dimension=2)
 

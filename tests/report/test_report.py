@@ -12,17 +12,17 @@ import pytest
 import torch
 
 import koopman_interp as ki
+from koopman_interp.analysis.spectra.eigen import PRINTED
 from koopman_interp.analysis.substitutes.fidelity import DepthFidelity, Fidelity, OutputFidelity
-from koopman_interp.auditing.findings import Audit
-from koopman_interp.auditing.language import LanguageReading
+from koopman_interp.auditing.language import LanguageScores
 from koopman_interp.auditing.membership import Membership
-from koopman_interp.auditing.probe_scores import Reading
+from koopman_interp.auditing.probe_scores import ProbeScores
 from koopman_interp.auditing.relearning import Relearning, RelearningCurve
+from koopman_interp.auditing.result import Audit
 from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.errors import FileFormatError
 from koopman_interp.files import read_json, write_json
 from koopman_interp.report.page import build_page
-from koopman_interp.report.run import write_run
 from koopman_interp.testing import yin_yang
 
 EVIL = '<script>alert("x")</script> & $style'
@@ -35,29 +35,29 @@ def run(tmp_path_factory, surrogate, trajectories):
     sites = surrogate.sites
     start = DepthFidelity(sites[0], {"surrogate": 0.0123, **dict.fromkeys(FREE)}, None, (0.9, 1.0, 1.1))
     end = DepthFidelity(EVIL, {"surrogate": 0.0789, **FREE}, float("nan"), (0.9, 1.0, 1.1))
-    outputs = (OutputFidelity("host", None, 1.0, 0.0), OutputFidelity("surrogate", None, 0.9123, 0.0712))
+    outputs = (OutputFidelity("base model", None, 1.0, 0.0), OutputFidelity("surrogate", None, 0.9123, 0.0712))
     rows = (
-        AuditRow("host", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567),
+        AuditRow("base model", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567),
         AuditRow(EVIL, 0.0, 0.9756, 0.0111, 0.9978, 0.9989, 0.9501),
         AuditRow("edit (delta)", 0.0123, 0.9645, float("inf"), 0.7167, 0.9389, 0.4012),
     )
     everything = (
         AuditRow(
-            "host", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567, 0.9911, 0.5012, 0.8123, 0.0012, 1.5, 0.9698, 0.0,
+            "base model", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567, 0.9911, 0.5012, 0.8123, 0.0012, 1.5, 0.9698, 0.0,
             0.9999, 0.9888, Membership(0.5612, 0.0412, 0.5213, float("nan")),
-            tuple(Reading(site, {"linear": 0.8111}, {10: 0.5}, {"linear": (0.7, 0.9)}) for site in ("a", EVIL)),
-            intervals={"forgotten": (0.9111, 0.9921)},
+            tuple(ProbeScores(site, {"linear": 0.8111}, {10: 0.5}, {"linear": (0.7, 0.9)}) for site in ("a", EVIL)),
+            intervals={"forget_accuracy": (0.9111, 0.9921)},
         ),
         AuditRow(
             EVIL, 0.0123, 0.9645, 0.0345, 0.7167, 0.9389, 0.4012, 0.8222, 0.1111, 0.2222, 0.0333, 0.7, 0.4321, 0.0876,
             0.0062, 0.9876, Membership(0.4321, 0.0423, 0.4987, 0.0401),
-            tuple(Reading(site, {"linear": 0.7222}, {10: 0.4}, {"linear": (0.6, 0.8)}) for site in ("a", EVIL)),
+            tuple(ProbeScores(site, {"linear": 0.7222}, {10: 0.4}, {"linear": (0.6, 0.8)}) for site in ("a", EVIL)),
             (RelearningCurve("K alone", (0, 2), (0.0123, 0.6612), (0.9645, 0.9345)),),
-            LanguageReading(0.9, 0.8, None, 3.4567, (EVIL,), {}),
-            {"forgotten": (0.0021, 0.0553)},
+            LanguageScores(0.9, 0.8, None, 3.4567, (EVIL,), {}),
+            {"forget_accuracy": (0.0021, 0.0553)},
         ),
     )  # fmt: skip
-    edit = ki.erase_class(surrogate, trajectories, label=2)
+    edit = ki.erase_class(surrogate, label=2, held_out=trajectories)
     values = {
         "koopman": surrogate,
         "trajectories": trajectories,
@@ -66,16 +66,16 @@ def run(tmp_path_factory, surrogate, trajectories):
         "fidelity": Fidelity((start, end), outputs, 1234),
         "edit": replace(edit, description=EVIL),
         "audits": [
-            Audit(2, EVIL, rows, 4321, 9876),
-            Audit(3, EVIL, everything, 4322, 9877, 11, 12, Relearning(at=(0, 2)), (EVIL,)),
+            Audit((2,), EVIL, rows, 4321, 9876),
+            Audit((3,), EVIL, everything, 4322, 9877, 11, 12, Relearning(steps=(0, 2)), (EVIL,)),
         ],
     }
     folder = tmp_path_factory.mktemp("run")
-    page = write_run(
+    page = ki.write_run(
         folder,
         title=EVIL,
         command=EVIL,
-        host={EVIL: EVIL, "layers": (1, 2)},
+        facts={EVIL: EVIL, "layers": (1, 2)},
         seconds={EVIL: 1.5, "fit": 2.25},
         **values,
     )
@@ -125,6 +125,9 @@ def test_surrogate_edit_and_trajectories_load_as_they_were_given(run):
     )
     for name in ("directions", "readers", "offset", "moved"):
         assert torch.equal(getattr(edit, name), getattr(was, name))
+    assert str(ki.Spectrum.load(folder / "spectrum.safetensors")) == str(values["spectrum"])
+    (topology,) = values["topologies"].values()
+    assert str(ki.Topology.load(folder / "topology-0.safetensors")) == str(topology)
     states, were = ki.Trajectories.load(folder / "trajectories.safetensors"), values["trajectories"]
     assert all(torch.equal(*pair) for pair in zip(states.states, were.states, strict=True))
     assert torch.equal(states.labels, were.labels)
@@ -149,7 +152,7 @@ def test_the_numbers_are_those_of_the_values_and_are_finite(run):
 
 def shown(page, audit, name):
     """The cells of a row in the tables of an audit, from the output's to that of the last states."""
-    counts = f"At the output. {audit['forget_rows']:,} held-out rows"
+    counts = f"At the output, % (KL in nats; 95 % intervals). {audit['forget_rows']:,} held-out rows"
     tables = page.split("<caption>")
     first = next(index for index, part in enumerate(tables) if part.startswith(counts))
     last = next(index for index in range(first, len(tables)) if tables[index].startswith("What the last states"))
@@ -167,33 +170,53 @@ def test_the_page_shows_every_number_of_the_audit(run, page):
     for row in audit["rows"]:
         output, states = shown(page, audit, row["name"])
         kl = "–" if row["kl"] is None else f"{row['kl']:.4f}"
-        assert output == [f"{100 * row['forgotten']:.1f}", f"{100 * row['retained']:.1f}", kl]
+        assert output == [f"{100 * row['forget_accuracy']:.2f}", f"{100 * row['retain_accuracy']:.2f}", kl]
         assert states == [f"{100 * row[name]:.1f}" for name in ("linear_probe", "rbf_probe", "prototype")]
-    assert "Reversible suppression: a probe still finds the class at 93.9 %" in page
+    assert "Reversible suppression: a probe still finds class 2 at 93.9 %" in page
 
 
 def test_the_page_shows_what_else_was_measured(run, page):
     audit = read_json(run[0] / "metrics.json")["audits"][1]
     output, training, states = shown(page, audit, EVIL)
-    assert output == ["1.2", "0.2 … 5.5", "96.5", "0.0345", "3.3", "43.2"]
-    assert training == ["0.6", "98.8", "43.2 ± 4.2", "49.9 ± 4.0"]
+    assert output == ["1.23", "0.2 … 5.5", "96.45", "0.0345", "3.3", "43.2"]
+    assert training == ["0.62", "98.76", "43.2 ± 4.2", "49.9 ± 4.0"]
     assert states == ["71.7", "93.9", "82.2", "11.1", "22.2", "40.1", "8.8"]
-    assert shown(page, audit, "host")[1][-1] == "52.1 ± –"
+    assert shown(page, audit, "base model")[1][-1] == "52.1 ± –"
     assert "<td>1 / 96</td><td>66 / 93</td>" in page
     assert "<td>72.2 / 40.0</td><td>72.2 / 40.0</td>" in page
-    assert "<td>90.0</td><td>80.0</td><td>–</td><td>3.457</td>" in page
+    assert "<td>90.0</td><td>80.0</td><td>3.457</td>" in page
     for name in ("audit-1-depths", "audit-1-relearning"):
         assert f'aria-label="Figure: {name}"' in page
 
 
 def test_only_the_edit_is_highlighted_in_the_audit(page):
     marked = re.findall(r'<tr class="marked"><th scope="row">(.*?)</th>', page)
-    assert marked == [*["edit (delta)"] * 2, *[escape(EVIL)] * 4, "surrogate"]
+    assert marked == [*["edit (delta)"] * 2, *[escape(EVIL)] * 5, "surrogate"]
 
 
 def test_the_page_shows_fidelity_beside_what_is_free(page):
     for number in ("0.0123", "0.0789", "1.5321", "1.0001", "0.3456", "91.2", "0.0712"):
         assert f">{number}</td>" in page
+
+
+def test_the_page_shows_the_tables_that_results_print(run, page):
+    _, values = run
+    (topology,) = values["topologies"].values()
+    for result in (values["spectrum"], topology):
+        for table in result.tables():
+            header, *rows = cells(page, escape(table.caption))
+            assert header == [escape(column.name) for column in table.columns]
+            texts = list(zip(*(column.cells() for column in table.columns), strict=True))[: table.most]
+            assert [tuple(row) for row in rows[: len(texts)]] == texts
+
+
+def test_a_run_may_have_a_surrogate_alone(tmp_path, surrogate):
+    page = ki.write_run(tmp_path, surrogate).read_text(encoding="utf-8")
+    assert re.findall(r'<h2 id="(.*?)">', page) == ["done", "fit", "files"]
+    assert Reader(page).closed_well
+    assert "The output was not judged; no edit was audited." in page
+    before = (tmp_path / "report.html").read_bytes()
+    assert build_page(tmp_path).read_bytes() == before
 
 
 def test_sections_come_in_the_order_of_trust(page):
@@ -241,7 +264,7 @@ def test_a_rebuilt_page_is_the_same_bytes(run):
 def test_the_slowest_modes_are_listed_with_their_residuals(run, page):
     spectrum = run[1]["spectrum"]
     listed = page.split("Slowest modes first")[-1].split("</table>")[0]
-    upper = [index for index, value in enumerate(spectrum.eigenvalues) if value.imag >= 0][:12]
+    upper = [index for index, value in enumerate(spectrum.eigenvalues) if value.imag >= 0][:PRINTED]
     shown = [
         (int(i), float(size), float(residual))
         for i, size, residual in re.findall(r'row">(\d+)</th><td>([\d.]+)</td><td>.*?</td><td>([\d.]+)</td>', listed)
@@ -257,12 +280,13 @@ def longer(tmp_path_factory, run, trained):
     _, values = run
     model, koopman, fitted = trained
     x, y = yin_yang(40, seed=5)
-    faith = ki.fidelity(model, koopman, fitted, x, y, spans="to_target")
+    faith = ki.fidelity(model, koopman, held_out=(x, y), fitted=fitted, spans="to_target")
     lens = ki.koopman_lens(model, koopman, x, names=["yin", EVIL, "dot"])
     edits = ki.each_site(koopman, lambda depth: ki.erase_class(koopman, label=2, site=depth), [1, 2])
-    own = {**values, "koopman": koopman, "fidelity": faith, "edit": edits, "lens": lens}
+    own = {**values, "koopman": koopman, "fidelity": faith, "edit": edits, "lens": lens, "audits": values["audits"][:1]}
+    own["topologies"] = {}  # drawing is slow, and what the other run shows is shown there
     folder = tmp_path_factory.mktemp("longer")
-    write_run(folder, title="", command="", host={}, seconds={}, **own)
+    ki.write_run(folder, title="", command="", **own)
     return folder, own
 
 
@@ -291,13 +315,14 @@ def test_the_page_shows_spans_a_lens_and_an_edit_at_several_sites(longer):
     for number, row in enumerate(samples):
         said = [f"{lens.said(d, number)} {lens.probability[d, number, 0]:.2f}" for d in range(len(lens.sites))]
         assert row == [lens.inputs[number], *map(escape, said)]
-    header, *facts = cells(page, "What can be said of the edit")
-    assert header[1:] == [edit.site for edit in edits]
-    drifts = [f"{100 * edit.certificate.retained_drift:.1f}" for edit in edits]
-    assert facts[2][1:] == drifts
+    header, *rows = cells(page, "What can be said of the edit")
+    assert [row[0] for row in rows] == [edit.site for edit in edits]
+    drifts = [f"{100 * edit.certificate.retained_drift:.2f}" for edit in edits]
+    assert [row[header.index("retained drift %")] for row in rows] == drifts
     assert "at 2 sites</h2>" in page
     assert {path.stem for path in (folder / "figures").glob("*.svg")} >= {"spans", "lens"}
-    assert re.findall(r'<h2 id="(.*?)">', page).index("lens") == 5
+    sections = re.findall(r'<h2 id="(.*?)">', page)
+    assert sections.index("lens") == sections.index("fidelity") + 1
     kept = ki.EditSet.load(folder / "edit.safetensors")
     assert all(torch.equal(one.directions, was.directions) for one, was in zip(kept, edits, strict=True))
     assert torch.equal(ki.LensReading.load(folder / "lens.safetensors").top, lens.top)
@@ -329,7 +354,23 @@ def test_a_missing_figure_is_named(copy):
         build_page(copy)
 
 
-@pytest.mark.parametrize("key", ["title", "audits", "fidelity", "spectrum", "edits", "seconds", "figures", "host"])
+@pytest.mark.parametrize("name", ["spectrum", "topology-0", "edit"])
+def test_a_missing_value_is_named(run, name):
+    folder, _ = run
+    path = folder / f"{name}.safetensors"
+    whole = path.read_bytes()
+    path.unlink()
+    try:
+        with pytest.raises(FileNotFoundError, match=name):
+            build_page(folder)
+        path.write_bytes(whole[:99])
+        with pytest.raises(FileFormatError, match=f"{name}.safetensors is not a whole"):
+            build_page(folder)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("key", ["title", "audits", "fidelity", "spectrum", "edits", "seconds", "figures", "facts"])
 def test_numbers_without_a_part_are_refused_with_its_name(run, key):
     folder, _ = run
     whole = (folder / "metrics.json").read_bytes()

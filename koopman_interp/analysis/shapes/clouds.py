@@ -1,4 +1,4 @@
-"""The point clouds whose shape can be asked for: of the host's states, and of what a surrogate makes of them.
+"""The point clouds whose shape can be asked for: of the model's states, and of what a surrogate makes of them.
 
 Each is handed out by rows, so that none is ever held whole beyond the states themselves. Knows nothing of shapes.
 """
@@ -22,8 +22,8 @@ from koopman_interp.surrogates.operators import Propagator
 from koopman_interp.trajectories import Trajectories
 
 Of = Literal["states", "normalized", "encoded", "iterates", "predicted"]
-"""`states`: the host's x_l. `normalized`: what the encoder sees of them. `encoded`: E(x_l). `iterates`: K^t E(x_0).
-`predicted`: D(K^t E(x_0)), in the host's own coordinates."""
+"""`states`: the model's x_l. `normalized`: what the encoder sees of them. `encoded`: E(x_l). `iterates`: K^t E(x_0).
+`predicted`: D(K^t E(x_0)), in the model's own coordinates."""
 
 
 def clouds(
@@ -36,9 +36,9 @@ def clouds(
     """Name the clouds of trajectories, one a depth, or one a time.
 
     Args:
-        trajectories: the host's states.
-        koopman: the surrogate, for all but the host's own states.
-        of: which clouds; the host's states without a surrogate, and its iterates with one.
+        trajectories: the model's states.
+        koopman: the surrogate, for all but the model's own states.
+        of: which clouds; the model's states without a surrogate, and its iterates with one.
         times: of the iterates, in operator steps from the first depth; those of the depths by default.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How far two rows of diagrams are apart: a host beside its surrogate, or a depth beside the next.
+"""How far two rows of diagrams are apart: a model beside its surrogate, or a depth beside the next.
 
 Bottleneck and Wasserstein distances, exact, up to the scale that both sides know. Some hundred features a diagram take
 tens of milliseconds. Knows nothing of models.
@@ -7,20 +7,20 @@ tens of milliseconds. Knows nothing of models.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
 from koopman_interp.analysis.shapes.diagrams import bottleneck, clipped, finite, wasserstein
-from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
+from koopman_interp.analysis.shapes.diagrams_by_depth import SHOWN, Topology
 from koopman_interp.errors import InputError
-from koopman_interp.tables import table
+from koopman_interp.results import PlainResult
+from koopman_interp.tables import Column, Table, digits
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TopologyDistances:
+class TopologyDistances(PlainResult):
     """Distances between the diagrams of two topologies, cloud by cloud.
 
     Attributes:
@@ -40,35 +40,23 @@ class TopologyDistances:
     def __repr__(self) -> str:
         return f"TopologyDistances({len(self.names)} pairs of clouds, in {self.scale_name})"
 
-    def __str__(self) -> str:
+    def tables(self) -> tuple[Table]:
+        """Return the distances by dimension; one row a pair of clouds."""
+        pairs = tuple(first if first == second else f"{first} | {second}" for first, second in self.names)
         dimensions = range(self.bottleneck.shape[1])
-        header = ["", *(f"{name} H{k}" for name in ("bottleneck", "Wasserstein") for k in dimensions), "loops to"]
-        rows = [
-            [
-                first if first == second else f"{first} | {second}",
-                *(f"{value:.4f}" for value in self.bottleneck[cloud]),
-                *(f"{value:.4g}" for value in self.wasserstein[cloud]),
-                f"{self.limits[cloud]:.3g}",
-            ]
-            for cloud, (first, second) in enumerate(self.names)
-        ]
-        return f"{self!r}\n" + table(header, rows)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {
-            "names": [list(pair) for pair in self.names],
-            "bottleneck": self.bottleneck.tolist(),
-            "wasserstein": self.wasserstein.tolist(),
-            "limits": self.limits.tolist(),
-            "unit": self.scale_name,
-        }
+        columns = (
+            Column("clouds", pairs),
+            *(Column(f"bottleneck H{k}", tuple(self.bottleneck[:, k].tolist()), digits(4)) for k in dimensions),
+            *(Column(f"Wasserstein H{k}", tuple(self.wasserstein[:, k].tolist()), "{:.4g}".format) for k in dimensions),
+            Column("loops to", tuple(self.limits.tolist()), SHOWN),
+        )
+        return (Table(columns, f"How far diagrams are apart, in {self.scale_name}."),)
 
 
 def topology_distances(first: Topology, second: Topology) -> TopologyDistances:
     """Compare two topologies cloud by cloud.
 
-    Depth beside depth is `topology_distances(found[:-1], found[1:])`.
+    Depth beside depth is `topology_distances(topology[:-1], topology[1:])`.
 
     Args:
         first: a topology.
@@ -90,10 +78,10 @@ def topology_distances(first: Topology, second: Topology) -> TopologyDistances:
     if first.unit != second.unit:
         raise InputError(f"Scales in {first.scale_name} and in {second.scale_name} do not compare; choose one unit.")
     limits = np.minimum(first.thresholds, second.thresholds)
-    found = np.zeros((2, len(first), first.max_dimension + 1))
+    distances = np.zeros((2, len(first), first.max_dimension + 1))
     for cloud, (ours, theirs) in enumerate(zip(first.diagrams, second.diagrams, strict=True)):
         for dimension, pair in enumerate(zip(ours, theirs, strict=True)):
             known = [finite(each) if dimension == 0 else clipped(each, float(limits[cloud])) for each in pair]
-            found[:, cloud, dimension] = bottleneck(*known), wasserstein(*known)
+            distances[:, cloud, dimension] = bottleneck(*known), wasserstein(*known)
     names = tuple(zip(first.names, second.names, strict=True))
-    return TopologyDistances(names, found[0], found[1], limits, first.scale_name)
+    return TopologyDistances(names, distances[0], distances[1], limits, first.scale_name)

@@ -6,19 +6,22 @@ Reading is cheap; how diagrams are computed stands in `topology`. Knows nothing 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
+from torch import Tensor
 
 from koopman_interp.analysis.shapes.diagrams import STATISTICS, Statistic, betti_curve
 from koopman_interp.analysis.shapes.persistence import Diagrams
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
-from koopman_interp.tables import table
+from koopman_interp.results import Result
+from koopman_interp.tables import Column, Table
 
 Unit = Literal["own", "first", "none"]
 """What scales are shares of: each cloud's own diameter, that of the first cloud (growth shows), or nothing."""
@@ -26,11 +29,17 @@ Unit = Literal["own", "first", "none"]
 REPORTED_SCALES = (0.05, 0.1, 0.2)
 """Scales at which Betti numbers are printed, in diameters; the curves show all scales."""
 
+SHOWN = "{:.3g}".format
+"""How lengths and sums of lengths are shown."""
+
+_ROUNDING = 1e-12
+"""Share of a threshold by which a scale may pass it, as arithmetic between units makes it do."""
+
 _UNIT_NAMES = {"own": "diameters", "first": "diameters of the first cloud", "none": "the cloud's own units"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Topology:
+class Topology(Result):
     """Persistence diagrams of one point cloud a depth.
 
     Attributes:
@@ -102,7 +111,7 @@ class Topology:
         Raises:
             InputError: the scale lies past the threshold, where nothing was computed.
         """
-        if not 0 <= scale <= self.threshold:
+        if not (scale >= 0 and not beyond(np.array([scale]), self.threshold).any()):
             raise InputError(f"Scales were computed from 0 to {self.threshold:g} {self.scale_name}; got {scale:g}.")
         at = np.array([scale])
         return [[int(betti_curve(diagram, at)[0]) for diagram in diagrams] for diagrams in self.diagrams]
@@ -121,10 +130,10 @@ class Topology:
             InputError: the dimension was not computed.
         """
         self.require_dimension(dimension)
-        found = np.array([betti_curve(diagrams[dimension], scales) for diagrams in self.diagrams], dtype=float)
+        counts = np.array([betti_curve(diagrams[dimension], scales) for diagrams in self.diagrams], dtype=float)
         if dimension > 0:
-            found[scales > np.array(self.thresholds)[:, None]] = np.nan
-        return found
+            counts[np.array([beyond(scales, threshold) for threshold in self.thresholds])] = np.nan
+        return counts
 
     def statistic(self, of: str | Statistic, dimension: int) -> Float[ndarray, " cloud"]:
         """Sum up each cloud's diagram in one number.
@@ -162,34 +171,38 @@ class Topology:
             f"up to {self.threshold:.3g} {self.scale_name})"
         )
 
-    def __str__(self) -> str:
-        return f"{self!r}\n{self._betti_table()}\n\n{self.summary()}"
+    def tables(self) -> tuple[Table, ...]:
+        """Return Betti numbers at a few scales, and what each diagram sums up to; one row a cloud."""
+        return self._betti_numbers(), self._sums()
 
-    def _betti_table(self) -> str:
-        dimensions = range(self.max_dimension + 1)
-        scales = self._reported_scales
-        counted = np.array([self.curves(dimension, scales) for dimension in dimensions])
-        header = ["", *(f"β{k} at {s:.3g}" for s in scales for k in dimensions)]
-        rows = [[name, *map(_count, counted[:, cloud].T.ravel())] for cloud, name in enumerate(self.names)]
-        return table(header, rows)
+    def _betti_numbers(self) -> Table:
+        scales, dimensions = self._reported_scales, range(self.max_dimension + 1)
+        counts = [self.curves(dimension, scales) for dimension in dimensions]
+        columns = (
+            Column(f"β{k} at {scale:.3g}", tuple(counts[k][:, index].tolist()), "{:.0f}".format)
+            for index, scale in enumerate(scales)
+            for k in dimensions
+        )
+        caption = f"Betti numbers by scale, in {self.scale_name}: β0 connected pieces, β1 loops."
+        return Table((Column("cloud", self.names), *columns), caption)
+
+    def _sums(self) -> Table:
+        columns = [
+            Column(f"{heading} H{k}", tuple(self.statistic(name, k).tolist()), SHOWN)
+            for k in range(self.max_dimension + 1)
+            for heading, name in (("total", "total persistence"), ("entropy", "entropy"))
+        ]
+        columns += [Column("diameter", self.diameters, SHOWN), Column("loops to", self.thresholds, SHOWN)]
+        if self.covering:
+            columns.append(Column("subset's bound", tuple(2 * radius for radius in self.covering), SHOWN))
+        caption = f"Persistence in {self.scale_name}, its entropy in nats, the diameter as it is."
+        return Table((Column("cloud", self.names), *columns), caption)
 
     @property
     def _reported_scales(self) -> Float[ndarray, " scale"]:
         """Those under some threshold; where there is no unit, as shares of the first cloud's diameter."""
         scales = np.array(REPORTED_SCALES) * (self.diameters[0] if self.unit == "none" else 1.0)
-        return scales[scales <= max(self.thresholds)]
-
-    def summary(self) -> str:
-        """Tabulate, per cloud, total persistence, entropy, diameter and how far the subset can be off."""
-        dimensions = range(self.max_dimension + 1)
-        header = ["", *(f"{name} H{k}" for k in dimensions for name in ("total", "entropy")), "diameter", "loops to"]
-        numbers = [self.statistic(name, k) for k in dimensions for name in ("total persistence", "entropy")]
-        columns = [*numbers, np.array(self.diameters), np.array(self.thresholds)]
-        if self.covering:
-            header.append("subset's bound")
-            columns.append(2 * np.array(self.covering))
-        rows = [[name, *(f"{column[i]:.3g}" for column in columns)] for i, name in enumerate(self.names)]
-        return table(header, rows)
+        return scales[~beyond(scales, max(self.thresholds))]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: Betti numbers at the reported scales, None where they were not computed."""
@@ -220,13 +233,7 @@ class Topology:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one safetensors file."""
-        tensors = {
-            f"{cloud}.{dimension}": torch.from_numpy(diagram)
-            for cloud, diagrams in enumerate(self.diagrams)
-            for dimension, diagram in enumerate(diagrams)
-        }
-        kept = ("names", "diameters", "thresholds", "points", "rows", "covering", "unit", "engine")
-        header = {name: getattr(self, name) for name in kept} | {"dimensions": self.max_dimension + 1}
+        tensors, header = self.parts()
         write_tensors(path, tensors, kind="topology", header=header)
 
     @classmethod
@@ -239,16 +246,35 @@ class Topology:
         """
         tensors, header = read_tensors(path, kind="topology")
         try:
-            dimensions, clouds = range(header["dimensions"]), range(len(header["names"]))
-            diagrams = tuple(tuple(tensors[f"{cloud}.{k}"].numpy() for k in dimensions) for cloud in clouds)
-            lists: dict[str, Any] = {
-                name: tuple(header[name]) for name in ("names", "diameters", "thresholds", "covering")
-            }
-            rest: dict[str, Any] = {name: header[name] for name in ("points", "rows", "unit", "engine")}
+            return cls.of_parts(tensors, header)
         except (KeyError, TypeError) as error:
             raise FileFormatError(f"{path} lacks parts of a topology. Write it again from its source.") from error
+
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Part it into tensors by name, and what JSON holds."""
+        tensors = {
+            f"{cloud}.{dimension}": torch.from_numpy(diagram)
+            for cloud, diagrams in enumerate(self.diagrams)
+            for dimension, diagram in enumerate(diagrams)
+        }
+        kept = ("names", "diameters", "thresholds", "points", "rows", "covering", "unit", "engine")
+        return tensors, {name: getattr(self, name) for name in kept} | {"dimensions": self.max_dimension + 1}
+
+    @classmethod
+    def of_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Topology:
+        """Put together what `parts` parted.
+
+        Raises:
+            KeyError: a part is missing.
+            TypeError: a part is of another kind.
+        """
+        dimensions, clouds = range(header["dimensions"]), range(len(header["names"]))
+        diagrams = tuple(tuple(tensors[f"{cloud}.{k}"].numpy() for k in dimensions) for cloud in clouds)
+        lists: dict[str, Any] = {name: tuple(header[name]) for name in ("names", "diameters", "thresholds", "covering")}
+        rest: dict[str, Any] = {name: header[name] for name in ("points", "rows", "unit", "engine")}
         return cls(diagrams=diagrams, **lists, **rest)
 
 
-def _count(count: float) -> str:
-    return "–" if np.isnan(count) else f"{count:.0f}"
+def beyond(scales: Float[ndarray, " scale"], threshold: float) -> Bool[ndarray, " scale"]:
+    """Say which scales lie past a threshold by more than rounding."""
+    return scales > threshold * (1 + _ROUNDING)

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from koopman_interp.analysis.shapes.clouds import Of, clouds
 from koopman_interp.errors import InputError, NonFiniteError
+from koopman_interp.results import PlainResult
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import table
+from koopman_interp.tables import Column, Table
 from koopman_interp.trajectories import Trajectories
 
 ESTIMATORS = {
@@ -39,7 +40,7 @@ FEWEST_POINTS = 30
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class IntrinsicDimension:
+class IntrinsicDimension(PlainResult):
     """Estimates of the intrinsic dimension of each cloud.
 
     Attributes:
@@ -57,7 +58,7 @@ class IntrinsicDimension:
     values: Float[ndarray, "subset cloud estimator"]
     widths: tuple[int, ...]
     points: int
-    distinct: ndarray
+    distinct: Int[ndarray, "subset cloud"]
     reasons: dict[str, str]
 
     @property
@@ -71,38 +72,37 @@ class IntrinsicDimension:
             f"by {', '.join(self.estimators)})"
         )
 
-    def __str__(self) -> str:
-        low, high = self.values.min(0), self.values.max(0)
-        rows = [
-            [
-                name,
-                *(
-                    "–" if np.isnan(mean) else f"{mean:.1f} [{low[i, j]:.1f}, {high[i, j]:.1f}]"
-                    for j, mean in enumerate(self.means[i])
+    def tables(self) -> tuple[Table]:
+        """Return the mean of each estimator over the subsets, with the least and the most; one row a cloud."""
+        ranges = np.stack([self.means, self.values.min(0), self.values.max(0)], -1)
+        known = np.isfinite(ranges).all(-1)
+        estimates = (
+            Column(
+                estimator,
+                tuple(
+                    tuple(row[place].tolist()) if told[place] else None for row, told in zip(ranges, known, strict=True)
                 ),
-                str(self.widths[i]),
-                str(int(self.distinct[:, i].min())),
-            ]
-            for i, name in enumerate(self.names)
-        ]
-        text = f"{self!r}\nMean [least, most of the subsets]\n"
-        text += table(["", *self.estimators, "width", "distinct"], rows)
-        return text + "".join(f"\n– {where}: {why}" for where, why in self.reasons.items())
+                _range,
+                parts=("mean", "least", "most"),
+            )
+            for place, estimator in enumerate(self.estimators)
+        )
+        columns = (
+            Column("cloud", self.names),
+            *estimates,
+            Column("width", self.widths),
+            Column("distinct", tuple(self.distinct.min(0).tolist())),
+        )
+        return (Table(columns, "Mean [least, most] over the subsets, and the fewest distinct points in one."),)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; None where there is no estimate."""
-        return {
-            "names": list(self.names),
-            "estimators": list(self.estimators),
-            "values": [
-                [[None if np.isnan(value) else value for value in row] for row in subset]
-                for subset in self.values.tolist()
-            ],
-            "widths": list(self.widths),
-            "points": self.points,
-            "distinct": self.distinct.tolist(),
-            "reasons": dict(self.reasons),
-        }
+    def notes(self) -> tuple[str, ...]:
+        """Say why an estimator gave nothing."""
+        return tuple(f"– {where}: {why}" for where, why in self.reasons.items())
+
+
+def _range(estimate: tuple[float, float, float]) -> str:
+    mean, least, most = estimate
+    return f"{mean:.1f} [{least:.1f}, {most:.1f}]"
 
 
 def intrinsic_dimension(
@@ -118,7 +118,7 @@ def intrinsic_dimension(
     """Estimate the intrinsic dimension of each cloud on disjoint random subsets.
 
     Args:
-        trajectories: the host's states.
+        trajectories: the model's states.
         koopman: if given, the clouds are its iterates, or what `of` names.
         of: which clouds, as in `topology`.
         estimators: keys of `ESTIMATORS`, or other class names of `skdim.id`.
@@ -156,11 +156,11 @@ def intrinsic_dimension(
             once = _distinct(rows, name)
             distinct[subset, cloud] = len(once)
             for place, estimator in enumerate(estimators):
-                found = _estimate(getattr(library, ESTIMATORS.get(estimator, estimator)), once)
-                if isinstance(found, str):
-                    reasons[f"{name}, {estimator}"] = found
+                estimate = _estimate(getattr(library, ESTIMATORS.get(estimator, estimator)), once)
+                if isinstance(estimate, str):
+                    reasons[f"{name}, {estimator}"] = estimate
                 else:
-                    values[subset, cloud, place] = found
+                    values[subset, cloud, place] = estimate
         widths.append(rows.shape[1])
     return IntrinsicDimension(tuple(views), tuple(estimators), values, tuple(widths), points, distinct, reasons)
 
@@ -192,7 +192,7 @@ def _estimate(estimator: Any, points: ndarray) -> float | str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of logarithms of 0, whose result is looked at below
         try:
-            found = float(estimator().fit(points).dimension_)
+            dimension = float(estimator().fit(points).dimension_)
         except (ValueError, IndexError, ArithmeticError) as error:
             return str(error) or type(error).__name__
-    return found if np.isfinite(found) else "the estimate is not finite"
+    return dimension if np.isfinite(dimension) else "the estimate is not finite"

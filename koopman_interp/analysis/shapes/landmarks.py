@@ -107,8 +107,8 @@ def covering_radius(cloud: Rows, rows: Int[Tensor, " row"], assigned: Int[Tensor
         if float(reach[block[0]]) <= largest or number == _MOST_BLOCKS:
             return max(largest, float(reach[block[0]]))
         points = cloud(block)
-        found = _apart(points, landmarks[_nearest(points.float(), landmarks.float())])
-        largest = max(largest, float(torch.minimum(found, reach[block]).max()))
+        exact = _apart(points, landmarks[_nearest(points.float(), landmarks.float())])
+        largest = max(largest, float(torch.minimum(exact, reach[block]).max()))
     return largest
 
 

@@ -38,7 +38,9 @@ _BYTES = {"ripser": (6, 100), "gudhi": (4, 6)}
 """Measured on Gaussian clouds and noisy rings of 300 to 2,000 points in 64 dimensions: bytes for each triangle where
 loops are the highest holes, and for each k-simplex where holes of dimension k ≥ 2 are; the largest seen, rounded up."""
 _BYTES_OF_AN_EDGE = 64
+"""Of the list of edges that an engine is given."""
 _PROBES = 256
+"""Cliques grown at random to count simplices."""
 
 
 @dataclass(frozen=True)
@@ -91,26 +93,30 @@ def persistence(
         TooLargeError: the estimate is past the limit.
     """
     chosen = choose_engine(engine)
-    _require_room(_MATRICES * 8.0 * len(points) ** 2, most_bytes, f"The distances of {len(points):,} points")
+    of_distances = _MATRICES * 8.0 * len(points) ** 2
+    _require_room(of_distances, most_bytes, f"The distances of {len(points):,} points")
     distances = distance_matrix(points)
-    diameter = float(distances.max())
-    if diameter == 0:
+    longest = float(distances.max())
+    if longest == 0:
         raise InputError(f"All {len(points)} points coincide, so they have no shape.")
-    unit = unit or diameter
+    unit = unit or longest
+    # From here on all lengths are in units: a threshold is compared as it was given, and comes back as it was.
+    distances /= unit
+    diameter = longest / unit
     condensed = squareform(distances, checks=False)
     pieces = _pieces(condensed)
-    needed = _MATRICES * 8.0 * len(points) ** 2
     if max_dimension == 0:
-        return Persistence((pieces / unit,), diameter / unit, diameter, unit, "single linkage", needed)
-    limit = default_threshold(condensed, diameter, pairs) if threshold is None else threshold * unit
+        return Persistence((pieces,), diameter, longest, unit, "single linkage", of_distances)
+    limit = default_threshold(condensed, diameter, pairs) if threshold is None else threshold
     needed = estimated_bytes(distances <= limit, max_dimension, chosen)
     what = f"H{max_dimension} of {len(points):,} points up to a scale of {limit / diameter:.2g} diameters"
     _require_room(needed, most_bytes, what)
     # Past the radius at which one point sees all others nothing is left but one piece.
     cone = float(distances.max(1).min())
     holes = _BY_ENGINE[chosen](distances, max_dimension, min(limit, cone))
-    diagrams = (pieces / unit, *(diagram / unit for diagram in holes))
-    return Persistence(diagrams, limit / unit, diameter, unit, chosen, needed)
+    # An engine that rounds to single precision may move what happens at the limit past it.
+    holes = [np.where(np.isfinite(diagram), np.minimum(diagram, limit), diagram) for diagram in holes]
+    return Persistence((pieces, *holes), limit, longest, unit, chosen, needed)
 
 
 def choose_engine(engine: Engine | None) -> Engine:
@@ -172,8 +178,8 @@ def _pieces(condensed: ndarray) -> Float[ndarray, "point 2"]:
 
 
 def _by_ripser(distances: ndarray, max_dimension: int, threshold: float) -> list[ndarray]:
-    found = ripser(distances, distance_matrix=True, maxdim=max_dimension, thresh=threshold)["dgms"]
-    return [np.asarray(diagram, dtype=float).reshape(-1, 2) for diagram in found[1:]]
+    diagrams = ripser(distances, distance_matrix=True, maxdim=max_dimension, thresh=threshold)["dgms"]
+    return [np.asarray(diagram, dtype=float).reshape(-1, 2) for diagram in diagrams[1:]]
 
 
 def _by_gudhi(distances: ndarray, max_dimension: int, threshold: float) -> list[ndarray]:
@@ -185,8 +191,8 @@ def _by_gudhi(distances: ndarray, max_dimension: int, threshold: float) -> list[
     dimensions = list(range(1, max_dimension + 1))
     # Over the field of two elements, as ripser.
     engine = RipsPersistence(dimensions, input_type="distance coo_matrix", homology_coeff_field=2)
-    found = engine.fit_transform([edges])[0]
-    return [np.asarray(diagram, dtype=float).reshape(-1, 2) for diagram in found]
+    diagrams = engine.fit_transform([edges])[0]
+    return [np.asarray(diagram, dtype=float).reshape(-1, 2) for diagram in diagrams]
 
 
 _BY_ENGINE = {"ripser": _by_ripser, "gudhi": _by_gudhi}

@@ -1,6 +1,6 @@
 """The shape of the representation at each depth, by persistent homology.
 
-Of the host's states, or of what a surrogate makes of them; of some hundred or thousand rows, drawn at random or as
+Of the model's states, or of what a surrogate makes of them; of some hundred or thousand rows, drawn at random or as
 farthest points, with the bound that such a subset admits. Scales are relative to each cloud's own diameter unless
 told otherwise, so that a cloud that only grows does not change. 1,000 points at six depths take some seconds.
 """
@@ -44,13 +44,13 @@ def topology(
     engine: Engine | None = None,
     most_memory: float = 4.0,
 ) -> Topology:
-    """Compute persistent homology at each depth, of the host or of what a surrogate makes of its states.
+    """Compute persistent homology at each depth, of the model or of what a surrogate makes of its states.
 
     Args:
-        trajectories: the host's states.
-        koopman: if given, the clouds are `K^n E(x)` from the first depth on, in place of the host's states.
+        trajectories: the model's states.
+        koopman: if given, the clouds are `K^n E(x)` from the first depth on, in place of the model's states.
         of: other clouds of a surrogate: `normalized` states, `encoded` E(x_l), `iterates`, or `predicted`
-            D(K^n E(x)), which lie in the host's own coordinates.
+            D(K^n E(x)), which lie in the model's own coordinates.
         times: of the iterates, in operator steps from the first depth; those of the depths by default.
         label: take the samples of this class alone.
         points: size of the subset; the same samples at each depth.
@@ -86,39 +86,39 @@ def topology(
     sketched = landmarks.sketch(chosen.states if part else (), rows=len(chosen), seed=seed)
     rows = landmarks.choose(sketched, points, sampling, seed=seed)
     asked: dict[str, Any] = {"max_dimension": max_dimension, "threshold": threshold, "pairs": pairs, "engine": engine}
-    found = _persistences(views, rows, unit, most_bytes=most_memory * 2**30, **asked)
+    persistences = _persistences(views, rows, unit, most_bytes=most_memory * 2**30, **asked)
     covering = []
     if part:
         assigned = landmarks.assign(sketched, rows)
-        pairs_of = zip(views.values(), found, strict=True)
+        pairs_of = zip(views.values(), persistences, strict=True)
         covering = [landmarks.covering_radius(view, rows, assigned) / each.unit for view, each in pairs_of]
     return Topology(
         names=tuple(views),
-        diagrams=tuple(each.diagrams for each in found),
-        diameters=tuple(each.diameter for each in found),
-        thresholds=tuple(each.threshold for each in found),
+        diagrams=tuple(each.diagrams for each in persistences),
+        diameters=tuple(each.diameter for each in persistences),
+        thresholds=tuple(each.threshold for each in persistences),
         points=len(rows),
         rows=len(chosen),
         covering=tuple(covering),
         unit=unit,
-        engine=found[0].engine,
+        engine=persistences[0].engine,
     )
 
 
 def _persistences(
     views: Mapping[str, landmarks.Rows], rows: Int[Tensor, " row"], unit: Unit, **asked: Any
 ) -> list[Persistence]:
-    found: list[Persistence] = []
+    persistences: list[Persistence] = []
     for name, view in views.items():
         cloud = view(rows).double().numpy()
         if not np.isfinite(cloud).all():
             raise NonFiniteError(f"The cloud of {name!r} holds NaN or infinity. Drop those rows, or observe anew.")
-        length = {"own": None, "first": found[0].diameter if found else None, "none": 1.0}[unit]
+        length = {"own": None, "first": persistences[0].diameter if persistences else None, "none": 1.0}[unit]
         try:
-            found.append(persistence(cloud, unit=length, **asked))
+            persistences.append(persistence(cloud, unit=length, **asked))
         except (InputError, TooLargeError) as error:
             raise type(error)(f"At {name!r}: {error}") from error
-    return found
+    return persistences
 
 
 def topology_by_class(

@@ -7,6 +7,7 @@ Costs one topology a run.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,16 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
+from torch import Tensor
 
 from koopman_interp.analysis.shapes.diagrams import Statistic
-from koopman_interp.analysis.shapes.diagrams_by_depth import REPORTED_SCALES, Topology
+from koopman_interp.analysis.shapes.diagrams_by_depth import REPORTED_SCALES, Topology, beyond
 from koopman_interp.analysis.shapes.topology import of_class, topology
-from koopman_interp.errors import InputError
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.results import PlainResult, Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import table
+from koopman_interp.tables import Column, Table
 from koopman_interp.trajectories import Trajectories
 
 LEVEL = 0.9
@@ -32,7 +36,7 @@ _SUMMED_UP = ("total persistence", "entropy")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TopologyBands:
+class TopologyBands(Result):
     """The topologies of several runs over the same clouds.
 
     Attributes:
@@ -87,25 +91,27 @@ class TopologyBands:
         kind = "independent runs" if self.independent else "runs that share rows"
         return f"TopologyBands({len(self.runs)} {kind} of {self.runs[0]!r})"
 
-    def __str__(self) -> str:
+    def tables(self) -> tuple[Table, ...]:
+        """Return bands of what the diagrams sum up to and, where there is a unit, of Betti numbers; one row a cloud."""
         dimensions = range(self.max_dimension + 1)
-        summed = {f"{name} H{k}": self.statistic(name, k) for k in dimensions for name in _SUMMED_UP}
-        parts = [repr(self), f"Mean [{self.level:.0%} of runs]", self._table(summed)]
-        scales = np.array([scale for scale in REPORTED_SCALES if scale <= self.threshold])
+        sums = {f"{name} H{k}": self.statistic(name, k) for k in dimensions for name in _SUMMED_UP}
+        tables = [self._banded(sums)]
+        scales = np.array(REPORTED_SCALES)
+        scales = scales[~beyond(scales, self.threshold)]
         if self.runs[0].unit != "none" and len(scales):
             counts = [self.curves(k, scales) for k in dimensions]
-            parts.append(
-                self._table({f"β{k} at {s:g}": counts[k][..., i] for i, s in enumerate(scales) for k in dimensions})
+            tables.append(
+                self._banded({f"β{k} at {s:g}": counts[k][..., i] for i, s in enumerate(scales) for k in dimensions})
             )
-        return "\n".join(parts)
+        return tuple(tables)
 
-    def _table(self, columns: dict[str, Float[ndarray, "run cloud"]]) -> str:
-        bands = {header: self.band(values) for header, values in columns.items()}
-        rows = [
-            [name, *(f"{mean:.3g} [{low:.3g}, {high:.3g}]" for low, mean, high in (b[:, i] for b in bands.values()))]
-            for i, name in enumerate(self.names)
-        ]
-        return table(["", *bands], rows)
+    def _banded(self, values: dict[str, Float[ndarray, "run cloud"]]) -> Table:
+        columns = (
+            Column(name, tuple(map(tuple, self.band(each).T.tolist())), _band, parts=("low", "mean", "high"))
+            for name, each in values.items()
+        )
+        caption = f"Mean [{self.level:.0%} of {len(self.runs)} runs], scales in {self.runs[0].scale_name}."
+        return Table((Column("cloud", self.names), *columns), caption)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: bands of the statistics, and what each run holds."""
@@ -120,6 +126,37 @@ class TopologyBands:
             },
             "runs": [run.as_dict() for run in self.runs],
         }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to one safetensors file."""
+        parts = [run.parts() for run in self.runs]
+        tensors = {f"{run}.{name}": each for run, (own, _) in enumerate(parts) for name, each in own.items()}
+        header = {"level": self.level, "independent": self.independent, "runs": [own for _, own in parts]}
+        write_tensors(path, tensors, kind="topology bands", header=header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TopologyBands:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileFormatError: the file is truncated or holds something else.
+        """
+        tensors, header = read_tensors(path, kind="topology bands")
+        try:
+            by_run: list[dict[str, Tensor]] = [{} for _ in header["runs"]]
+            for name, tensor in tensors.items():
+                run, _, rest = name.partition(".")
+                by_run[int(run)][rest] = tensor
+            runs = tuple(Topology.of_parts(*own) for own in zip(by_run, header["runs"], strict=True))
+            return cls(runs, header["independent"], header["level"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise FileFormatError(f"{path} lacks parts of topologies. Write it again from its source.") from error
+
+
+def _band(ends: tuple[float, float, float]) -> str:
+    low, mean, high = ends
+    return f"{mean:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def topology_bands(
@@ -136,7 +173,7 @@ def topology_bands(
     """Compute the topology of several random subsets of the rows.
 
     Args:
-        trajectories: the host's states.
+        trajectories: the model's states.
         koopman: as in `topology`.
         subsets: how many.
         points: rows in each.
@@ -164,15 +201,15 @@ def topology_bands(
     return TopologyBands(runs, independent=not overlap, level=level)
 
 
-def _subsets(rows: int, subsets: int, points: int, overlap: bool, seed: int) -> Iterator[torch.Tensor]:
+def _subsets(rows: int, subsets: int, points: int, overlap: bool, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(rows, generator=generator)
     for index in range(subsets):
         yield torch.randperm(rows, generator=generator)[:points] if overlap else order[index * points :][:points]
 
 
-@dataclass(frozen=True)
-class PermutationTest:
+@dataclass(frozen=True, repr=False)
+class PermutationTest(PlainResult):
     """Whether the means of two groups of runs differ by more than chance would have it.
 
     Attributes:
@@ -191,22 +228,19 @@ class PermutationTest:
     runs: tuple[int, int]
     paired: bool
 
-    def __str__(self) -> str:
-        kind = "pairs" if self.paired else "runs"
-        return (
-            f"difference {self.difference:+.4g}, p = {self.p_value:.4f} "
-            f"({self.exchanges:,} exchanges of {' and '.join(map(str, dict.fromkeys(self.runs)))} {kind})"
-        )
+    def __repr__(self) -> str:
+        return f"PermutationTest(difference {self.difference:+.4g}, p = {self.p_value:.4f})"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {
-            "difference": self.difference,
-            "p_value": self.p_value,
-            "exchanges": self.exchanges,
-            "runs": list(self.runs),
-            "paired": self.paired,
-        }
+    def tables(self) -> tuple[Table]:
+        """Return the figures in one row."""
+        runs = " and ".join(map(str, dict.fromkeys(self.runs)))
+        columns = (
+            Column("difference", (self.difference,), "{:+.4g}".format),
+            Column("p", (self.p_value,), "{:.4f}".format),
+            Column("exchanges", (self.exchanges,), "{:,}".format),
+            Column("of", (f"{runs} {'pairs' if self.paired else 'runs'}",)),
+        )
+        return (Table(columns, "Mean of the second group less that of the first, two-sided."),)
 
 
 def permutation_test(
@@ -222,7 +256,7 @@ def permutation_test(
 ) -> PermutationTest:
     """Test whether two clouds differ in a statistic of their diagrams.
 
-    Two depths are `permutation_test(bands, bands, (0, 3))`; a host and its surrogate, or two classes, two bands.
+    Two depths are `permutation_test(bands, bands, (0, 3))`; a model and its surrogate, or two classes, two bands.
 
     Args:
         first: runs.
@@ -267,7 +301,7 @@ def exchanged(
             f"A test needs two runs or more in either group, and as many in both where they are paired; got "
             f"{len(first)} and {len(second)}."
         )
-    found = stats.permutation_test(
+    outcome = stats.permutation_test(
         (second, first),
         lambda a, b, axis: np.abs(a.mean(axis) - b.mean(axis)),
         permutation_type="samples" if paired else "independent",
@@ -278,8 +312,8 @@ def exchanged(
     )
     return PermutationTest(
         float(second.mean() - first.mean()),
-        float(found.pvalue),
-        len(found.null_distribution),
+        float(outcome.pvalue),
+        len(outcome.null_distribution),
         (len(first), len(second)),
         paired,
     )

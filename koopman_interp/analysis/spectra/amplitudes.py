@@ -104,10 +104,10 @@ class AmplitudePass:
         if None in self._sums and len(self._sums) > 1:
             raise InputError("Some parts have labels and others have none. Give labels with all or with none.")
         labels = tuple(sorted(label for label in self._sums if label is not None))
-        found = [self._sums[label] for label in labels or (None,)]
-        count = np.array([float(number) for _, _, number in found])
-        mean = torch.stack([total for total, _, _ in found], 1).cpu().numpy()
-        square = torch.stack([total for _, total, _ in found], 1).cpu().numpy()
+        sums = [self._sums[label] for label in labels or (None,)]
+        count = np.array([float(samples) for _, _, samples in sums])
+        mean = torch.stack([total for total, _, _ in sums], 1).cpu().numpy()
+        square = torch.stack([total for _, total, _ in sums], 1).cpu().numpy()
         return Amplitudes(mean / count[:, None], square / count[:, None], count, labels)
 
 
@@ -123,7 +123,7 @@ def by_group(
     Returns:
         The groups, ascending; the root mean square of φ in each; and how many samples each has.
     """
-    found, of_sample, count = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-    square = np.zeros((len(found), values.shape[1]))
+    distinct, of_sample, count = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    square = np.zeros((len(distinct), values.shape[1]))
     np.add.at(square, of_sample, np.abs(values) ** 2)
-    return found, np.sqrt(square / count[:, None]), count
+    return distinct, np.sqrt(square / count[:, None]), count

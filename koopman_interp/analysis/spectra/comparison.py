@@ -8,8 +8,8 @@ Ostrow et al., arXiv 2306.10168) also sees how modes lean on each other. Neither
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import scipy.sparse
@@ -21,15 +21,19 @@ from torch import Tensor
 
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.errors import InputError
+from koopman_interp.results import PlainResult
+from koopman_interp.tables import Column, Table, digits
 
 Weights = Literal["uniform", "energy"]
 
 _MOST_TRANSPORTED = 400
+"""Eigenvalues of a side that the transport problem is solved for."""
 _STEPS = 400
+"""Iterations of L-BFGS from each start."""
 
 
 @dataclass(frozen=True, repr=False)
-class SpectralDistance:
+class SpectralDistance(PlainResult):
     """Distances between two spectra.
 
     Attributes:
@@ -48,14 +52,17 @@ class SpectralDistance:
     modes: tuple[int, int]
 
     def __repr__(self) -> str:
-        return (
-            f"SpectralDistance(Wasserstein {self.wasserstein:.4f} over {self.modes[0]} and {self.modes[1]} "
-            f"eigenvalues, Procrustes angle {self.procrustes:.4f} over {self.directions} directions)"
-        )
+        return f"SpectralDistance(Wasserstein {self.wasserstein:.4f}, Procrustes angle {self.procrustes:.4f})"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+    def tables(self) -> tuple[Table]:
+        """Return both distances, each with what it was computed over."""
+        over = (f"{self.modes[0]} and {self.modes[1]} eigenvalues", f"{self.directions} directions")
+        columns = (
+            Column("distance", ("Wasserstein, in λ", "Procrustes, in radians")),
+            Column("value", (self.wasserstein, self.procrustes), digits(4)),
+            Column("over", over, left=True),
+        )
+        return (Table(columns, "0 for the same dynamics; the angle is π/2 for unrelated ones."),)
 
 
 def spectral_distance(
@@ -90,8 +97,8 @@ def spectral_distance(
         raise InputError(f"weights={weights!r} is neither 'uniform' nor 'energy'.")
     if directions < 1:
         raise InputError(f"Operators are compared on 1 or more directions; got {directions}.")
-    measures = [_measure(one, weights) for one in (first, second)]
-    operators = [_white_operator(one) for one in (first, second)]
+    measures = [_measure(spectrum, weights) for spectrum in (first, second)]
+    operators = [_white_operator(spectrum) for spectrum in (first, second)]
     size = min(directions, *map(len, operators))
     return SpectralDistance(
         wasserstein=_wasserstein(*measures),
@@ -133,9 +140,9 @@ def _wasserstein(first: tuple[ndarray, ndarray], second: tuple[ndarray, ndarray]
     arriving = scipy.sparse.kron(np.ones((1, here)), scipy.sparse.eye(there))
     # One of the constraints follows from the others, and rounding would set it against them.
     constraints = scipy.sparse.vstack([leaving, arriving]).tocsr()[:-1]
-    found = linprog(cost.ravel(), A_eq=constraints, b_eq=np.concatenate([heavy, other_heavy])[:-1], method="highs")
-    assert found.status == 0, found.message
-    return float(found.fun)
+    plan = linprog(cost.ravel(), A_eq=constraints, b_eq=np.concatenate([heavy, other_heavy])[:-1], method="highs")
+    assert plan.status == 0, plan.message
+    return float(plan.fun)
 
 
 def _white_operator(spectrum: Spectrum) -> Float[ndarray, "direction direction"]:
@@ -182,6 +189,7 @@ def _starts(A: Tensor, B: Tensor, count: int, generator: torch.Generator) -> lis
 
 
 def _climbed(A: Tensor, B: Tensor, start: Tensor) -> float:
+    """Return the largest `⟨A, C B Cᵀ⟩` that is reached from a start."""
     S = torch.zeros_like(A, requires_grad=True)
     optimizer = torch.optim.LBFGS([S], max_iter=_STEPS, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
 

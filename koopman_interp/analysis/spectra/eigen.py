@@ -18,7 +18,9 @@ from numpy import ndarray
 from scipy.optimize import linear_sum_assignment
 
 from koopman_interp.errors import InputError
+from koopman_interp.results import PlainResult
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.tables import Column, Table, digits
 
 WHOLE = 2048
 """Operators of up to this many observables are decomposed whole unless told otherwise."""
@@ -29,8 +31,13 @@ LEADING = 256
 DEFECTIVE = 1e7
 """Sensitivity past which an eigenvalue is taken to have no eigenvector of its own: half the digits are gone."""
 
+PRINTED = 10
+"""Modes that are printed; a data frame has all of them."""
+
 _SPARE = 8
+"""Eigenpairs sought past those wanted, so that the last wanted ones settle and pairs are not cut."""
 _INVERTIBLE = 1e10
+"""Norm of an inverse, or condition number, past which inverting is given up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +93,11 @@ def eigen(koopman: KoopmanAutoencoder, modes: int | None = None) -> Eigen:
         overlap = np.abs((left * right).sum(0))
         sensitivity = np.linalg.norm(left, axis=0) * np.linalg.norm(right, axis=0) / overlap
     return Eigen(values, right, left, sensitivity, float(np.linalg.cond(right)), size)
+
+
+def turned(degrees: float) -> str:
+    """Show the angle of an eigenvalue, in degrees; that of a conjugate pair with both signs."""
+    return f"{'±' if 0 < degrees < 180 else ''}{degrees:.1f}"
 
 
 def uncut(values: Complex[ndarray, " mode"], count: int) -> int:
@@ -154,8 +166,8 @@ def _leading(K: ndarray, wanted: int) -> tuple[ndarray, ndarray, ndarray]:
     return values, right, left / np.where(own, alone, 1)
 
 
-@dataclass(frozen=True, eq=False)
-class SchurForm:
+@dataclass(frozen=True, eq=False, repr=False)
+class SchurForm(PlainResult):
     """`K = Q T Qᵀ` with Q orthogonal and T block upper triangular, slowest blocks first.
 
     The first columns of Q span what the slowest modes span, in a basis that is stable where eigenvectors are not:
@@ -168,6 +180,23 @@ class SchurForm:
 
     T: Float[ndarray, "observable observable"]
     Q: Float[ndarray, "observable observable"]
+
+    def __repr__(self) -> str:
+        return f"SchurForm({len(self.T)} observables in {len(self.blocks)} blocks)"
+
+    def tables(self) -> tuple[Table]:
+        """Return the blocks with the size and turn of their eigenvalues."""
+        blocks = self.blocks
+        values = [np.linalg.eigvals(self.T[block, block])[0] for block in blocks]
+        columns = (
+            Column(
+                "columns of Q",
+                tuple(f"{b.start}" if b.stop - b.start == 1 else f"{b.start}, {b.stop - 1}" for b in blocks),
+            ),
+            Column("|λ|", tuple(np.abs(values).tolist()), digits(4)),
+            Column("turn, °", tuple(np.degrees(np.abs(np.angle(values))).tolist()), turned),
+        )
+        return (Table(columns, "Diagonal blocks of T, slowest first; a conjugate pair is one block.", most=PRINTED),)
 
     @property
     def blocks(self) -> list[slice]:
@@ -187,7 +216,7 @@ class SchurForm:
         return self.Q[:, :modes]
 
 
-def schur(koopman: KoopmanAutoencoder) -> SchurForm:
+def schur_form(koopman: KoopmanAutoencoder) -> SchurForm:
     """Bring K to real Schur form, slowest first; costs O(observables³).
 
     Blocks are moved by LAPACK's `dtrexc`, which swaps neighbours by orthogonal transformations (Bai & Demmel 1993).
@@ -208,9 +237,9 @@ def schur(koopman: KoopmanAutoencoder) -> SchurForm:
 
 
 def _blocks(T: ndarray) -> list[slice]:
-    found, start = [], 0
+    blocks, start = [], 0
     while start < len(T):
         stop = start + (2 if start + 1 < len(T) and T[start + 1, start] != 0 else 1)
-        found.append(slice(start, stop))
+        blocks.append(slice(start, stop))
         start = stop
-    return found
+    return blocks

@@ -25,6 +25,7 @@ from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
 _MOST_BYTES = 8 * 2**30
+"""That Gram matrices may take in all."""
 _TENSORS = ("G", "A", "L", "sums", "count")
 
 
@@ -130,9 +131,10 @@ class Grams:
         Raises:
             InputError: they are of another surrogate, or gathered in another way.
         """
-        ways = ("operator", "spans", "classes", "count")
-        ours, theirs = ([getattr(one, way) for way in ways[:3]] + [one.count.shape] for one in (self, other))
-        differing = [way for way, a, b in zip(ways, ours, theirs, strict=True) if a != b]
+        settings = ("operator", "spans", "classes")
+        differing = [name for name in settings if getattr(self, name) != getattr(other, name)]
+        if self.count.shape != other.count.shape:
+            differing.append("count")
         bases = (self.basis, other.basis)
         alike = all(basis is None for basis in bases) or (
             bases[0] is not None and bases[1] is not None and torch.equal(bases[0], bases[1])
@@ -172,7 +174,7 @@ class Grams:
             raise FileFormatError(f"{path} lacks parts of Gram matrices. Write it again from its source.") from error
 
 
-def gather(
+def gather_grams(
     koopman: KoopmanAutoencoder,
     trajectories: Trajectories | Iterable[Trajectories],
     *,
@@ -205,14 +207,14 @@ def gather(
 
 
 class GramPass:
-    """What `gather` does, chunk by chunk, for passes that gather other things beside.
+    """What `gather_grams` does, chunk by chunk, for passes that gather other things beside.
 
     Args:
         koopman: the surrogate.
-        basis: as in `gather`.
-        by_class: as in `gather`.
-        shards: as in `gather`.
-        by_depth: as in `gather`.
+        basis: as in `gather_grams`.
+        by_class: as in `gather_grams`.
+        shards: as in `gather_grams`.
+        by_depth: as in `gather_grams`.
     """
 
     def __init__(
@@ -279,9 +281,9 @@ class GramPass:
             label = _class_indices(chunk, self.classes)
         group = label * self.shards + shard_of(chunk.sequence, self.shards)
         order = torch.argsort(group, stable=True)
-        found, sizes = torch.unique_consecutive(group[order], return_counts=True)
+        groups, sizes = torch.unique_consecutive(group[order], return_counts=True)
         parts = order.split(sizes.tolist())
-        return {divmod(int(one), self.shards): rows for one, rows in zip(found, parts, strict=True)}
+        return {divmod(int(number), self.shards): rows for number, rows in zip(groups, parts, strict=True)}
 
     def _require_room(self, width: int, groups: tuple[int, int]) -> None:
         size = 3 * 8 * len(self.spans) * groups[0] * groups[1] * width**2

@@ -26,8 +26,11 @@ ROWS_PER_MODE = 10
 """Samples for each mode below which that many modes cannot be told apart on the data."""
 
 _RANK = 1e-10
+"""Variance of a combination of eigenfunctions, relative to the largest, below which it counts as zero."""
 _CORRELATED = 0.5
+"""Correlation from which an eigenfunction solved for anew is taken for the mode's own."""
 _AT_ONCE = 50
+"""Draws whose Gram matrices are held together."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -107,8 +110,8 @@ def intervals(
     weights = np.random.default_rng(seed).multinomial(len(filled), [1 / len(filled)] * len(filled), draws)
     # All of the shards first, as they were drawn in the first place.
     parts = np.array_split(np.concatenate([np.ones((1, len(filled))), weights]), 1 + draws // _AT_ONCE)
-    found = [_estimated(by_shard, some, values) for some in parts]
-    radius, turn, residual, correlation = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    estimates = [_estimated(by_shard, some, values) for some in parts]
+    radius, turn, residual, correlation = (np.concatenate(pieces) for pieces in zip(*estimates, strict=True))
     told = correlation[0] > _CORRELATED
     return Intervals(
         estimate=np.where(told, radius[0] * np.exp(1j * turn[0]), np.nan),
@@ -147,7 +150,7 @@ class _OfModes:
         starts = list(self.spans[index].starts)
         sums = np.einsum("qs,dsk->qdk", weights, self.sums) / np.sqrt(weights @ self.count)[:, None, None]
         now, later = sums[:, starts], sums[:, [start + 1 for start in starts]]
-        means = np.stack([one.conj().mT @ other for one, other in ((now, now), (now, later), (later, later))])
+        means = np.stack([left.conj().mT @ right for left, right in ((now, now), (now, later), (later, later))])
         whole: ndarray = np.tensordot(self.grams[:, index], weights, axes=(1, 1)).transpose(0, 3, 1, 2)
         return whole - means
 
@@ -195,8 +198,8 @@ def _counterparts(
 
 def _quantiles(drawn: Float[ndarray, "draw mode"], told: ndarray, level: float) -> Float[ndarray, "mode 2"]:
     outside = (1 - level) / 2
-    found = np.quantile(drawn, [outside, 1 - outside], axis=0).T
-    return np.where(told[:, None] & np.isfinite(found), found, [-np.inf, np.inf])
+    ends = np.quantile(drawn, [outside, 1 - outside], axis=0).T
+    return np.where(told[:, None] & np.isfinite(ends), ends, [-np.inf, np.inf])
 
 
 def _unknown(modes: int, level: float, shards: int, rows: int) -> Intervals:

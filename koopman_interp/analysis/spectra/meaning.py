@@ -1,13 +1,12 @@
-"""What a mode means: the samples that have most of it, what it says at the host's output, and how it grows.
+"""What a mode means: the samples that have most of it, what it says at the model's output, and how it grows.
 
-The output is asked by steps along the mode at a site, through whatever the host computes from there on: so it serves a
+The output is asked by steps along the mode at a site, through whatever the model computes from there on: so it serves a
 head, an unembedding or anything between, and knows none of them by name. Costs two forward passes a mode and batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,134 +16,24 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from koopman_interp.analysis.spectra.amplitudes import by_group
+from koopman_interp.analysis.spectra.mode_meanings import Example, ModeMeaning, ModeMeanings
 from koopman_interp.analysis.spectra.modes import eigenfunctions, host_modes
 from koopman_interp.analysis.spectra.spectrum import Spectrum
+from koopman_interp.depths import depth_of
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.observing.batches import calls
+from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
-from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import table
 from koopman_interp.trajectories import Trajectories
 
 STEP = 0.5
 """Half the step along a mode, in standard deviations of its amplitude."""
 
 _FEWEST_OF_A_TOKEN = 5
-
-
-@dataclass(frozen=True)
-class Example:
-    """A sample that has much of a mode.
-
-    Attributes:
-        row: of the trajectories.
-        amplitude: its φ less the mean, along the mode's axis, in standard deviations.
-        text: the token in its text, or the class; empty where neither is known.
-    """
-
-    row: int
-    amplitude: float
-    text: str
-
-
-@dataclass(frozen=True, repr=False)
-class ModeMeaning:
-    """What was found of one mode.
-
-    Attributes:
-        mode: its index in the spectrum.
-        eigenvalue: λ, real and imaginary part.
-        residual: of the spectrum; None where it certifies nothing.
-        verdict: of the spectrum.
-        varying: share of the mean of |φ|² that differs between samples at the site.
-        high: the samples farthest up the mode's axis, farthest first.
-        low: the samples farthest down.
-        tokens: token, mean amplitude in standard deviations and count, of the tokens where the mode is largest.
-        up: output and change of its log-probability in nats, for a step of one standard deviation up the axis: those
-            that gain most.
-        down: those that lose most.
-        growth: standard deviation of φ at each depth, relative to the first.
-        expected: `|λ|^t` at the time of each depth, counted from the first.
-    """
-
-    mode: int
-    eigenvalue: tuple[float, float]
-    residual: float | None
-    verdict: str
-    varying: float
-    high: tuple[Example, ...]
-    low: tuple[Example, ...]
-    tokens: tuple[tuple[str, float, int], ...]
-    up: tuple[tuple[str, float], ...]
-    down: tuple[tuple[str, float], ...]
-    growth: tuple[float, ...]
-    expected: tuple[float, ...]
-
-    def __repr__(self) -> str:
-        known = "–" if self.residual is None else f"{self.residual:.3f}"
-        return (
-            f"ModeMeaning(mode {self.mode}, λ = {complex(*self.eigenvalue):.4f}, residual {known}, {self.verdict}, "
-            f"{self.varying:.0%} of it differs between samples)"
-        )
-
-    def __str__(self) -> str:
-        lines = [repr(self)]
-        for name, outputs in (("says more", self.up), ("says less", self.down)):
-            if outputs:
-                lines.append(f"  {name}: " + ", ".join(f"{what} {change:+.3f}" for what, change in outputs))
-        if self.tokens:
-            told = (f"{token!r} {amplitude:+.2f} (×{count})" for token, amplitude, count in self.tokens)
-            lines.append("  tokens: " + ", ".join(told))
-        for name, examples in (("high", self.high), ("low", self.low)):
-            lines += [f"  {name} {one.amplitude:+.2f}  row {one.row}  {one.text}".rstrip() for one in examples]
-        rows = [
-            ["measured", *(f"{size:.3f}" for size in self.growth)],
-            ["|λ|^t", *(f"{size:.3f}" for size in self.expected)],
-        ]
-        header = ["by depth", *(str(depth) for depth in range(len(self.growth)))]
-        return "\n".join([*lines, *("  " + line for line in table(header, rows).split("\n"))])
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, repr=False)
-class ModeMeanings:
-    """What `describe_modes` found, mode by mode.
-
-    Attributes:
-        modes: one entry a mode.
-        sites: of the surrogate, in order of depth.
-        site: where the modes were read and stepped along.
-    """
-
-    modes: tuple[ModeMeaning, ...]
-    sites: tuple[str, ...]
-    site: str
-
-    def __repr__(self) -> str:
-        return f"ModeMeanings({len(self.modes)} modes at {self.site!r})"
-
-    def __str__(self) -> str:
-        return "\n\n".join([repr(self), *map(str, self.modes)])
-
-    def __iter__(self) -> Iterator[ModeMeaning]:
-        return iter(self.modes)
-
-    def __getitem__(self, index: int) -> ModeMeaning:
-        return self.modes[index]
-
-    def __len__(self) -> int:
-        return len(self.modes)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+"""Samples of a token below which its mean amplitude says little, so that it is not named."""
 
 
 @torch.no_grad()
@@ -160,34 +49,35 @@ def describe_modes(
     tokenizer: Any = None,
     names: Sequence[str] | None = None,
     examples: int = 4,
-    skip: int = 0,
+    batch_size: int = BATCH_SIZE,
 ) -> ModeMeanings:
     """Say what modes mean.
 
     A complex mode is read along one axis of the complex plane, that on which φ varies most; the sign of a mode is
-    arbitrary, so high and low can be exchanged, together with up and down.
+    arbitrary, so high and low can be exchanged, together with up and down. Places of a sequence that the surrogate was
+    not fitted on are left out at the output.
 
     Args:
         koopman: the surrogate.
         spectrum: of it.
         trajectories: samples to look for examples among, in memory.
-        model: the host; without it nothing is said of its output.
+        model: the model; without it nothing is said of its output.
         batches: inputs over which the change at the output is averaged, as in `Tap.observe`, a few hundred samples.
         modes: which modes by index, or how many: the slowest trusted ones then, filled up with the slowest others that
             differ between samples.
         site: site or depth at which modes are read and stepped along.
-        tokenizer: of Hugging Face's kind: names outputs and shows examples in their text.
+        tokenizer: of Hugging Face's kind: names outputs and shows examples in their text; None is the model's own.
         names: of the outputs, in place of a tokenizer.
         examples: samples, tokens and outputs to give for each end of a mode.
-        skip: leading positions of each sequence to leave out at the output, as in `attach`.
+        batch_size: for inputs that come uncut.
 
     Returns:
         One meaning a mode.
 
     Raises:
         InputError: there is no such mode or site, no samples, a model without inputs, or not a name for each output.
-        HostMismatchError: the surrogate belongs to another host.
-        UnsupportedHostError: the host returns no logits.
+        HostMismatchError: the surrogate belongs to another model.
+        UnsupportedHostError: the model returns no logits.
     """
     if model is not None and batches is None:
         raise InputError("The change at the output is averaged over inputs: give batches beside the model.")
@@ -195,24 +85,24 @@ def describe_modes(
         raise InputError("There are no samples to look for examples among. Observe some inputs.")
     depth = depth_of(koopman.sites, site)
     chosen = _chosen(spectrum, modes)
-    W = [eigenfunctions(koopman, spectrum, trajectories, site=at, modes=chosen) for at in range(len(koopman.sites))]
-    axes = _axes(W[depth])
+    phi = [eigenfunctions(koopman, spectrum, trajectories, site=at, modes=chosen) for at in range(len(koopman.sites))]
+    axes = _axes(phi[depth])
     changes: Float[ndarray, "mode output"] | None = None
     if model is not None:
         host = host_for(model)
         koopman.config.host.require(HostFingerprint.of(host), "surrogate")
-        steps = _steps(koopman, spectrum, depth, chosen, axes, W[depth])
-        changes = _at_output(host, koopman, batches, depth, steps, skip)
+        tokenizer = host.tokenizer if tokenizer is None else tokenizer
+        steps = _steps(koopman, spectrum, depth, chosen, axes, phi[depth])
+        changes = _at_output(host, koopman, calls(host, batches, batch_size=batch_size), depth, steps)
         if names is not None and len(names) != changes.shape[1]:
-            raise InputError(f"The host has {changes.shape[1]} outputs; names were given for {len(names)}.")
-    found = []
+            raise InputError(f"The model has {changes.shape[1]} outputs; names were given for {len(names)}.")
+    elapsed = np.array(koopman.config.times) - koopman.config.times[0]
+    meanings = []
     for place, mode in enumerate(chosen):
-        along, varying = _along(W[depth][:, place], axes[place])
-        spread = np.array([_spread(phi[:, place]) for phi in W])
-        value = complex(spectrum.eigenvalues[mode])
-        residual = float(spectrum.residuals[mode])
-        elapsed = np.array(koopman.config.times) - koopman.config.times[0]
-        found.append(
+        along, varying = _along(phi[depth][:, place], axes[place])
+        spread = np.array([_spread(at_depth[:, place]) for at_depth in phi])
+        value, residual = complex(spectrum.eigenvalues[mode]), float(spectrum.residuals[mode])
+        meanings.append(
             ModeMeaning(
                 mode=mode,
                 eigenvalue=(value.real, value.imag),
@@ -228,7 +118,7 @@ def describe_modes(
                 expected=tuple((abs(value) ** elapsed).tolist()),
             )
         )
-    return ModeMeanings(tuple(found), koopman.sites, koopman.sites[depth])
+    return ModeMeanings(tuple(meanings), koopman.sites, koopman.sites[depth])
 
 
 def _chosen(spectrum: Spectrum, modes: Sequence[int] | int) -> list[int]:
@@ -273,11 +163,12 @@ def _examples(
 ) -> tuple[Example, ...]:
     rows = np.argsort(-along, kind="stable")[:most].tolist()
     return tuple(
-        Example(row, float(sign * along[row]), _told(row, trajectories, tokenizer)) for row in rows if along[row] > 0
+        Example(row, float(sign * along[row]), _text(row, trajectories, tokenizer)) for row in rows if along[row] > 0
     )
 
 
-def _told(row: int, trajectories: Trajectories, tokenizer: Any) -> str:
+def _text(row: int, trajectories: Trajectories, tokenizer: Any) -> str:
+    """Return a sample's token in its text, or its class."""
     if tokenizer is not None and trajectories.tokens is not None:
         return trajectories.text(row, tokenizer, around=8).replace("\n", " ")
     return "" if trajectories.labels is None else f"class {int(trajectories.labels[row])}"
@@ -294,8 +185,8 @@ def _tokens(
     best = often[np.argsort(-size[often, 0], kind="stable")[:most]]
     of_token = trajectories.tokens.numpy()
     return tuple(
-        (_name(int(ids[one]), tokenizer, None), float(along[of_token == ids[one]].mean()), int(count[one]))
-        for one in best
+        (_name(int(ids[place]), tokenizer, None), float(along[of_token == ids[place]].mean()), int(count[place]))
+        for place in best
     )
 
 
@@ -309,7 +200,8 @@ def _outputs(
     change: Float[ndarray, " output"], sign: int, most: int, tokenizer: Any, names: Sequence[str] | None
 ) -> tuple[tuple[str, float], ...]:
     order = np.argsort(-sign * change, kind="stable")[:most]
-    return tuple((_name(int(one), tokenizer, names), float(change[one])) for one in order if sign * change[one] > 0)
+    changed = [output for output in order.tolist() if sign * change[output] > 0]
+    return tuple((_name(output, tokenizer, names), float(change[output])) for output in changed)
 
 
 def _steps(
@@ -330,17 +222,17 @@ def _steps(
 def _at_output(
     host: Host,
     koopman: KoopmanAutoencoder,
-    batches: Any,
+    called: Iterator[tuple[Any, Any]],
     depth: int,
     steps: Float[ndarray, "width mode"],
-    skip: int,
 ) -> Float[ndarray, "mode output"]:
     """Mean change of the log-probabilities for a step along each mode, by central differences."""
     moves = torch.from_numpy(steps.T.copy()).reshape(-1, *koopman.config.shapes[depth])
+    site, skip = koopman.sites[depth], koopman.config.skip
     total: Tensor | None = None
     rows = 0
-    for x, _ in calls(host, batches):
-        ends = [[_logp(host, koopman.sites[depth], x, sign * move, skip) for sign in (STEP, -STEP)] for move in moves]
+    for x, _ in called:
+        ends = [[_logp(host, site, x, sign * move, skip) for sign in (STEP, -STEP)] for move in moves]
         changed = torch.stack([(up - down).sum(0) for up, down in ends])
         total = changed if total is None else total + changed
         rows += len(ends[0][0])

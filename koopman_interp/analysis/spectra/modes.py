@@ -1,7 +1,7 @@
-"""Modes as directions in the host's own coordinates, and eigenfunctions on data.
+"""Modes as directions in the model's own coordinates, and eigenfunctions on data.
 
-A mode v lives in observables; what it looks like in the host is what the decoder makes of a small step along it, the
-Jacobian of the decoder applied to v. Costs two Jacobian-vector products a mode and point. Knows nothing of hosts.
+A mode v lives in observables; what it looks like in the model is what the decoder makes of a small step along it, the
+Jacobian of the decoder applied to v. Costs two Jacobian-vector products a mode and point. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch.func import jvp, vmap
 
 from koopman_interp.analysis.encoding import require_sites
 from koopman_interp.analysis.spectra.spectrum import Spectrum
+from koopman_interp.depths import depth_of
 from koopman_interp.errors import InputError
-from koopman_interp.sites import depth_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -54,8 +54,8 @@ def eigenfunctions(
     device = koopman.normalization.maps(depth)[0].device
     W = torch.from_numpy(np.ascontiguousarray(spectrum.readers[:, slice(None) if modes is None else modes])).to(device)
     z = koopman.encode(trajectories.states[depth].to(device), depth).double()
-    found: ndarray = torch.complex(z @ W.real, z @ W.imag).cpu().numpy()
-    return found
+    phi: ndarray = torch.complex(z @ W.real, z @ W.imag).cpu().numpy()
+    return phi
 
 
 def host_modes(
@@ -64,9 +64,9 @@ def host_modes(
     *,
     site: str | int = -1,
     modes: slice | list[int] | ndarray | None = None,
-    at: Float[Tensor, "sample width"] | None = None,
+    states: Float[Tensor, "sample width"] | None = None,
 ) -> Complex[ndarray, "width mode"]:
-    """Express modes as directions of the host's state at a site: `J_D v`, the decoder's action on eigenvectors.
+    """Express modes as directions of the model's state at a site: `J_D v`, the decoder's action on eigenvectors.
 
     Near the point a state moves by `φ J_D v` when the amplitude of a real mode is φ, and by `2 Re(φ J_D v)` with both
     members of a conjugate pair. A linear decoder has one Jacobian; of any other it depends on the point.
@@ -76,22 +76,25 @@ def host_modes(
         spectrum: of it.
         site: site or depth whose coordinates are wanted.
         modes: which; None is all.
-        at: states at the site over which the Jacobian is averaged, a few hundred at most. None takes the Jacobian at
+        states: at the site, over which the Jacobian is averaged, a few hundred at most. None takes the Jacobian at
             the mean observables of the rows fitted.
 
     Returns:
-        Directions in the host's own units, `[width, mode]`, in complex128; v has norm 1, these have not.
+        Directions in the model's own units, `[width, mode]`, in complex128; v has norm 1, these have not.
 
     Raises:
         InputError: the site is not among the surrogate's, or no point is given and no rows were fitted.
     """
     _require_own(koopman, spectrum)
     depth = depth_of(koopman.sites, site)
-    if at is None and not koopman.moments.count.sum():
-        raise InputError("This surrogate was not fitted, so it has no mean to take the Jacobian at. Give states: at=….")
+    if states is None and not koopman.moments.count.sum():
+        raise InputError("This surrogate was not fitted, so it has no mean to take the Jacobian at. Give states=….")
     mean = koopman.normalization.maps(depth)[0]
     with torch.no_grad():
-        points = koopman.moments.total_mean(depth).to(mean)[None] if at is None else koopman.encode(at.to(mean), depth)
+        if states is None:
+            points = koopman.moments.total_mean(depth).to(mean)[None]
+        else:
+            points = koopman.encode(states.to(mean), depth)
     V = spectrum.modes[:, slice(None) if modes is None else modes]
     # Real and imaginary parts go through the Jacobian side by side.
     directions = torch.from_numpy(np.concatenate([V.real, V.imag], 1).T.copy()).to(mean)

@@ -2,8 +2,9 @@
 
 At each point z of the complex plane, `τ(z) = min_φ ‖φ(x⁺) − z φ(x)‖ / ‖φ(x)‖` over all functions φ in the span of the
 observables, from the Gram matrices alone (residual dynamic mode decomposition, Colbrook & Townsend, arXiv 2111.14889,
-section 4). An eigenvalue of K far outside of the valleys of τ is false; a valley wider than the spacing of the
-eigenvalues means that they cannot be told apart. Costs one eigenvalue of a matrix of at most 512 rows a point.
+section 4). Each depth's mean of φ is taken off, as for residuals: an offset that all samples share is no slow function.
+An eigenvalue of K far outside of the valleys of τ is false; a valley wider than the spacing of the eigenvalues means
+that they cannot be told apart. Costs one eigenvalue of a matrix of at most 512 rows a point.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import torch
 from jaxtyping import Complex, Float
 from numpy import ndarray
 
-from koopman_interp.analysis.spectra.eigen import real_basis
+from koopman_interp.analysis.spectra.eigen import PRINTED, real_basis
 from koopman_interp.analysis.spectra.grams import Grams
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.results import Result
+from koopman_interp.tables import Column, Table, digits
 
 MOST_DIRECTIONS = 512
 """Dimension of the space that is searched for eigenfunctions: that of the slowest modes."""
@@ -31,16 +34,19 @@ ROWS_PER_DIRECTION = 10
 """Samples for each direction; with fewer, functions that fit the samples by chance are everywhere."""
 
 _RANK = 1e-10
+"""Variance of a function, relative to the largest, below which it counts as zero."""
+_ROUNDING = 1e-12
+"""Variance of a function, relative to its mean square, below which it is rounding."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Pseudospectra:
+class Pseudospectra(Result):
     """The smallest residual that a function can have, over a grid.
 
     Attributes:
         real: real parts of the grid, ascending, `[column]`.
         imag: imaginary parts, ascending, `[row]`.
-        residual: τ at each point, `[row, column]`.
+        residual: τ at each point, about each depth's mean, `[row, column]`.
         eigenvalues: those of K, `[mode]`.
         directions: dimension of the space of functions that was searched.
         samples: rows.
@@ -60,6 +66,25 @@ class Pseudospectra:
             f"Pseudospectra({len(self.imag)}×{len(self.real)} points, {self.directions} directions, "
             f"{self.samples:,} samples, residuals {self.residual.min():.3f} to {self.residual.max():.3f})"
         )
+
+    def tables(self) -> tuple[Table]:
+        """Return, for each eigenvalue, the smallest residual at the nearest point of the grid; one line a pair."""
+        upper = [index for index, value in enumerate(self.eigenvalues) if value.imag >= 0]
+        values = self.eigenvalues[upper] ** self.gap
+        columns = (
+            Column("mode", tuple(upper)),
+            Column("Re", tuple(values.real.tolist()), digits(3)),
+            Column("Im", tuple(np.abs(values.imag).tolist()), digits(3)),
+            Column("smallest residual near", tuple(self.near(value) for value in values.tolist()), digits(3)),
+        )
+        of = "K" if self.gap == 1 else f"K^{self.gap:g}"
+        return (Table(columns, f"Eigenvalues of {of}, and the smallest residual of any function there.", most=PRINTED),)
+
+    def near(self, z: complex) -> float | None:
+        """Return τ at the point of the grid that is nearest to z; None where z lies outside of the grid."""
+        if not (self.real[0] <= z.real <= self.real[-1] and self.imag[0] <= z.imag <= self.imag[-1]):
+            return None
+        return float(self.residual[np.abs(self.imag - z.imag).argmin(), np.abs(self.real - z.real).argmin()])
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -106,9 +131,10 @@ def pseudospectra(
 ) -> Pseudospectra:
     """Compute pseudospectra over a square around zero, from what the pass of a spectrum gathered.
 
-    In coordinates where `G` is the identity, `τ(z)²` is the smallest eigenvalue of `L − z A* − z̄ A + |z|²`. The plane
-    is its own mirror image, so half of it is computed. Functions are searched among those of the slowest modes, as many
-    as there are directions, and at most a tenth of the samples: over fewer functions τ can only be larger.
+    In coordinates where `G`, about each depth's mean, is the identity, `τ(z)²` is the smallest eigenvalue of
+    `L − z A* − z̄ A + |z|²`. The plane is its own mirror image, so half of it is computed. Functions are searched among
+    those of the slowest modes, as many as there are directions, and at most a tenth of the samples: over fewer
+    functions τ can only be larger.
 
     Args:
         spectrum: with its Gram matrices.
@@ -120,8 +146,8 @@ def pseudospectra(
         The pseudospectra. Of sites with different gaps, those of the pairs with most depths.
 
     Raises:
-        InputError: the spectrum has no Gram matrices, there are too few samples, or the grid or the
-            directions are none.
+        InputError: the spectrum has no Gram matrices, there are too few samples, no observable differs between them, or
+            the grid or the directions are none.
     """
     if spectrum.grams is None:
         raise InputError("This spectrum was made without Gram matrices. Take one from spectrum(koopman, trajectories).")
@@ -137,7 +163,7 @@ def pseudospectra(
             f"Pseudospectra need {ROWS_PER_DIRECTION} samples or more for each direction; got {spectrum.samples}."
         )
     grams = spectrum.grams.pooled()
-    index = max(range(len(grams.spans)), key=lambda one: len(grams.spans[one].starts))
+    index = max(range(len(grams.spans)), key=lambda place: len(grams.spans[place].starts))
     A, L = _whitened(grams, index, real_basis(grams.coordinates(spectrum.readers[:, :searched])))
     reach = extent or 1.1 * max(1.0, float(spectrum.decay.max()))
     real = np.linspace(-reach, reach, points)
@@ -157,16 +183,20 @@ def pseudospectra(
 
 
 def _whitened(grams: Grams, index: int, basis: ndarray) -> tuple[ndarray, ndarray]:
-    """Return A and L of functions in a basis, in coordinates where G is the identity."""
-    G, A, L = (basis.T @ gram[index, 0, 0].numpy() @ basis for gram in (grams.G, grams.A, grams.L))
-    # Observables of different sizes are brought to one, so that small ones are not taken for no data.
-    size = np.sqrt(np.diag(G))
-    scale = 1 / np.where(size > 0, size, 1)
-    G, A, L = (gram * scale[:, None] * scale for gram in (G, A, L))
+    """Return A and L about the mean, of functions in a basis, in coordinates where G is the identity."""
+    centred = grams.centred()
+    whole, G, A, L = (
+        basis.T @ gram[index, 0, 0].numpy() @ basis for gram in (grams.G, centred.G, centred.A, centred.L)
+    )
+    # Observables of different sizes are brought to one, so that small ones are not taken for no data; but what is left
+    # of a constant is rounding, and is not blown up.
+    size = np.sqrt(np.where(np.diag(G) > _ROUNDING * np.diag(whole), np.diag(G), 0))
+    scale = np.where(size > 0, 1 / np.where(size > 0, size, 1), 0)
+    whole, G, A, L = (gram * scale[:, None] * scale for gram in (whole, G, A, L))
     spread, vectors = np.linalg.eigh(G)
-    kept = spread > _RANK * spread[-1]
+    kept = spread > np.maximum(_RANK * spread[-1], _ROUNDING * np.einsum("ik,ik->k", vectors, whole @ vectors))
     if not kept.any():
-        raise InputError("All observables are zero on these samples, so there are no functions to search.")
+        raise InputError("All observables are the same for all samples, so there are no functions to search.")
     T = vectors[:, kept] / np.sqrt(spread[kept])
     return T.T @ A @ T, T.T @ L @ T
 

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from koopman_interp.analysis.encoding import encoded
 from koopman_interp.analysis.spectra.amplitudes import AmplitudePass, Amplitudes
-from koopman_interp.analysis.spectra.eigen import DEFECTIVE, eigen, real_basis, uncut
+from koopman_interp.analysis.spectra.eigen import DEFECTIVE, PRINTED, eigen, real_basis, turned, uncut
 from koopman_interp.analysis.spectra.grams import GramPass, Grams
 from koopman_interp.analysis.spectra.intervals import LEADING, Intervals, intervals
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.results import Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import table
+from koopman_interp.tables import Column, Table, digits
 from koopman_interp.trajectories import Trajectories
 
 TOLERANCE = 0.3
@@ -49,7 +50,7 @@ _SENTENCES = {
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Spectrum:
+class Spectrum(Result):
     """Eigenvalues and eigenvectors of K, slowest decay first, and how far the data bear them out.
 
     Attributes:
@@ -138,46 +139,57 @@ class Spectrum:
             f"{self.condition:.1e})"
         )
 
-    def __str__(self) -> str:
-        return self.head(10)
+    def tables(self, most: int | None = PRINTED) -> tuple[Table]:
+        """Return the modes as a table, slowest first; a conjugate pair is one line.
+
+        Args:
+            most: lines to show; None shows all.
+        """
+        upper = [index for index, value in enumerate(self.eigenvalues) if value.imag >= 0]
+        level = 0.95 if self.intervals is None else self.intervals.level
+        verdicts = self.verdicts
+        columns = (
+            Column("mode", tuple(upper)),
+            Column("|λ|", tuple(self.decay[upper].tolist()), digits(4)),
+            Column("turn, °", tuple(np.degrees(self.rotation[upper]).tolist()), turned),
+            Column("residual", tuple(self._residual(index) for index in upper), digits(3)),
+            Column(f"|λ| on data, {level:.0%}", tuple(map(self._on_data, upper)), _ends, parts=("low", "high")),
+            Column("verdict", tuple(verdicts[index] for index in upper), left=True),
+        )
+        caption = "Slowest modes first; a conjugate pair is one line. |λ| and turn are per operator step."
+        return (Table(columns, caption, most=most),)
+
+    def notes(self) -> tuple[str, ...]:
+        """Say what the verdicts mean that leave a mode without a residual."""
+        counts = {verdict: self.verdicts.count(verdict) for verdict in _SENTENCES}
+        return tuple(
+            f"{count} {'mode is' if count == 1 else 'modes are'} {verdict}: {_SENTENCES[verdict]}."
+            for verdict, count in counts.items()
+            if count
+        )
 
     def head(self, most: int) -> str:
-        """Tabulate the slowest modes; a conjugate pair is one line."""
-        shown = [index for index, value in enumerate(self.eigenvalues) if value.imag >= 0][:most]
-        verdicts = self.verdicts
-        level = 0.95 if self.intervals is None else self.intervals.level
-        rows = [
-            [
-                str(index),
-                f"{self.decay[index]:.4f}",
-                f"{'±' if self.eigenvalues[index].imag > 0 else ''}{np.degrees(self.rotation[index]):.1f}°",
-                f"{self.residuals[index]:.3f}" if np.isfinite(self.residuals[index]) else "–",
-                self._on_data(index),
-                "" if verdicts[index] == "trusted" else verdicts[index],
-            ]
-            for index in shown
-        ]
-        header = ["mode", "|λ|", "turn", "residual", f"|λ| on data, {level:.0%}", ""]
-        told = [
-            f"{verdicts.count(verdict)} modes are {verdict}: {sentence}."
-            for verdict, sentence in _SENTENCES.items()
-            if verdict in verdicts
-        ]
-        return "\n".join([repr(self), table(header, rows), *told])
+        """Print the slowest modes, as many as asked for."""
+        return "\n\n".join([repr(self), self.tables(most)[0].text(), *self.notes()])
 
-    def _on_data(self, index: int) -> str:
+    def _residual(self, index: int) -> float | None:
+        residual = float(self.residuals[index])
+        return residual if np.isfinite(residual) else None
+
+    def _on_data(self, index: int) -> tuple[float, float] | None:
         if self.intervals is None or index >= len(self.intervals.decay):
-            return "–"
-        low, high = self.intervals.decay[index]
-        return f"{low:.3f}…{high:.3f}" if np.isfinite(high) else "unknown"
+            return None
+        low, high = self.intervals.decay[index].tolist()
+        return low, high
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; a residual is None where it certifies nothing."""
         verdicts = self.verdicts
-        judged = [verdict in ("trusted", "spurious") for verdict in verdicts]
+        certified = (verdict in ("trusted", "spurious") for verdict in verdicts)
+        residuals = zip(self.residuals.tolist(), certified, strict=True)
         return {
             "eigenvalues": [[value.real, value.imag] for value in self.eigenvalues.tolist()],
-            "residuals": [one if good else None for one, good in zip(self.residuals.tolist(), judged, strict=True)],
+            "residuals": [residual if certified else None for residual, certified in residuals],
             "verdicts": list(verdicts),
             "condition": self.condition if np.isfinite(self.condition) else None,
             "samples": self.samples,
@@ -230,6 +242,11 @@ _INTERVALS = ("estimate", "correlation", "decay", "rotation", "residual")
 _AMPLITUDES = ("mean", "square", "count")
 
 
+def _ends(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{low:.3f}…{high:.3f}" if np.isfinite(high) else "unknown"
+
+
 def _as_real(part: ndarray) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(part))
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
@@ -268,10 +285,10 @@ def spectrum(
         raise InputError(f"The tolerance is the largest residual of a trusted mode, 0 or more; got {tolerance}.")
     if not 0 < level < 1:
         raise InputError(f"The level of an interval is a share between 0 and 1; got {level}.")
-    found = eigen(koopman, modes)
-    W = found.readers
-    basis = None if len(found.values) == found.observables else torch.from_numpy(real_basis(W))
-    lead = uncut(found.values, LEADING)
+    pairs = eigen(koopman, modes)
+    W = pairs.readers
+    basis = None if len(pairs.values) == pairs.observables else torch.from_numpy(real_basis(W))
+    lead = uncut(pairs.values, LEADING)
     few = torch.from_numpy(real_basis(W[:, :lead]))
     whole, sharded = GramPass(koopman, basis=basis), GramPass(koopman, basis=few, shards=shards)
     sizes = AmplitudePass(few.numpy().T @ W[:, :lead])
@@ -281,21 +298,21 @@ def spectrum(
         sharded.update(slow)
         sizes.update(slow)
     grams = whole.grams()
-    about_zero, about_mean, varying = residuals(grams, found.values, W)
+    about_zero, about_mean, varying = residuals(grams, pairs.values, W)
     vague = np.isnan(varying) | (varying < _CONSTANT)
     return Spectrum(
-        eigenvalues=found.values,
-        modes=found.modes,
+        eigenvalues=pairs.values,
+        modes=pairs.modes,
         readers=W,
         residuals=np.where(vague, np.inf, np.maximum(about_zero, about_mean)),
-        condition=found.condition,
+        condition=pairs.condition,
         samples=grams.samples,
         tolerance=tolerance,
         about_zero=about_zero,
         about_mean=about_mean,
         varying=varying,
-        sensitivity=found.sensitivity,
-        intervals=intervals(sharded.grams(), found.values[:lead], W[:, :lead], level=level),
+        sensitivity=pairs.sensitivity,
+        intervals=intervals(sharded.grams(), pairs.values[:lead], W[:, :lead], level=level),
         amplitudes=sizes.amplitudes(),
         grams=grams,
     )

@@ -1,196 +1,270 @@
-"""How faithful a surrogate is: depth by depth, and span by span at the host's output, beside what is free.
+"""How faithful a surrogate is: depth by depth, and span by span at the model's output, beside what is free.
 
 Each number stands beside the identity (the state as it was at the source), the mean, the best linear map from source to
 target and a chain of such maps layer by layer, all fitted on the same rows as the surrogate. An operator that looks
-faithful at its site can lose to these once its error has passed through the rest of the network, so the host's output
-has the last word. Costs two passes over the inputs and, for each span and stand-in, what lies after the span.
+faithful at its site can lose to these once its error has passed through the rest of the network, so the model's output
+has the last word. Costs one pass over the inputs and, for each span and stand-in, what lies after the span; holds one
+batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from koopman_interp.analysis.encoding import require_sites
-from koopman_interp.analysis.substitutes.in_place import OutputFidelity, Span, by_span_and_name, judged_in_place
-from koopman_interp.analysis.substitutes.stand_ins import NAMES, SURROGATE, StandIn, StandIns
-from koopman_interp.errors import InputError
+from koopman_interp.analysis.substitutes.depth_fidelity import DepthFidelity, DepthSums
+from koopman_interp.analysis.substitutes.in_place import (
+    OutputFidelity,
+    OutputSums,
+    Span,
+    output_table,
+    span_tables,
+)
+from koopman_interp.analysis.substitutes.stand_ins import ENDPOINT, SURROGATE, StandIns
+from koopman_interp.depths import span
+from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.observing.batches import calls
-from koopman_interp.observing.tap import attach
-from koopman_interp.sites import span
+from koopman_interp.labels import IGNORED
+from koopman_interp.observing.batches import BATCH_SIZE, calls
+from koopman_interp.observing.own_pass import OwnPass
+from koopman_interp.observing.pass_record import PassRecord, recorded
+from koopman_interp.observing.samples import labels_of_samples
+from koopman_interp.results import PlainResult
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import number, percent, table
+from koopman_interp.tables import Column, Table, digits
 from koopman_interp.trajectories import Trajectories
 
 Spans = Literal["given", "to_target", "all"]
 
-QUANTILES = (0.05, 0.5, 0.95)
-
-
-@dataclass(frozen=True)
-class DepthFidelity:
-    """Figures at one depth, on rows the surrogate was not fitted on.
-
-    Attributes:
-        site: the site.
-        unexplained: share of the state's variance that each predictor from the source leaves unexplained; None
-            where a predictor does not exist (the identity between different widths).
-        linearity_residual: `‖z − z_before Kᵀ‖² / ‖z − mean‖²` from the depth before; None at the source.
-        isometry: quantiles (5, 50, 95 %) of `‖z_i − z_j‖ / ‖x_i − x_j‖`.
-    """
-
-    site: str
-    unexplained: dict[str, float | None]
-    linearity_residual: float | None
-    isometry: tuple[float, ...]
-
 
 @dataclass(frozen=True)
 class SpanFidelity:
-    """Figures at the host's output with each stand-in in place of one span.
+    """Figures at the model's output with each stand-in substituted for one span.
 
     Attributes:
         source: site where the span starts.
         target: site where it ends.
-        outputs: of the host, then of each stand-in.
+        outputs: of the model, then of each stand-in.
     """
 
     source: str
     target: str
     outputs: tuple[OutputFidelity, ...]
 
+    def table(self) -> Table:
+        """Return the figures, one line a stand-in."""
+        return output_table(self.outputs, f"At the model's output, substituted for {self.source} → {self.target}")
+
 
 @dataclass(frozen=True, repr=False)
-class Fidelity:
-    """What `fidelity` found.
+class Fidelity(PlainResult):
+    """How faithful a surrogate is, as `fidelity` measures it.
 
     Attributes:
         depths: one entry a depth of the whole span.
-        outputs: with each stand-in in place of the whole span, the host first.
+        outputs: with each stand-in substituted for the whole span, the model first; empty where it gives no logits.
         rows: held-out rows judged.
         spans: the same for each span asked for; empty where it was the whole one alone.
+        no_outputs: why there are no figures at the output; empty where there are.
     """
 
     depths: tuple[DepthFidelity, ...]
     outputs: tuple[OutputFidelity, ...]
     rows: int
     spans: tuple[SpanFidelity, ...] = ()
+    no_outputs: str = ""
 
     def __repr__(self) -> str:
-        ours = next(row for row in self.outputs if row.name == SURROGATE)
-        return (
-            f"Fidelity({self.rows:,} rows, agreement with the host {ours.agreement:.2%}, KL {ours.kl:.4f}, "
-            f"unexplained at the target {self.depths[-1].unexplained[SURROGATE]:.4f})"
+        at_output = ""
+        if self.outputs:
+            ours = next(row for row in self.outputs if row.name == SURROGATE)
+            at_output = f"agreement with the model {ours.agreement:.2%}, KL {ours.kl:.4f}, "
+        return f"Fidelity({self.rows:,} rows, {at_output}FVU at the target {self.depths[-1].fvu[SURROGATE]:.4f})"
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return figures at the output, where there are any, by depth, and by span."""
+        whole = SpanFidelity(self.depths[0].site, self.depths[-1].site, self.outputs)
+        return (*([whole.table()] if self.outputs else []), self.by_depth(), *self.by_span())
+
+    def by_depth(self) -> Table:
+        """Return the figures at each depth."""
+        names = list(self.depths[-1].fvu)
+        return Table(
+            (
+                Column("site", tuple(depth.site for depth in self.depths)),
+                *(Column(f"FVU: {name}", tuple(depth.fvu[name] for depth in self.depths), digits(4)) for name in names),
+                Column("linearity residual", tuple(depth.linearity_residual for depth in self.depths), digits(4)),
+                Column("isometry 5/50/95 %", tuple(depth.isometry for depth in self.depths), _quantiles),
+            ),
+            f"At each depth, predicted from {self.depths[0].site}: fraction of variance unexplained (FVU)",
         )
 
-    def __str__(self) -> str:
-        names = list(self.depths[-1].unexplained)
-        at_depths = table(
-            ["site", *(f"unexplained: {name}" for name in names), "linearity", "isometry 5/50/95 %"],
-            [
-                [
-                    depth.site,
-                    *(number(depth.unexplained[name], 4) for name in names),
-                    number(depth.linearity_residual, 4),
-                    " / ".join(f"{ratio:.2f}" for ratio in depth.isometry),
-                ]
-                for depth in self.depths
-            ],
-        )
-        labelled = any(row.cross_entropy is not None for row in self.outputs)
-        at_output = table(
-            ["in place of the span", "accuracy %", "agreement %", "KL to host"]
-            + (["cross-entropy", "recovered %"] if labelled else []),
-            [
-                [row.name, percent(row.accuracy), percent(row.agreement), f"{row.kl:.4f}"]
-                + ([number(row.cross_entropy, 4), percent(row.recovered)] if labelled else [])
-                for row in self.outputs
-            ],
-        )
-        return "\n\n".join([repr(self), at_depths, at_output, *([self.by_span()] if self.spans else [])])
-
-    def by_span(self) -> str:
-        """Tabulate, for each span and stand-in, divergence / agreement / share of cross-entropy recovered."""
+    def by_span(self) -> tuple[Table, ...]:
+        """Return the figures at the output by span: divergence, agreement, loss recovered; none without spans."""
+        if not self.spans:
+            return ()
         names = [row.name for row in self.outputs[1:]]
-        spans = {f"{one.source} → {one.target}": one.outputs for one in self.spans}
-        return by_span_and_name(spans, names)
+        spans = {f"{each.source} → {each.target}": each.outputs for each in self.spans}
+        return span_tables(spans, names, "substituted for", "with each substitute for a span")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+    def notes(self) -> tuple[str, ...]:
+        """Say what was not measured, and how to get it."""
+        notes = []
+        if self.no_outputs:
+            notes.append(f"There are no figures at the model's output. {self.no_outputs}")
+        if ENDPOINT not in self.depths[-1].fvu:
+            notes.append(
+                "The best linear map and the affine chain are left out; to have them, give the trajectories that the "
+                "surrogate was fitted on: fitted=…."
+            )
+        return tuple(notes)
 
 
 @torch.no_grad()
 def fidelity(
     model: nn.Module | Host,
     koopman: KoopmanAutoencoder,
-    trajectories: Trajectories,
-    batches: Any,
-    labels: Any = None,
     *,
+    held_out: Any,
+    labels: Any = None,
+    fitted: Trajectories | None = None,
     source: str | int | None = None,
     target: str | int | None = None,
     spans: Spans = "given",
     next_token: bool = False,
-    batch_size: int = 512,
-    skip: int = 0,
+    batch_size: int = BATCH_SIZE,
 ) -> Fidelity:
     """Measure a surrogate beside the identity, the mean, the best linear map and a chain of linear maps.
 
     Args:
-        model: the host.
-        koopman: the surrogate.
-        trajectories: rows to fit the mean and the linear maps on: those that the surrogate was fitted on.
-        batches: held-out inputs, as in `Tap.observe`; they are read twice.
-        labels: of the held-out inputs, as in `Tap.observe`. Without any there is neither accuracy nor cross-entropy.
-            Samples labelled -100 are left out of all figures.
+        model: the model.
+        koopman: the surrogate. Leading positions that it was not fitted on are left out, and keep the model's states.
+        held_out: inputs that it was not fitted on, with labels or without: `(x, y)`, or what else `Tap.observe` takes.
+            Without labels there is neither accuracy nor cross-entropy. Samples labelled -100 are left out of all
+            figures.
+        labels: of the held-out inputs where they come apart from them, as in `Tap.observe`; that costs one more pass,
+            to learn which samples they are of. Or the name of the column that holds them.
+        fitted: trajectories that the surrogate was fitted on, for the best linear map and the chain of maps; None
+            leaves these two out.
         source: site or depth where the span starts; None is the first.
         target: site or depth where it ends; None is the last.
         spans: which to judge at the output beside the whole: only the one given; those from every depth of it to its
             target; or all within it.
         next_token: label each token of a language model with the one that follows it, in place of labels.
-        batch_size: for inputs that come uncut.
-        skip: leading positions of each sequence to leave out, as in `attach`; the host's own states stay there.
+        batch_size: of inputs that are to be cut.
 
     Returns:
-        Figures per depth and at the output: of tokens, over all that are real.
+        Figures per depth and at the output: of tokens, over all that are real. Of a model that gives no logits, figures
+        per depth alone.
 
     Raises:
-        InputError: the inputs are an iterator that can be read only once, the trajectories have other sites, or labels
-            and next tokens are both asked for.
+        HostMismatchError: the surrogate belongs to another model.
+        InputError: fewer than two samples, trajectories of other sites, labels and next tokens both asked for, or
+            labels that come apart from an iterator, which can be read only once.
     """
-    if isinstance(batches, Iterable) and iter(batches) is batches:
-        raise InputError("The batches are read more than once; give a list or a DataLoader, not an iterator.")
     if spans not in ("given", "to_target", "all"):
         raise InputError(f"spans={spans!r} is none of 'given', 'to_target' and 'all'.")
     host = host_for(model)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
-    require_sites(koopman, trajectories)
+    if fitted is not None:
+        require_sites(koopman, fitted)
     first, last = span(koopman.sites, source, target)
-    tap = attach(host, koopman.sites, times=koopman.config.times, skip=skip)
-    every, found, _ = tap.observed(batches, labels, batch_size=batch_size, progress=False)
-    if next_token and found is not None:
-        raise InputError("Figures are of given labels or of next tokens; got both. Leave out one of them.")
-    held_out = every if found is None else every.with_labels(found)
-    if len(held_out) < 2:
-        raise InputError(f"Fidelity is judged on 2 held-out samples or more; got {len(held_out)}. Give more inputs.")
-    stand_ins = StandIns(koopman, trajectories)
-    depths = tuple(_at_depth(depth, first, koopman, held_out, stand_ins) for depth in range(first, last + 1))
-    column = labels if isinstance(labels, str) else None
-    fed = (x for x, _ in calls(host, batches, column=column, batch_size=batch_size))
-    asked = {ends: stand_ins.of(*ends) for ends in _asked(first, last, spans)}
-    judged = judged_in_place(host, fed, koopman.sites, asked, found, next_token=next_token, skip=skip)
-    sites = koopman.sites
+    stand_ins = StandIns(koopman, fitted)
+    at_depths = DepthSums(koopman, first, last, stand_ins)
+    at_output = OutputSums({ends: stand_ins.of(*ends) for ends in _asked(first, last, spans)})
+    read = _HeldOut(host, koopman, held_out, labels, batch_size)
+    for record, own, given in read:
+        if next_token and given is not None:
+            raise InputError("Figures are of given labels or of next tokens; got both. Leave out one of them.")
+        rows = [record.rows(site).cpu() for site in koopman.sites[first : last + 1]]
+        at_depths.add(rows if given is None else [state[given != IGNORED] for state in rows])
+        if own is not None:
+            at_output.add(own, given, next_token=next_token)
+    depths = at_depths.figures()
+    if read.no_outputs:
+        return Fidelity(depths, (), at_depths.rows, (), read.no_outputs)
+    judged, sites = at_output.figures(), koopman.sites
     by_span = tuple(SpanFidelity(sites[i], sites[j], outputs) for (i, j), outputs in judged.items())
-    return Fidelity(depths, judged[first, last], len(held_out), () if spans == "given" else by_span)
+    return Fidelity(depths, judged[first, last], at_depths.rows, () if spans == "given" else by_span)
+
+
+class _HeldOut:
+    """Passes of a model over held-out inputs, each with the labels of its samples.
+
+    Attributes:
+        no_outputs: why the model gives no outputs to judge, known once the first pass is over; else empty.
+    """
+
+    def __init__(self, host: Host, koopman: KoopmanAutoencoder, inputs: Any, labels: Any, batch_size: int) -> None:
+        self.no_outputs = ""
+        self._judges = False
+        self._host = host
+        self._sites, self._skip = koopman.sites, koopman.config.skip
+        self._inputs = inputs
+        self._column = labels if isinstance(labels, str) else None
+        self._apart = None if labels is None or isinstance(labels, str) else labels
+        self._batch_size = batch_size
+        if self._apart is not None and isinstance(inputs, Iterable) and iter(inputs) is inputs:
+            raise InputError(
+                "Labels that come apart from their inputs need the inputs twice, and an iterator can be read once. "
+                "Give a list or a DataLoader, or batches of pairs (x, y)."
+            )
+
+    def __iter__(self) -> Iterator[tuple[PassRecord, OwnPass | None, Int[Tensor, " sample"] | None]]:
+        apart = None if self._apart is None else self._spread(self._apart)
+        start, labelled = 0, set()
+        for x, y in self._calls():
+            own = self._judged(x)
+            record = self._recorded(x) if own is None else own.record
+            samples = record.of_states
+            given = None if y is None else samples.labels(y)
+            if apart is not None:
+                given = apart[start : start + len(samples)]
+            start += len(samples)
+            labelled.add(given is None)
+            if len(labelled) > 1:
+                raise InputError("Some batches came with labels and others without. Give labels with all or with none.")
+            yield record, own, given
+
+    def _calls(self) -> Iterator[tuple[Any, Any]]:
+        return calls(self._host, self._inputs, column=self._column, batch_size=self._batch_size)
+
+    def _judged(self, x: Any) -> OwnPass | None:
+        """Return the model's own pass, None where it gives no logits."""
+        if self.no_outputs:
+            return None
+        try:
+            own = OwnPass.of(self._host, x, self._sites, self._skip)
+        except UnsupportedHostError as error:
+            if self._judges:  # earlier batches had logits, so this one is at fault
+                raise
+            self.no_outputs = str(error)
+            return None
+        self._judges = True
+        return own
+
+    def _recorded(self, x: Any) -> PassRecord:
+        """Return the states of a pass alone."""
+        records: list[PassRecord] = []
+        with recorded(self._host, self._sites, self._skip, records.append):
+            self._host.call(x)
+        if not records:
+            raise UnknownSiteError(f"The forward pass never reached {', '.join(self._sites)}. Choose other sites.")
+        records[-1].require(self._sites)
+        return records[-1]
+
+    def _spread(self, labels: Any) -> Int[Tensor, " sample"]:
+        """Bring labels to the samples of all passes."""
+        return labels_of_samples(labels, [self._recorded(x).of_states for x, _ in self._calls()])
 
 
 def _asked(first: int, last: int, spans: Spans) -> list[Span]:
@@ -202,38 +276,5 @@ def _asked(first: int, last: int, spans: Spans) -> list[Span]:
     return list(combinations(range(first, last + 1), 2))
 
 
-def _at_depth(
-    depth: int,
-    first: int,
-    koopman: KoopmanAutoencoder,
-    held_out: Trajectories,
-    stand_ins: StandIns,
-) -> DepthFidelity:
-    state, origin = held_out.states[depth], held_out.states[first]
-    variance = float((state.double() - state.double().mean(0)).square().sum())
-    if not variance:
-        raise InputError(
-            f"All {len(held_out)} held-out samples have the same state at {held_out.sites[depth]!r}, so there is no "
-            "variance to explain. Give other inputs, or start the span at a later site."
-        )
-    unexplained: dict[str, float | None] = {}
-    if depth == first:
-        found: dict[str, StandIn | None] = dict.fromkeys(NAMES)
-        found[SURROGATE] = lambda rows: koopman.decode(koopman.encode(rows, first), first)
-    else:
-        found = stand_ins.of(first, depth)
-    for name, stand_in in found.items():
-        reached = None if stand_in is None else stand_in(origin)
-        unexplained[name] = (
-            None if reached is None else float((reached.double() - state.double()).square().sum()) / variance
-        )
-    z = koopman.encode(state, depth)
-    residual = None
-    if depth > first:
-        before = koopman.encode(held_out.states[depth - 1], depth - 1)
-        advanced = koopman.operator.advance(before, koopman.steps(depth - 1, depth))
-        residual = float((z - advanced).square().sum() / (z - z.mean(0)).square().sum())
-    x = koopman.normalization.normalize(state, depth)
-    ratios = (z - z.roll(1, 0)).norm(dim=1) / (x - x.roll(1, 0)).norm(dim=1).clamp_min(1e-12)
-    quantiles = torch.quantile(ratios[: 2**20].double(), torch.tensor(QUANTILES, dtype=torch.float64))
-    return DepthFidelity(held_out.sites[depth], unexplained, residual, tuple(quantiles.tolist()))
+def _quantiles(ratios: tuple[float, ...]) -> str:
+    return " / ".join(f"{ratio:.2f}" for ratio in ratios)

@@ -1,28 +1,28 @@
-"""What a host says with stand-ins in place of spans of its depths, judged beside what it says itself.
+"""What a model says with stand-ins substituted for spans of its depths, judged beside what it says itself.
 
-Costs, a batch: one pass of the host, and for each stand-in what lies after its target. Logits can be wide, so one
-batch is held at a time. Knows nothing of how stand-ins are made.
+Costs, a batch: for each stand-in what lies after its target. Logits can be wide, so those of two passes are held at a
+time: the model's own, and one stand-in's. Knows nothing of how stand-ins are made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import nll_loss
 
-from koopman_interp.analysis.substitutes.stand_ins import MEAN, StandIn
+from koopman_interp.analysis.substitutes.stand_ins import MEAN, SURROGATE, StandIn
+from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import InputError
-from koopman_interp.hosts.protocol import Host
 from koopman_interp.labels import IGNORED
-from koopman_interp.observing.outputs import Output, divergences
+from koopman_interp.observing.outputs import Output
 from koopman_interp.observing.own_pass import OwnPass
-from koopman_interp.tables import number, percent, table
+from koopman_interp.tables import Column, Table, digits, percents
 
-HOST = "host"
+BASE = "base model"
+"""The row of the model as it is."""
 
 Span = tuple[int, int]
 """Depths of source and target."""
@@ -30,17 +30,17 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class OutputFidelity:
-    """Figures at the host's output with a stand-in in place of a span.
+    """Figures at the model's output with a stand-in substituted for a span.
 
     Attributes:
         name: of the stand-in.
         accuracy: share of labelled rows whose label is predicted; None without labels.
-        agreement: share of rows with the host's own prediction.
-        kl: mean `KL(host ‖ stand-in in place)`, in nats.
+        agreement: share of rows with the model's own prediction.
+        kl: mean `KL(model ‖ stand-in substituted)`, in nats.
         cross_entropy: mean `−log p(label)` over labelled rows, in nats; None without labels.
-        recovered: share `(CE_mean − CE) / (CE_mean − CE_host)` of what ablating the span to the mean at its target
-            costs: 1 for the host, 0 for the mean, negative where a stand-in is worse than that. None without labels,
-            and where the ablation costs nothing.
+        loss_recovered: share `(CE_mean − CE) / (CE_mean − CE_model)` of what ablating the span to the mean at its
+            target costs: 1 for the model, 0 for the mean, negative where a stand-in is worse than that. None without
+            labels, and where the ablation costs nothing.
     """
 
     name: str
@@ -48,104 +48,161 @@ class OutputFidelity:
     agreement: float
     kl: float
     cross_entropy: float | None = None
-    recovered: float | None = None
+    loss_recovered: float | None = None
 
 
-def judged_in_place(
-    host: Host,
-    batches: Iterable[Any],
-    sites: tuple[str, ...],
-    stand_ins: Mapping[Span, Mapping[str, StandIn | None]],
-    labels: Int[Tensor, " sample"] | None = None,
-    *,
-    next_token: bool = False,
-    skip: int = 0,
-) -> dict[Span, tuple[OutputFidelity, ...]]:
-    """Judge the host and each stand-in in place of its span.
+class OutputSums:
+    """Figures at the model's output with stand-ins substituted for spans, gathered pass by pass.
 
     Args:
-        host: the host.
-        batches: for `Host.call`.
-        sites: of the depths.
         stand_ins: by span and name; those that are None do not exist.
-        labels: of the samples of all batches in order; rows labelled -100 are left out. None without labels.
-        next_token: take the token that follows as the label; the last row of a sequence has none, and counts in
-            agreement and divergence alone.
-        skip: leading places of each sequence to leave out.
-
-    Returns:
-        Figures for each span: of the host, then of each of its stand-ins.
-
-    Raises:
-        InputError: there were no samples.
     """
-    tallies = {
-        span: {name: _Tally() for name in (HOST, *(name for name, one in found.items() if one is not None))}
-        for span, found in stand_ins.items()
-    }
-    labelled, start = labels is not None or next_token, 0
-    for x in batches:
-        own = OwnPass.of(host, x, sites, skip)
-        of_states = own.of_states
-        if next_token:
-            given: Tensor | None = own.output.following()
-            judged: Any = slice(None)
-        else:
-            given = None if labels is None else own.output.labels(labels[start : start + len(of_states)], of_states)
-            judged = slice(None) if given is None else given != IGNORED
-        start += len(of_states)
+
+    def __init__(self, stand_ins: Mapping[Span, Mapping[str, StandIn | None]]) -> None:
+        self._stand_ins = {
+            span: {name: stand_in for name, stand_in in named.items() if stand_in is not None}
+            for span, named in stand_ins.items()
+        }
+        self._base = _Sums()
+        self._sums = {_key(span, name): _Sums() for span, named in self._stand_ins.items() for name in named}
+        self._labelled = True
+
+    @torch.no_grad()
+    def add(self, own: OwnPass, labels: Int[Tensor, " row"] | None = None, *, next_token: bool = False) -> None:
+        """Judge the model and each stand-in on one batch.
+
+        Args:
+            own: the model's own pass.
+            labels: one a state; rows labelled -100 are left out. None without labels.
+            next_token: take the token that follows as the label; the last row of a sequence has none, and counts in
+                agreement and divergence alone.
+
+        Raises:
+            InputError: a label is no output of the model, or the rows have no next tokens.
+        """
+        judged = _Judged.of(own, labels, next_token)
+        self._labelled &= judged.labels is not None
+        self._base.add(own.output, judged)
+        for target in sorted({target for _, target in self._stand_ins}):
+            with own.after(target) as continued:
+                for source, name, stand_in in self._ending_at(target):
+                    self._sums[_key((source, target), name)].add(continued(stand_in(own.rows(source).cpu())), judged)
+
+    def figures(self) -> dict[Span, tuple[OutputFidelity, ...]]:
+        """Return figures for each span: of the model, then of each stand-in.
+
+        Raises:
+            InputError: there were no samples.
+        """
+        if not self._base.rows:
+            raise InputError("There were no samples to judge. Give inputs that are longer than what is skipped.")
+        base = self._base.figures(BASE, labelled=self._labelled)
+        return {
+            span: _with_loss_recovered(
+                (base, *(self._sums[_key(span, name)].figures(name, labelled=self._labelled) for name in named))
+            )
+            for span, named in self._stand_ins.items()
+        }
+
+    def _ending_at(self, target: int) -> Iterator[tuple[int, str, StandIn]]:
+        """Go through the stand-ins of the spans to a target; the mean, which is the same from every source, once."""
+        mean_is_due = True
+        for (source, end), named in self._stand_ins.items():
+            if end != target:
+                continue
+            for name, stand_in in named.items():
+                if name != MEAN or mean_is_due:
+                    yield source, name, stand_in
+                    mean_is_due &= name != MEAN
+
+
+def output_table(outputs: Sequence[OutputFidelity], caption: str) -> Table:
+    """Tabulate figures at the output, one line a stand-in."""
+    columns = (
+        Column("substitute", tuple(row.name for row in outputs)),
+        Column("accuracy %", tuple(row.accuracy for row in outputs), percents()),
+        Column("agreement %", tuple(row.agreement for row in outputs), percents()),
+        Column("KL to the model, nats", tuple(row.kl for row in outputs), digits(4)),
+        Column("cross-entropy, nats", tuple(row.cross_entropy for row in outputs), digits(4)),
+        Column("loss recovered %", tuple(row.loss_recovered for row in outputs), percents()),
+    )
+    marked = next((place for place, row in enumerate(outputs) if row.name == SURROGATE), None)
+    return Table(columns, caption, marked).without_empty()
+
+
+def span_tables(
+    spans: Mapping[str, Sequence[OutputFidelity]], names: Sequence[str], heading: str, caption: str
+) -> tuple[Table, ...]:
+    """Tabulate one figure a table, one line a span, one column a stand-in: divergence, agreement and loss recovered.
+
+    Args:
+        spans: figures by the name of the span.
+        names: of the stand-ins to show.
+        heading: of the column that names the spans.
+        caption: what stands behind the figure's name.
+    """
+    by_name = [{row.name: row for row in outputs} for outputs in spans.values()]
+    shown = {"KL to the model, nats": ("kl", digits(3)), "agreement %": ("agreement", percents(1))}
+    if any(row.loss_recovered is not None for outputs in spans.values() for row in outputs):
+        shown["loss recovered %"] = ("loss_recovered", percents(1))
+    return tuple(
+        Table(
+            (
+                Column(heading, tuple(spans)),
+                *(
+                    Column(name, tuple(getattr(rows.get(name), figure, None) for rows in by_name), show)
+                    for name in names
+                ),
+            ),
+            f"{what}, {caption}",
+        )
+        for what, (figure, show) in shown.items()
+    )
+
+
+def _key(span: Span, name: str) -> tuple[int | None, int, str]:
+    """Name what is summed: the mean is the same from every source."""
+    source, target = span
+    return None if name == MEAN else source, target, name
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """What the outputs of one batch are judged by.
+
+    Attributes:
+        logp: the model's own.
+        guess: the model's own prediction.
+        rows: which rows are judged.
+        labels: class of each row, -100 where it has none; None without labels.
+    """
+
+    logp: Float[Tensor, "row class"]
+    guess: Int[Tensor, " row"]
+    rows: Bool[Tensor, " row"]
+    labels: Int[Tensor, " row"] | None
+
+    @classmethod
+    def of(cls, own: OwnPass, labels: Int[Tensor, " row"] | None, next_token: bool) -> _Judged:
+        logp = own.output.logp
         # One label a token does not say whether an output of one row an input is right.
-        labelled &= given is not None
-        right = None if given is None else given[judged]
-        logp = own.output.logp[judged]
-        for (source, target), name, output in _outputs(own, stand_ins):
-            tallies[source, target][name].add(output.logp[judged], logp, right)
-    if not any(tally.rows for found in tallies.values() for tally in found.values()):
-        raise InputError("There were no samples to judge. Give inputs, and skip fewer of their positions.")
-    return {
-        span: _recovered(tuple(tally.figures(name, labelled=labelled) for name, tally in found.items()))
-        for span, found in tallies.items()
-    }
-
-
-def by_span_and_name(spans: Mapping[str, Sequence[OutputFidelity]], names: Sequence[str]) -> str:
-    """Tabulate divergence / agreement / share of cross-entropy recovered, one line a span, one column a stand-in."""
-    labelled = any(row.recovered is not None for outputs in spans.values() for row in outputs)
-    lines = []
-    for span, outputs in spans.items():
-        found = {row.name: row for row in outputs}
-        cells = []
-        for name in names:
-            row = found.get(name)
-            parts = [] if row is None else [number(row.kl, 3), percent(row.agreement, 1)]
-            cells.append(" / ".join([*parts, *([percent(row.recovered, 1)] if row and labelled else [])]) or "–")
-        lines.append([span, *cells])
-    return table(["KL / agreement %" + (" / recovered %" if labelled else ""), *names], lines)
-
-
-def _outputs(
-    own: OwnPass, stand_ins: Mapping[Span, Mapping[str, StandIn | None]]
-) -> Iterable[tuple[Span, str, Output]]:
-    """Go through the outputs of the host and of each stand-in for one batch, target by target."""
-    for target in sorted({target for _, target in stand_ins}):
-        with own.after(target) as said:
-            mean: Output | None = None
-            for span, found in stand_ins.items():
-                if span[1] != target:
-                    continue
-                yield span, HOST, own.output
-                rows = own.rows(span[0]).cpu()
-                for name, stand_in in found.items():
-                    if name == MEAN and mean is not None:  # which is the same from every source
-                        yield span, name, mean
-                    elif stand_in is not None:
-                        output = said(stand_in(rows))
-                        mean = output if name == MEAN else mean
-                        yield span, name, output
+        given = None if labels is None else own.output.labels(labels, own.of_states)
+        every = torch.ones(len(logp), dtype=torch.bool, device=logp.device)
+        if next_token:
+            return cls(logp, logp.argmax(1), every, own.output.following())
+        if given is None:
+            return cls(logp, logp.argmax(1), every, None)
+        outside = given[(given != IGNORED) & ((given < 0) | (given >= logp.shape[1]))]
+        if len(outside):
+            raise InputError(
+                f"Label {int(outside[0])} is none of the {logp.shape[1]} outputs of the model, so that it cannot be "
+                "predicted. Mark the samples of such labels by -100, which leaves them out."
+            )
+        return cls(logp, logp.argmax(1), given != IGNORED, given)
 
 
 @dataclass
-class _Tally:
+class _Sums:
     """Sums over the rows of an output, batch by batch."""
 
     rows: int = 0
@@ -155,15 +212,17 @@ class _Tally:
     divergence: float = 0.0
     surprise: float = 0.0
 
-    def add(self, logp: Tensor, own: Tensor, labels: Tensor | None) -> None:
-        guess = logp.argmax(1)
-        self.rows += len(logp)
-        self.agreeing += int((guess == own.argmax(1)).sum())
-        self.divergence += float(divergences(own, logp).sum())
-        if labels is not None:
-            self.labelled += int((labels != IGNORED).sum())
-            self.right += int((guess == labels).sum())
-            self.surprise += float(nll_loss(logp, labels, reduction="sum", ignore_index=IGNORED))
+    def add(self, output: Output, judged: _Judged) -> None:
+        guess = output.logp.argmax(1)
+        self.rows += int(judged.rows.sum())
+        self.agreeing += int((guess == judged.guess)[judged.rows].sum())
+        self.divergence += float(kullback_leibler(judged.logp, output.logp)[judged.rows].sum())
+        if judged.labels is not None:
+            known = judged.labels != IGNORED
+            labels = judged.labels[known]
+            self.labelled += len(labels)
+            self.right += int((guess[known] == labels).sum())
+            self.surprise -= float(output.logp[known.nonzero().squeeze(1), labels].sum())
 
     def figures(self, name: str, *, labelled: bool) -> OutputFidelity:
         agreement, divergence = self.agreeing / self.rows, self.divergence / self.rows
@@ -174,13 +233,13 @@ class _Tally:
         )
 
 
-def _recovered(rows: tuple[OutputFidelity, ...]) -> tuple[OutputFidelity, ...]:
+def _with_loss_recovered(rows: tuple[OutputFidelity, ...]) -> tuple[OutputFidelity, ...]:
     """Add what share of the cost of a mean ablation each stand-in wins back."""
     loss = {row.name: row.cross_entropy for row in rows}
-    host, mean = loss[HOST], loss.get(MEAN)
-    if host is None or mean is None or not mean > host:
+    model, mean = loss[BASE], loss.get(MEAN)
+    if model is None or mean is None or not mean > model:
         return rows
     return tuple(
-        row if row.cross_entropy is None else replace(row, recovered=(mean - row.cross_entropy) / (mean - host))
+        row if row.cross_entropy is None else replace(row, loss_recovered=(mean - row.cross_entropy) / (mean - model))
         for row in rows
     )

@@ -1,13 +1,13 @@
-"""The Koopman lens: what a host would say at each depth if its motion were linear from there on.
+"""The Koopman lens: what a model would say at each depth if its motion were linear from there on.
 
-A state is advanced by K to the last site, decoded, and read by the host's own head: the rest of its forward pass. Costs
-one pass of the host a batch, and one of its head a depth. Any other lens can be looked through in the same way.
+A state is advanced by K to the last site, decoded, and read by the model's own head: the rest of its forward pass. Any
+other lens can be looked through in the same way. Costs one pass of the model a batch, and one of its head a depth.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -17,35 +17,39 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from koopman_interp.analysis.substitutes.lenses import KoopmanLens, Lens
+from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.observing.batches import calls
-from koopman_interp.observing.outputs import Output, divergences
+from koopman_interp.observing.batches import BATCH_SIZE, calls
+from koopman_interp.observing.outputs import Output
 from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.observing.samples import Samples
+from koopman_interp.results import Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import table
+from koopman_interp.tables import Column, Table, digits, percents
 
 Naming = Callable[[int], str]
 
-_MOST_ROWS = 40
+MOST_SAMPLES = 40
+"""Samples whose likeliest outputs are shown."""
+
 _BY_DEPTH = ("top", "probability", "kl", "own")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LensReading:
+class LensReading(Result):
     """What a lens reads at each depth, for each sample: a token, or an input.
 
     Attributes:
         lens: its name.
-        sites: the depths, the last included, where a lens reads what the host says.
+        sites: the depths, the last included, where a lens reads what the model says.
         top: ids of the likeliest outputs, likeliest first.
         probability: theirs.
-        kl: `KL(host ‖ lens)`, in nats.
-        own: probability that the lens gives to what the host puts first.
+        kl: `KL(model ‖ lens)`, in nats.
+        own: probability that the lens gives to what the model puts first.
         sequence: input that each sample belongs to.
         position: where in it the sample stands.
         inputs: name of each sample: its token, or its number.
@@ -68,21 +72,29 @@ class LensReading:
 
     def __repr__(self) -> str:
         by_depth = ", ".join(f"{value:.2f}" for value in self.kl.mean(1).tolist())
-        return f"LensReading({self.lens}, {len(self)} samples, mean KL to the host by depth {by_depth})"
+        return f"LensReading({self.lens}, {len(self)} samples, mean KL to the model by depth {by_depth})"
 
-    def __str__(self) -> str:
-        shown = range(min(len(self), _MOST_ROWS))
-        rows = [
-            [self.inputs[sample], *(self._cell(depth, sample) for depth in range(len(self.sites)))] for sample in shown
-        ]
-        more = "" if len(shown) == len(self) else f"\n… and {len(self) - len(shown)} more"
-        likeliest = table(["input", *self.sites], rows) + more
-        agreeing = (self.top[:, :, 0] == self.top[-1, :, 0]).double().mean(1)
-        whole = [
-            ["mean KL to the host", *(f"{value:.3f}" for value in self.kl.mean(1).tolist())],
-            ["agreement %", *(f"{100 * value:.1f}" for value in agreeing.tolist())],
-        ]
-        return f"{self!r}\n\n{likeliest}\n\n{table(['all samples', *self.sites], whole)}"
+    def tables(self) -> tuple[Table, ...]:
+        """Return the mean over all samples by depth, and the likeliest output of the first samples at each depth."""
+        agreement = (self.top[:, :, 0] == self.top[-1, :, 0]).double().mean(1)
+        by_depth = Table(
+            (
+                Column("read at", self.sites),
+                Column("KL to the model, nats", tuple(self.kl.double().mean(1).tolist()), digits(3)),
+                Column("agreement %", tuple(agreement.tolist()), percents(1)),
+            ),
+            f"Mean over {len(self):,} samples",
+        )
+        return by_depth, self.likeliest()
+
+    def likeliest(self, most: int = MOST_SAMPLES) -> Table:
+        """Return the likeliest output at each depth and its probability, for the first samples."""
+        shown = range(min(len(self), most))
+        columns = (
+            Column(site, tuple(self._cell(depth, sample) for sample in shown)) for depth, site in enumerate(self.sites)
+        )
+        caption = f"Likeliest output and its probability, first {len(shown)} of {len(self):,} samples"
+        return Table((Column("input", self.inputs[: len(shown)]), *columns), caption)
 
     def _cell(self, depth: int, sample: int) -> str:
         return f"{self.said(depth, sample)} {float(self.probability[depth, sample, 0]):.2f}"
@@ -110,6 +122,16 @@ class LensReading:
         return {name: getattr(self, name) for name in ("lens", "sites", "inputs", "names")} | {
             name: getattr(self, name).tolist() for name in tensors
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LensReading:
+        """Rebuild from what `as_dict` and JSON made of it."""
+        whole = {name: torch.tensor(values[name], dtype=torch.long) for name in ("top", "sequence", "position")}
+        shares = {name: torch.tensor(values[name], dtype=torch.float32) for name in ("probability", "kl", "own")}
+        names = {int(number): name for number, name in values["names"].items()}
+        return cls(
+            values["lens"], tuple(values["sites"]), inputs=tuple(values["inputs"]), names=names, **whole, **shares
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one safetensors file."""
@@ -143,28 +165,26 @@ def koopman_lens(
     lens: Lens | None = None,
     names: Any = None,
     top: int = 5,
-    skip: int = 0,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
 ) -> LensReading:
-    """Read each depth of a host through its own head, after the motion that a surrogate predicts for the rest.
+    """Read each depth of a model through its own head, after the motion that a surrogate predicts for the rest.
 
     Args:
-        model: the host.
-        koopman: the surrogate; another lens takes its sites.
+        model: the model.
+        koopman: the surrogate; another lens takes its sites, and the leading positions that it leaves out.
         batches: inputs, as in `Tap.observe`.
         lens: to look through another one: a `LogitLens`, an `AffineLens`.
-        names: of the outputs: a tokenizer, or a name for each class. None is the host's own tokenizer, and numbers
+        names: of the outputs: a tokenizer, or a name for each class. None is the model's own tokenizer, and numbers
             where it has none.
         top: outputs to keep for each sample and depth.
-        skip: leading positions of each sequence to leave out, as in `attach`.
-        batch_size: for inputs that come uncut.
+        batch_size: of inputs that are to be cut.
 
     Returns:
-        Of each sample at each depth the likeliest outputs, and the divergence from what the host says.
+        Of each sample at each depth the likeliest outputs, and the divergence from what the model says.
 
     Raises:
-        UnsupportedHostError: the host returns no logits, so that it has no head to read with.
-        HostMismatchError: the surrogate belongs to another host.
+        UnsupportedHostError: the model returns no logits, so that it has no head to read with.
+        HostMismatchError: the surrogate belongs to another model.
         InputError: no samples, names of no known kind, or a lens that has no map at a depth.
     """
     if top < 1:
@@ -179,65 +199,72 @@ def koopman_lens(
             f"There is no {through.name} at {koopman.sites[maps.index(None)]!r}, whose width is not the last one's. "
             "Look through the Koopman lens, or an affine one."
         )
-    parts = []
+    readings = []
     for batch, _ in calls(host, batches, batch_size=batch_size):
-        own = OwnPass.of(host, batch, koopman.sites, skip)
-        with own.after(len(maps) - 1) as said:
-            read = [said(move(own.rows(depth).cpu())) for depth, move in enumerate(maps[:-1]) if move is not None]
-        parts.append(_read([*read, own.output], top))
-    if not any(len(part.samples) for part in parts):
-        raise InputError("There were no samples to look at. Give inputs, and skip fewer of their positions.")
-    return _joined(parts, through.name, koopman.sites, naming)
+        own = OwnPass.of(host, batch, koopman.sites, koopman.config.skip)
+        # One after the other, since outputs can be wide.
+        with own.after(len(maps) - 1) as continued:
+            by_depth = [
+                _at_depth(continued(move(own.rows(depth).cpu())), own.output, top)
+                for depth, move in enumerate(maps[:-1])
+                if move is not None
+            ]
+        readings.append(_BatchReading([*by_depth, _at_depth(own.output, own.output, top)], own.output.samples))
+    if not any(len(reading.samples) for reading in readings):
+        raise InputError("There were no samples to look at. Give inputs that are longer than what is skipped.")
+    return _joined(readings, through.name, koopman.sites, naming)
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What a lens reads in one batch; the outputs themselves can be wide and are not kept."""
+class _BatchReading:
+    """What a lens reads in one batch: figures at each depth, by name; the outputs themselves are not kept."""
 
-    by_depth: dict[str, Tensor]
+    by_depth: list[dict[str, Tensor]]
     samples: Samples
 
 
-def _read(outputs: Sequence[Output], top: int) -> _Part:
-    logp = torch.stack([output.logp for output in outputs])
-    own = logp[-1]
-    likeliest = logp.topk(min(top, logp.shape[-1]), dim=-1)
-    first = likeliest.indices[-1, :, 0].expand(logp.shape[:2])[..., None]
-    by_depth = {
+def _at_depth(output: Output, own: Output, top: int) -> dict[str, Tensor]:
+    """Read one output beside the model's own."""
+    likeliest = output.logp.topk(min(top, output.logp.shape[1]), dim=1)
+    first = own.logp.topk(1, dim=1).indices
+    return {
         "top": likeliest.indices,
         "probability": likeliest.values.exp().float(),
-        "kl": torch.stack([divergences(own, output.logp) for output in outputs]).float(),
-        "own": logp.gather(-1, first).squeeze(-1).exp().float(),
+        "kl": kullback_leibler(own.logp, output.logp).float(),
+        "own": output.logp.gather(1, first).squeeze(1).exp().float(),
     }
-    return _Part(by_depth, outputs[-1].samples)
 
 
-def _joined(parts: Sequence[_Part], lens: str, sites: tuple[str, ...], naming: tuple[Naming, Naming]) -> LensReading:
+def _joined(
+    readings: Sequence[_BatchReading], lens: str, sites: tuple[str, ...], naming: tuple[Naming, Naming]
+) -> LensReading:
     name_input, name_output = naming
-    samples = [part.samples for part in parts]
-    starts = accumulate((one.inputs for one in samples), initial=0)
-    sequence = torch.cat([one.entry + start for one, start in zip(samples, starts, strict=False)])
-    joined = {name: torch.cat([part.by_depth[name] for part in parts], 1) for name in _BY_DEPTH}
-    ids = [one.ids for one in samples if one.ids is not None]
+    samples = [reading.samples for reading in readings]
+    starts = accumulate((each.inputs for each in samples), initial=0)
+    sequence = torch.cat([each.entry + start for each, start in zip(samples, starts, strict=False)])
+    joined = {
+        name: torch.cat([torch.stack([figures[name] for figures in reading.by_depth]) for reading in readings], 1)
+        for name in _BY_DEPTH
+    }
+    ids = [each.ids for each in samples if each.ids is not None]
     if len(ids) == len(samples):
         inputs = [name_input(number) for number in torch.cat(ids).tolist()]
     else:
         inputs = [str(number) for number in sequence.tolist()]
     names = {number: name_output(number) for number in joined["top"].unique().tolist()}
-    position = torch.cat([one.place for one in samples])
+    position = torch.cat([each.place for each in samples])
     return LensReading(lens, sites, sequence=sequence, position=position, inputs=tuple(inputs), names=names, **joined)
 
 
 def _naming(names: Any, host: Host) -> tuple[Naming, Naming]:
     """Say how inputs and outputs are named: tokens by a tokenizer, classes by a list, else by their numbers."""
     if isinstance(names, Sequence) and not isinstance(names, str):
-        of_inputs = _naming_tokens(getattr(host.model, "tokenizer", None))
-        return of_inputs, lambda number: str(names[number]) if number < len(names) else str(number)
+        return _naming_tokens(host.tokenizer), lambda number: str(names[number]) if number < len(names) else str(number)
     if names is not None and not (hasattr(names, "convert_ids_to_tokens") or hasattr(names, "decode")):
         raise InputError(
             f"Outputs are named by a tokenizer, or by a list of one name a class; got {type(names).__name__}."
         )
-    of_tokens = _naming_tokens(getattr(host.model, "tokenizer", None) if names is None else names)
+    of_tokens = _naming_tokens(host.tokenizer if names is None else names)
     return of_tokens, of_tokens
 
 

@@ -6,6 +6,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import pdist, squareform
 
 import koopman_interp as ki
@@ -102,6 +105,39 @@ def test_a_scale_past_the_threshold_is_refused(scale):
         found.betti(scale)
 
 
+@pytest.mark.parametrize("unit", ["own", "first", "none"])
+@pytest.mark.parametrize("engine", [None, "ripser"])
+@given(threshold=st.floats(1e-3, 1.0), seed=st.integers(0, 10**6))
+@settings(max_examples=15)
+def test_a_topology_answers_at_the_threshold_it_was_computed_with(unit, engine, threshold, seed):
+    """Whatever the sizes of the clouds, and as an independent count of pieces says."""
+    draw = np.random.default_rng(seed)
+    clouds = [draw.uniform(0.1, 10) * draw.normal(size=(12, 2)) for _ in range(2)]
+    found = ki.topology(clouds_of(*clouds), threshold=threshold, unit=unit, engine=engine)
+    assert found.threshold == threshold
+    counts = found.betti(threshold)
+    assert np.isfinite(found.curves(1, np.array([threshold]))).all()
+    for cloud, (pieces, _) in zip(clouds, counts, strict=True):
+        length = {"own": pdist(cloud).max(), "first": pdist(clouds[0]).max(), "none": 1.0}[unit]
+        joined = squareform(pdist(cloud) / length <= threshold)
+        assert pieces == connected_components(joined)[0]
+
+
+def test_unless_told_a_topology_answers_at_the_scale_it_chose_and_at_those_it_reports():
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        clumps = np.concatenate([0.05 * draw.normal(size=(40, 2)) + at for at in ((0, 0), (3, 0), (0, 3))])
+        clouds = clouds_of(*(1.7**depth * clumps for depth in range(4)))
+        for found in (ki.topology(clouds), ki.topology(clouds, unit="first")):
+            assert len(found.betti(found.threshold)) == 4
+        own = ki.topology(clouds)
+        assert own.betti(0.2) == [own.betti(0.1 + 0.1)[0]] * 4
+        # Arithmetic on scales rounds, and is not to be punished.
+        assert own.betti(float(np.nextafter(own.threshold, 1))) == own.betti(own.threshold)
+        with pytest.raises(InputError, match="Scales were computed"):
+            own.betti(own.threshold * (1 + 1e-9))
+
+
 def test_only_scales_under_the_threshold_are_reported():
     found = ki.topology(clouds_of(CIRCLE, RINGS), threshold=0.15)
     values = json.loads(json.dumps(found.as_dict(), allow_nan=False))
@@ -110,10 +146,13 @@ def test_only_scales_under_the_threshold_are_reported():
         "0.1": {"site.0": [1, 1], "site.1": [2, 2]},
     }
     assert values["diameters"] == list(found.diameters)
-    head = str(found).split("\n")[1]
+    head, *rows = str(found).split("\n")[3:]
     assert "β1 at 0.1" in head
     assert "at 0.2" not in head
-    assert str(found).split("\n")[3].split() == ["site.1", "2", "2", "2", "2"]
+    assert rows[1].split() == ["site.1", "2", "2", "2", "2"]
+    frame = found.to_frame()
+    assert frame["cloud"].tolist() == list(found.names)
+    assert frame["β1 at 0.1"].tolist() == [counts[1] for counts in found.betti(0.1)]
 
 
 def test_points_that_coincide_are_refused():
@@ -250,7 +289,9 @@ def test_a_subset_answers_for_the_rest_within_its_bound():
         distances = ki.topology_distances(part, whole)
         assert (distances.bottleneck <= 2 * np.array(part.covering)[:, None] + 1e-6).all()
         assert "subset's bound" in str(part)
-        assert part.summary().split("\n")[1].split()[-1] == f"{2 * part.covering[0]:.3g}"
+        _, sums = part.tables()
+        assert sums.text().split("\n")[2].split()[-1] == f"{2 * part.covering[0]:.3g}"
+        assert sums.frame()["subset's bound"].tolist() == [2 * radius for radius in part.covering]
     assert whole.covering == ()
 
 

@@ -9,7 +9,7 @@ import torch
 
 import koopman_interp as ki
 from koopman_interp.analysis.shapes.topology_bands import exchanged
-from koopman_interp.errors import InputError
+from koopman_interp.errors import FileFormatError, InputError
 from tests.analysis.linear import clouds_of
 
 
@@ -37,6 +37,18 @@ def test_bands_are_the_quantiles_of_disjoint_subsets():
     assert "4 independent runs" in repr(bands)
     assert "total persistence H0" in str(bands)
     assert len(json.loads(json.dumps(bands.as_dict(), allow_nan=False))["runs"]) == 4
+    np.testing.assert_allclose(bands.to_frame()["total persistence H0, mean"], mean)
+    np.testing.assert_allclose(bands.to_frame()["total persistence H0, low"], low)
+
+
+def test_bands_come_back_from_their_file(tmp_path):
+    bands = ki.topology_bands(clouds_of(blob(40), blob(40, 1)), subsets=2, points=20, level=0.5)
+    bands.save(tmp_path / "bands.safetensors")
+    loaded = ki.TopologyBands.load(tmp_path / "bands.safetensors")
+    assert (str(loaded), loaded.as_dict()) == (str(bands), bands.as_dict())
+    bands.runs[0].save(tmp_path / "run.safetensors")
+    with pytest.raises(FileFormatError, match="not the 'topology bands'"):
+        ki.TopologyBands.load(tmp_path / "run.safetensors")
 
 
 def test_bands_of_one_class():
@@ -114,6 +126,8 @@ def test_depths_and_classes_that_differ_are_told_apart():
     # Gaps between random points of a circle spread wider than between those of a blob.
     assert found.difference < 0
     assert "p = 0.0078" in str(found)
+    assert "8 pairs" in str(found)
+    assert ki.PermutationTest.from_dict(found.as_dict()) == found
     other = ki.topology_bands(clouds_of(circle, circle), subsets=8, points=20)
     assert ki.permutation_test(bands, other, (0, 0), statistic="entropy").paired is False
     assert json.loads(json.dumps(found.as_dict()))["exchanges"] == 256

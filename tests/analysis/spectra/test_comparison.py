@@ -26,7 +26,7 @@ def test_nothing_lies_between_a_spectrum_and_itself(surrogate, trajectories):
     distance = ki.spectral_distance(found, found, starts=1)
     assert distance.wasserstein == pytest.approx(0, abs=1e-12)
     assert distance.procrustes < 1e-3
-    assert "14 and 14 eigenvalues" in repr(distance)
+    assert "14 and 14 eigenvalues" in str(distance)
 
 
 def test_other_observables_of_the_same_dynamics_are_at_no_distance():

@@ -88,7 +88,7 @@ def test_a_real_basis_spans_both_parts():
 
 def test_the_schur_form_is_in_order_and_cuts_invariant_subspaces():
     K = decaying(45, coupling=1.0)
-    form = ki.schur(plain_surrogate(K, TIMES))
+    form = ki.schur_form(plain_surrogate(K, TIMES))
     np.testing.assert_allclose(form.Q @ form.T @ form.Q.T, K, atol=1e-10)
     np.testing.assert_allclose(form.Q.T @ form.Q, np.eye(len(K)), atol=1e-12)
     sizes = [np.abs(np.linalg.eigvals(form.T[block, block])).max() for block in form.blocks]
@@ -104,7 +104,7 @@ def test_the_schur_form_is_in_order_and_cuts_invariant_subspaces():
 def test_the_schur_form_of_a_jordan_block_stands():
     K = 0.9 * np.eye(4) + np.diag([1.0, 1.0, 0.0], 1)
     K[3, 3] = 0.95
-    form = ki.schur(plain_surrogate(K, TIMES))
+    form = ki.schur_form(plain_surrogate(K, TIMES))
     np.testing.assert_allclose(form.Q @ form.T @ form.Q.T, K, atol=1e-12)
     assert form.T[0, 0] == pytest.approx(0.95)
 
@@ -115,7 +115,7 @@ def test_more_modes_than_there_are_is_refused():
 
 
 def test_a_subspace_of_more_modes_than_there_are_is_refused():
-    form = ki.schur(plain_surrogate(decaying(6), TIMES))
+    form = ki.schur_form(plain_surrogate(decaying(6), TIMES))
     assert form.subspace(0).shape == (len(form.T), 0)
     for modes in (-1, len(form.T) + 1):
         with pytest.raises(InputError, match=f"has {len(form.T)} modes; asked for {modes}"):

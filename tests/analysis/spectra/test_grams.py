@@ -26,7 +26,7 @@ def random_data(times, rows=90, seed=0):
 @pytest.mark.parametrize("times", [(0.0, 1.0), (0.0, 1.0, 2.0, 3.0), (0.0, 2.0, 3.0, 5.0), (0.0, 0.1, 0.2, 0.3)])
 def test_sums_over_pairs_with_equally_many_steps_between(times):
     koopman, data = plain_surrogate(known_operator(), times), random_data(times)
-    grams = ki.gather(koopman, data)
+    grams = ki.gather_grams(koopman, data)
     slow = {}
     for gap, before, after in pairs_of(koopman, data):
         G, A, L = slow.setdefault(round(gap, 6), [0, 0, 0])
@@ -35,7 +35,7 @@ def test_sums_over_pairs_with_equally_many_steps_between(times):
     for index, span in enumerate(grams.spans):
         for name, expected in zip(PARTS, slow[round(span.gap, 6)], strict=True):
             np.testing.assert_allclose(getattr(grams, name)[index, 0, 0], expected, rtol=1e-12, atol=1e-10)
-    by_depth = ki.gather(koopman, data, by_depth=True)
+    by_depth = ki.gather_grams(koopman, data, by_depth=True)
     assert len(by_depth.spans) == len(times) - 1
     torch.testing.assert_close(by_depth.A.sum(0), grams.A.sum(0))
 
@@ -45,24 +45,24 @@ def test_no_pair_joins_two_samples():
     times = (0.0, 1.0, 2.0)
     koopman, data = plain_surrogate(known_operator(), times), random_data(times)
     shuffled = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))]
-    assert_alike(ki.gather(koopman, shuffled), ki.gather(koopman, data))
+    assert_alike(ki.gather_grams(koopman, shuffled), ki.gather_grams(koopman, data))
 
 
 def test_classes_and_shards_add_up_to_the_whole(surrogate, trajectories):
-    whole = ki.gather(surrogate, trajectories)
-    assert_alike(ki.gather(surrogate, trajectories, by_class=True, shards=5).pooled(), whole)
-    split = ki.gather(surrogate, trajectories, by_class=True)
+    whole = ki.gather_grams(surrogate, trajectories)
+    assert_alike(ki.gather_grams(surrogate, trajectories, by_class=True, shards=5).pooled(), whole)
+    split = ki.gather_grams(surrogate, trajectories, by_class=True)
     for label in split.classes:
-        alone = ki.gather(surrogate, trajectories[trajectories.labels == label])
+        alone = ki.gather_grams(surrogate, trajectories[trajectories.labels == label])
         # The encoder works in float32, and rounds with the rows beside.
         assert_alike(split.of_class(label), alone, rtol=1e-6)
 
 
 def test_parts_add_up_to_the_whole(surrogate, trajectories):
-    whole = ki.gather(surrogate, trajectories, shards=4)
-    ours, theirs = (ki.gather(surrogate, part, shards=4) for part in (trajectories[:250], trajectories[250:]))
+    whole = ki.gather_grams(surrogate, trajectories, shards=4)
+    ours, theirs = (ki.gather_grams(surrogate, part, shards=4) for part in (trajectories[:250], trajectories[250:]))
     assert_alike(ours + theirs, whole)
-    assert_alike(ki.gather(surrogate, iter([trajectories[:10], trajectories[10:]]), shards=4), whole)
+    assert_alike(ki.gather_grams(surrogate, iter([trajectories[:10], trajectories[10:]]), shards=4), whole)
 
 
 def test_the_samples_of_one_input_share_a_shard():
@@ -82,14 +82,17 @@ def test_centred_is_each_depth_less_its_mean():
     moved = replace(data, states=tuple(state + 10 * (depth + 1) for depth, state in enumerate(data.states)))
     koopman = plain_surrogate(known_operator(), times)
     centred = replace(moved, states=tuple(state - state.mean(0) for state in moved.states))
-    ours, theirs = ki.gather(koopman, moved, shards=3).centred(), ki.gather(koopman, centred)
+    ours, theirs = ki.gather_grams(koopman, moved, shards=3).centred(), ki.gather_grams(koopman, centred)
     for name in PARTS:
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-9, atol=1e-8)
 
 
 def test_a_projection_can_come_first_or_last(surrogate, trajectories):
     basis = torch.linalg.qr(torch.randn(14, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
-    first, last = ki.gather(surrogate, trajectories, basis=basis), ki.gather(surrogate, trajectories).projected(basis)
+    first, last = (
+        ki.gather_grams(surrogate, trajectories, basis=basis),
+        ki.gather_grams(surrogate, trajectories).projected(basis),
+    )
     assert_alike(first, last)
     torch.testing.assert_close(first.basis, last.basis)
     assert first.width == 5
@@ -98,8 +101,8 @@ def test_a_projection_can_come_first_or_last(surrogate, trajectories):
 def test_they_come_back_from_their_file(tmp_path, surrogate, trajectories):
     basis = torch.eye(14, dtype=torch.float64)[:, :5]
     for grams in (
-        ki.gather(surrogate, trajectories, by_class=True, shards=2),
-        ki.gather(surrogate, trajectories, basis=basis),
+        ki.gather_grams(surrogate, trajectories, by_class=True, shards=2),
+        ki.gather_grams(surrogate, trajectories, basis=basis),
     ):
         grams.save(tmp_path / "grams.safetensors")
         back = ki.Grams.load(tmp_path / "grams.safetensors")
@@ -114,21 +117,21 @@ def test_they_come_back_from_their_file(tmp_path, surrogate, trajectories):
 def test_bad_input_gets_a_sentence(surrogate, trajectories):
     plain = replace(trajectories, labels=None)
     with pytest.raises(InputError, match="no labels"):
-        ki.gather(surrogate, plain, by_class=True)
+        ki.gather_grams(surrogate, plain, by_class=True)
     with pytest.raises(InputError, match="Label 7 is not among"):
-        ki.gather(surrogate, trajectories.with_labels([7] * 600), by_class=True)
+        ki.gather_grams(surrogate, trajectories.with_labels([7] * 600), by_class=True)
     with pytest.raises(InputError, match="1 or more; got 0"):
-        ki.gather(surrogate, trajectories, shards=0)
+        ki.gather_grams(surrogate, trajectories, shards=0)
     with pytest.raises(InputError, match=r"differ in classes, count"):
-        ki.gather(surrogate, trajectories) + ki.gather(surrogate, trajectories, by_class=True)
+        ki.gather_grams(surrogate, trajectories) + ki.gather_grams(surrogate, trajectories, by_class=True)
     basis = torch.eye(14, dtype=torch.float64)[:, :5]
-    some = ki.gather(surrogate, trajectories, basis=basis)
+    some = ki.gather_grams(surrogate, trajectories, basis=basis)
     for other in (basis.flip(0), None):
         with pytest.raises(InputError, match="differ in basis"):
             some + replace(some, basis=other)
     with pytest.raises(InputError, match="differ in operator"):
-        ki.gather(surrogate, trajectories) + replace(ki.gather(surrogate, trajectories), operator="another")
+        ki.gather_grams(surrogate, trajectories) + replace(ki.gather_grams(surrogate, trajectories), operator="another")
     with pytest.raises(InputError, match=r"14 coordinates.* take 35 GiB"):
-        ki.gather(surrogate, trajectories, shards=8_000_000)
+        ki.gather_grams(surrogate, trajectories, shards=8_000_000)
     with pytest.raises(InputError, match="no class 9"):
-        ki.gather(surrogate, trajectories, by_class=True).of_class(9)
+        ki.gather_grams(surrogate, trajectories, by_class=True).of_class(9)

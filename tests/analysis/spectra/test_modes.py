@@ -41,10 +41,10 @@ def test_eigenfunctions_read_the_encoder_and_are_multiplied_at_each_step():
 def test_host_modes_are_differences_of_what_is_decoded(surrogate, trajectories, found, site):
     depth = surrogate.sites.index(site) if isinstance(site, str) else len(surrogate.sites) - 1
     double = deepcopy(surrogate).double()
-    at = trajectories.states[depth][:5].double()
-    point = double.encode(at, depth)
+    states = trajectories.states[depth][:5].double()
+    point = double.encode(states, depth)
     step = 1e-7
-    ours = ki.host_modes(double, found, site=site, at=at)
+    ours = ki.host_modes(double, found, site=site, states=states)
     for part in ("real", "imag"):
         v = torch.from_numpy(getattr(found.modes, part).copy())
         for mode in range(len(found.eigenvalues)):
@@ -145,6 +145,25 @@ def test_meanings_print_and_go_through_json(surrogate, trajectories, found, mode
     assert "says more" not in printed
     values = json.loads(json.dumps(meanings.as_dict(), allow_nan=False))
     assert [one["mode"] for one in values["modes"]] == [one.mode for one in meanings]
+    assert ki.ModeMeanings.from_dict(values) == meanings
+    assert meanings.to_frame()["mode"].tolist() == [one.mode for one in meanings]
+
+
+def test_batches_of_any_size_say_the_same_and_the_model_names_its_own_tokens():
+    host, x, data, koopman = linear_host()
+    spectrum = ki.spectrum(koopman, data)
+    whole, cut = (
+        ki.describe_modes(koopman, spectrum, data, model=host, batches=x, batch_size=size) for size in (300, 7)
+    )
+    for one, other in zip(whole, cut, strict=True):
+        assert dict(one.up).keys() == dict(other.up).keys()
+        np.testing.assert_allclose([change for _, change in one.up], [change for _, change in other.up], atol=1e-6)
+    host.tokenizer = tokenizer()
+    named = ki.describe_modes(koopman, spectrum, data, model=host, batches=x)
+    for one, other in zip(whole, named, strict=True):
+        names = [host.tokenizer.convert_ids_to_tokens(int(output)) for output, _ in one.up]
+        assert [name for name, _ in other.up] == names
+    assert "says more" in str(named)
 
 
 def test_trusted_modes_come_first_and_constant_ones_never():
@@ -228,13 +247,15 @@ def test_a_step_raises_its_own_amplitude_by_a_standard_deviation_and_no_other():
         assert (((phi - phi.mean(0)) * np.exp(-1j * angle)).real.std(0) <= spread * (1 + 1e-9)).all()
 
 
-def test_leading_positions_are_left_out_at_the_output():
+def test_leading_positions_that_were_not_fitted_are_left_out_at_the_output():
     host, x, data, koopman = linear_host()
     spectrum = ki.spectrum(koopman, data)
     sequences = x.reshape(60, 5, 3)
+    skipping = deepcopy(koopman)
+    skipping.config = replace(koopman.config, skip=2)
     ours, theirs = (
-        ki.describe_modes(koopman, spectrum, data, model=host, batches=[batch], skip=skip)
-        for batch, skip in ((sequences, 2), (sequences[:, 2:].reshape(-1, 3), 0))
+        ki.describe_modes(surrogate, spectrum, data, model=host, batches=[batch])
+        for batch, surrogate in ((sequences, skipping), (sequences[:, 2:].reshape(-1, 3), koopman))
     )
     for one, other in zip(ours, theirs, strict=True):
         assert [name for name, _ in one.up] == [name for name, _ in other.up]

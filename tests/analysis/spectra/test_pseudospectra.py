@@ -10,14 +10,15 @@ import torch
 import koopman_interp as ki
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import write_tensors
-from tests.analysis.linear import known_operator, linear_data, noisy_data, pairs_of, plain_surrogate
+from tests.analysis.linear import known_operator, linear_data, noisy_data, pairs_of, plain_surrogate, trajectories_of
 
 TIMES = (0.0, 1.0, 2.0)
 
 
 def slow(koopman, data, z):
-    """`min ‖(Z⁺ − z Z) w‖ / ‖Z w‖` by a QR decomposition of Z and a singular value decomposition."""
-    before, after = (np.concatenate(parts) for parts in zip(*[p[1:] for p in pairs_of(koopman, data)], strict=True))
+    """`min ‖(Z⁺ − z Z) w‖ / ‖Z w‖` about each depth's mean, by a QR and a singular value decomposition."""
+    pairs = [[part - part.mean(0) for part in pair[1:]] for pair in pairs_of(koopman, data)]
+    before, after = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     Q, R = np.linalg.qr(before)
     return np.linalg.svd(after @ np.linalg.inv(R) - z * Q, compute_uv=False)[-1]
 
@@ -40,7 +41,8 @@ def test_no_point_is_below_its_nearest_eigenvalue_on_normal_dynamics():
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
     K = basis @ K @ basis.T
     data = linear_data(K, (0.0, 1.0), rows=400)
-    white = data.states[0].numpy() @ np.linalg.inv(np.linalg.qr(data.states[0].numpy())[1])
+    centred = data.states[0].numpy() - data.states[0].numpy().mean(0)
+    white = centred @ np.linalg.inv(np.linalg.qr(centred)[1])
     data = replace(data, states=tuple(data.states[0].new_tensor(rows) for rows in (white, white @ K.T)))
     found = ki.pseudospectra(ki.spectrum(plain_surrogate(K, (0.0, 1.0)), data), points=9)
     grid = found.real + 1j * found.imag[:, None]
@@ -64,6 +66,59 @@ def test_noise_leaves_no_valley():
     noise = noisy_data(0 * K, TIMES, rows=2000, noise=1.0)
     found = ki.pseudospectra(ki.spectrum(koopman, noise), points=15)
     assert found.residual.min() > 0.9
+
+
+def shifted(data, offsets):
+    """Trajectories with a constant of its own added to all states of each depth."""
+    states = tuple(state + state.new_tensor(offset) for state, offset in zip(data.states, offsets, strict=True))
+    return replace(data, states=states)
+
+
+def test_offsets_that_all_samples_share_change_nothing():
+    K = known_operator()
+    koopman, data = plain_surrogate(K, TIMES), noisy_data(K, TIMES, rows=200, noise=0.3)
+    moved = shifted(data, 30 * np.random.default_rng(1).normal(size=(3, 6)))
+    ours, theirs = (ki.pseudospectra(ki.spectrum(koopman, each), points=7, extent=1.2) for each in (data, moved))
+    np.testing.assert_allclose(theirs.residual, ours.residual, atol=1e-8)
+
+
+def test_an_offset_is_no_slow_function():
+    K = known_operator()
+    noise = shifted(noisy_data(0 * K, TIMES, rows=2000, noise=1.0), np.full((3, 6), 20.0))
+    spectrum = ki.spectrum(plain_surrogate(K, TIMES), noise)
+    assert spectrum.about_zero.min() < 0.2  # about zero some function would hardly change
+    assert ki.pseudospectra(spectrum, points=15).residual.min() > 0.9
+
+
+def test_functions_that_are_the_same_for_all_samples_are_not_searched():
+    K = np.diag([1.0, 0.9, 0.8, 0.7])
+    mix = np.eye(4) + 0.3 * np.random.default_rng(0).normal(size=(4, 4))
+    data = noisy_data(K, TIMES, rows=200, noise=0.3)
+    for state in data.states:
+        state[:, 0] = 3.0  # which no observable shows alone once they are mixed
+    rest = plain_surrogate(K[1:, 1:], TIMES)
+    koopman = plain_surrogate(mix @ K @ np.linalg.inv(mix), TIMES)
+    mixed = replace(data, states=tuple(state @ state.new_tensor(mix.T) for state in data.states))
+    without = replace(data, states=tuple(state[:, 1:] for state in data.states), shapes=((3,),) * 3)
+    ours, theirs = (
+        ki.pseudospectra(ki.spectrum(*pair), points=7, extent=1.2) for pair in ((koopman, mixed), (rest, without))
+    )
+    assert (ours.directions, theirs.directions) == (3, 3)
+    np.testing.assert_allclose(ours.residual, theirs.residual, atol=1e-8)
+    with pytest.raises(InputError, match="the same for all samples"):
+        ki.pseudospectra(ki.spectrum(plain_surrogate(K, TIMES), trajectories_of(np.ones((3, 40, 4)), TIMES)))
+
+
+def test_the_table_tells_the_residual_beside_each_eigenvalue():
+    K = known_operator()
+    found = ki.pseudospectra(ki.spectrum(plain_surrogate(K, TIMES), linear_data(K, TIMES, rows=300)), points=25)
+    frame = found.to_frame()
+    assert frame["mode"].tolist() == [0, 2, 3, 5]
+    for _, row in frame.iterrows():
+        column = np.abs(found.real - row["Re"]).argmin()
+        line = np.abs(found.imag - row["Im"]).argmin()
+        assert row["smallest residual near"] == found.residual[line, column] < 0.1
+    assert found.near(5 + 0j) is None
 
 
 def test_functions_are_searched_among_the_slowest_modes():

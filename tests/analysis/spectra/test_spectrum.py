@@ -170,17 +170,24 @@ def test_an_operator_that_only_stretches_has_a_spectrum():
 def test_a_conjugate_pair_is_one_line():
     times = (0.0, 1.0)
     K = known_operator()
-    lines = str(ki.spectrum(plain_surrogate(K, times), linear_data(K, times))).split("\n")
-    assert len(lines) == 2 + 4
-    assert [line.split()[2] for line in lines[2:]] == ["±22.9°", "0.0°", "±114.6°", "180.0°"]
-    assert [line.split()[0] for line in lines[2:]] == ["0", "2", "3", "5"]
+    found = ki.spectrum(plain_surrogate(K, times), linear_data(K, times))
+    lines = str(found).split("\n")[4:]
+    assert [line.split()[2] for line in lines] == ["±22.9", "0.0", "±114.6", "180.0"]
+    assert [line.split()[0] for line in lines] == ["0", "2", "3", "5"]
+    frame = found.to_frame()
+    assert frame["mode"].tolist() == [0, 2, 3, 5]
+    np.testing.assert_allclose(frame["|λ|"], found.decay[frame["mode"]])
+    np.testing.assert_allclose(frame["turn, °"], np.degrees(found.rotation[frame["mode"]]))
 
 
 def test_the_head_is_as_long_as_asked():
     times = (0.0, 1.0)
     K = known_operator()
     found = ki.spectrum(plain_surrogate(K, times), linear_data(K, times))
-    assert len(found.head(2).split("\n")) == 2 + 2
+    assert len(found.tables()[0].text().split("\n")) == 2 + 4
+    assert len(found.tables(2)[0].text().split("\n")) == 2 + 2 + 1
+    assert found.head(2).endswith("… and 2 more")
+    assert len(found.tables(2)[0].frame()) == 4
 
 
 def test_plain_values_go_through_json():
@@ -222,7 +229,7 @@ def test_an_eigenfunction_that_is_the_same_for_all_samples_is_not_trusted():
     assert np.isinf(found.residuals[constant[0]])
     assert not found.trusted[constant[0]]
     assert found.trusted.sum() == 6
-    assert "1 modes are constant" in str(found)
+    assert "1 mode is constant" in str(found)
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["residuals"][constant[0]] is None
 
 
@@ -243,7 +250,7 @@ def test_observables_that_the_data_never_reach_are_not_judged():
     found = ki.spectrum(plain_surrogate(K, TIMES), data)
     assert found.verdicts == ("trusted", "unreached", "trusted")
     assert np.isinf(found.residuals[1])
-    assert "1 modes are unreached" in str(found)
+    assert "1 mode is unreached" in str(found)
     assert found.as_dict()["residuals"][1] is None
     low, high = found.intervals.decay[1]
     assert (low, high) == (-np.inf, np.inf)
@@ -310,7 +317,7 @@ def test_the_quadratic_example_has_a_closed_subspace_with_its_products():
     koopman = plain_surrogate(np.eye(3), TIMES)
     koopman.normalization = Normalization([2] * 3, 2).double()
     koopman.encoder = Lift()
-    grams = ki.gather(koopman, data).pooled()
+    grams = ki.gather_grams(koopman, data).pooled()
     koopman.operator.K.copy_(torch.linalg.solve(grams.G[0, 0, 0], grams.A[0, 0, 0]).T)
     found = ki.spectrum(koopman, data)
     np.testing.assert_allclose(found.eigenvalues, [a, a * a, b], atol=1e-6)

@@ -1,6 +1,7 @@
 """Each figure of fidelity is what a direct computation gives, at the sites and at the output."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from scipy.special import log_softmax
 from torch import nn
 
 import koopman_interp as ki
-from koopman_interp.errors import HostMismatchError, InputError
+from koopman_interp.analysis.substitutes.fidelity import SpanFidelity
+from koopman_interp.errors import HostMismatchError, InputError, NonFiniteError
 from koopman_interp.hosts.fingerprint import weight_digest
+from koopman_interp.observing.outputs import Output
 from koopman_interp.testing import LinearHost, yin_yang
 
 NAMES = ["surrogate", "identity", "mean", "endpoint linear", "affine chain"]
@@ -23,7 +26,7 @@ def held_out():
 
 @pytest.fixture
 def found(model, surrogate, trajectories, held_out):
-    return ki.fidelity(model, surrogate, trajectories, *held_out)
+    return ki.fidelity(model, surrogate, held_out=held_out, fitted=trajectories)
 
 
 def by_name(found):
@@ -34,7 +37,7 @@ def observed(model, x):
     return [state.double().numpy() for state in ki.attach(model).observe(x, progress=False).states]
 
 
-def unexplained(reached, state):
+def fvu(reached, state):
     return ((reached - state) ** 2).sum() / ((state - state.mean(0)) ** 2).sum()
 
 
@@ -47,39 +50,39 @@ def linear_map(x, y):
 def test_the_host_agrees_with_itself(found, model, held_out):
     x, y = held_out
     host = found.outputs[0]
-    assert (host.name, host.agreement, host.kl) == ("host", 1.0, 0.0)
+    assert (host.name, host.agreement, host.kl) == ("base model", 1.0, 0.0)
     assert host.accuracy == pytest.approx(float((model(x).argmax(1) == y).double().mean()))
-    assert [row.name for row in found.outputs] == ["host", *NAMES]
+    assert [row.name for row in found.outputs] == ["base model", *NAMES]
     assert found.rows == 200
 
 
 def test_each_depth_has_its_figures(found, surrogate):
     assert [depth.site for depth in found.depths] == list(surrogate.sites)
-    assert all(list(depth.unexplained) == NAMES for depth in found.depths)
+    assert all(list(depth.fvu) == NAMES for depth in found.depths)
     first, *others = found.depths
     assert first.linearity_residual is None
-    assert [name for name in NAMES if first.unexplained[name] is None] == NAMES[1:]
-    assert all(value is not None for depth in others for value in depth.unexplained.values())
+    assert [name for name in NAMES if first.fvu[name] is None] == NAMES[1:]
+    assert all(value is not None for depth in others for value in depth.fvu.values())
 
 
-def test_what_is_unexplained_is_counted_directly(found, model, surrogate, trajectories, held_out):
+def test_the_unexplained_fraction_is_counted_directly(found, model, surrogate, trajectories, held_out):
     states = observed(model, held_out[0])
     fitted = [state.double().numpy() for state in trajectories.states]
     for depth, figures in enumerate(found.depths):
         rows = torch.from_numpy(states[0]).float()
         if depth == 0:
             reached = surrogate.decode(surrogate.encode(rows, 0), 0)
-            expected = unexplained(reached.double().numpy(), states[0])
-            assert figures.unexplained["surrogate"] == pytest.approx(expected, rel=1e-4)
+            expected = fvu(reached.double().numpy(), states[0])
+            assert figures.fvu["surrogate"] == pytest.approx(expected, rel=1e-4)
             continue
         reached = surrogate.predict(rows, 0, depth).double().numpy()
-        assert figures.unexplained["surrogate"] == pytest.approx(unexplained(reached, states[depth]), rel=1e-4)
-        assert figures.unexplained["identity"] == pytest.approx(unexplained(states[0], states[depth]), rel=1e-6)
-        mean = fitted[depth].mean(0)
-        assert figures.unexplained["mean"] == pytest.approx(unexplained(mean, states[depth]), rel=1e-5)
+        assert figures.fvu["surrogate"] == pytest.approx(fvu(reached, states[depth]), rel=1e-4)
+        assert figures.fvu["identity"] == pytest.approx(fvu(states[0], states[depth]), rel=1e-6)
+        mean = surrogate.normalization.maps(depth)[0].double().numpy()
+        assert figures.fvu["mean"] == pytest.approx(fvu(mean, states[depth]), rel=1e-5)
         weights = linear_map(fitted[0], fitted[depth])
         reached = np.c_[states[0], np.ones(len(states[0]))] @ weights
-        assert figures.unexplained["endpoint linear"] == pytest.approx(unexplained(reached, states[depth]), rel=2e-2)
+        assert figures.fvu["endpoint linear"] == pytest.approx(fvu(reached, states[depth]), rel=2e-2)
 
 
 def test_linearity_and_isometry_are_counted_directly(found, model, surrogate, held_out):
@@ -88,7 +91,7 @@ def test_linearity_and_isometry_are_counted_directly(found, model, surrogate, he
     K = surrogate.K.double().numpy()
     for depth, figures in enumerate(found.depths):
         if depth:
-            expected = unexplained(z[depth - 1] @ K.T, z[depth])
+            expected = fvu(z[depth - 1] @ K.T, z[depth])
             assert figures.linearity_residual == pytest.approx(expected, rel=1e-3)
         x = surrogate.normalization.normalize(torch.from_numpy(states[depth]), depth).double().numpy()
         ratios = [
@@ -103,8 +106,8 @@ def test_a_chain_of_affine_maps_is_the_composition_of_its_steps(found, model, tr
     reached = states[0]
     for depth in range(1, 5):
         reached = np.c_[reached, np.ones(len(reached))] @ linear_map(fitted[depth - 1], fitted[depth])
-        share = found.depths[depth].unexplained["affine chain"]
-        assert share == pytest.approx(unexplained(reached, states[depth]), rel=2e-2)
+        share = found.depths[depth].fvu["affine chain"]
+        assert share == pytest.approx(fvu(reached, states[depth]), rel=2e-2)
     logp = log_softmax(
         reached @ model.head.weight.detach().double().numpy().T + model.head.bias.detach().numpy(), axis=1
     )
@@ -115,26 +118,26 @@ def test_a_chain_of_affine_maps_is_the_composition_of_its_steps(found, model, tr
 def test_cross_entropy_and_the_share_recovered_are_counted_directly(trained, held_out):
     model, koopman, data = trained
     x, y = held_out
-    found = by_name(ki.fidelity(model, koopman, data, x, y))
+    found = by_name(ki.fidelity(model, koopman, held_out=(x, y), fitted=data))
     rows = {
-        "host": observed(model, x)[-1],
+        "base model": observed(model, x)[-1],
         "surrogate": koopman.predict(ki.attach(model).observe(x, progress=False).states[0]).double().numpy(),
-        "mean": data.states[-1].double().numpy().mean(0, keepdims=True).repeat(len(x), 0),
+        "mean": koopman.normalization.maps(4)[0].double().numpy()[None].repeat(len(x), 0),
     }
     W, b = (part.detach().double().numpy() for part in (model.head.weight, model.head.bias))
     loss = {name: -log_softmax(put @ W.T + b, axis=1)[range(len(y)), y].mean() for name, put in rows.items()}
-    assert loss["host"] < loss["surrogate"] < loss["mean"]
+    assert loss["base model"] < loss["surrogate"] < loss["mean"]
     for name, expected in loss.items():
         assert found[name].cross_entropy == pytest.approx(expected, rel=1e-4)
-    share = (loss["mean"] - loss["surrogate"]) / (loss["mean"] - loss["host"])
-    assert found["surrogate"].recovered == pytest.approx(share, rel=1e-4)
-    assert (found["host"].recovered, found["mean"].recovered) == (1, 0)
+    share = (loss["mean"] - loss["surrogate"]) / (loss["mean"] - loss["base model"])
+    assert found["surrogate"].loss_recovered == pytest.approx(share, rel=1e-4)
+    assert (found["base model"].loss_recovered, found["mean"].loss_recovered) == (1, 0)
 
 
 def test_the_mean_leaves_everything_unexplained(model, surrogate, trajectories, yin_yang_data):
-    found = ki.fidelity(model, surrogate, trajectories, yin_yang_data[0])
+    found = ki.fidelity(model, surrogate, held_out=yin_yang_data[0], fitted=trajectories)
     for depth in found.depths[1:]:
-        assert depth.unexplained["mean"] == pytest.approx(1, abs=1e-5)
+        assert depth.fvu["mean"] == pytest.approx(1, abs=1e-2)
 
 
 def test_each_predictor_stands_in_for_the_span(found, model, surrogate, trajectories, held_out):
@@ -144,7 +147,7 @@ def test_each_predictor_stands_in_for_the_span(found, model, surrogate, trajecto
     last = {
         "surrogate": surrogate.predict(torch.from_numpy(states[0]).float()).double().numpy(),
         "identity": states[0],
-        "mean": np.repeat(fitted[1].mean(0, keepdims=True), len(x), 0),
+        "mean": surrogate.normalization.maps(4)[0].double().numpy()[None].repeat(len(x), 0),
         "endpoint linear": np.c_[states[0], np.ones(len(x))] @ linear_map(*fitted),
     }
     W, b = (part.detach().double().numpy() for part in (model.head.weight, model.head.bias))
@@ -172,11 +175,11 @@ def test_the_surrogate_in_place_is_what_patching_puts_there(found, model, surrog
 @pytest.mark.parametrize(("source", "target"), [(1, 3), ("blocks.0", "blocks.2"), (-4, -2)])
 def test_a_part_of_the_span(model, surrogate, trajectories, held_out, source, target):
     x, _ = held_out
-    found = ki.fidelity(model, surrogate, trajectories, x, source=source, target=target)
+    found = ki.fidelity(model, surrogate, held_out=x, fitted=trajectories, source=source, target=target)
     states = observed(model, x)
     assert [depth.site for depth in found.depths] == ["blocks.0", "blocks.1", "blocks.2"]
     assert found.depths[0].linearity_residual is None
-    assert found.depths[2].unexplained["identity"] == pytest.approx(unexplained(states[1], states[3]), rel=1e-6)
+    assert found.depths[2].fvu["identity"] == pytest.approx(fvu(states[1], states[3]), rel=1e-6)
     with torch.no_grad():
         host, logits = model(x), model.head(model.blocks[3](torch.from_numpy(states[1]).float()))
     agreement = float((logits.argmax(1) == host.argmax(1)).double().mean())
@@ -190,10 +193,10 @@ def test_on_a_linear_host_the_linear_map_leaves_nothing():
     data = ki.attach(model).observe(x, progress=False)
     koopman = ki.fit(data, ki.FitConfig(observables=6, ridge=0.0), method="least_squares")
     fresh = torch.randn(100, 6, generator=torch.Generator().manual_seed(2))
-    found = ki.fidelity(model, koopman, data, fresh)
+    found = ki.fidelity(model, koopman, held_out=fresh, fitted=data)
     for depth in found.depths[1:]:
-        assert depth.unexplained["endpoint linear"] < 1e-9
-        assert depth.unexplained["identity"] > 0.01
+        assert depth.fvu["endpoint linear"] < 1e-9
+        assert depth.fvu["identity"] > 0.01
     outputs = by_name(found)
     assert outputs["endpoint linear"].agreement > 0.99
     assert outputs["endpoint linear"].kl < 1e-6 < outputs["identity"].kl
@@ -207,7 +210,7 @@ def test_on_a_linear_host_every_span_is_nothing_lost():
     # Without a scale and a rotation of its own for each depth, all steps of the normalised states are one matrix.
     config = ki.FitConfig(observables=6, ridge=0.0, normalization=ki.NormalizationConfig(scale=None, align=False))
     koopman = ki.fit(data, config, method="least_squares")
-    found = ki.fidelity(model, koopman, data, x[:50], spans="all")
+    found = ki.fidelity(model, koopman, held_out=x[:50], fitted=data, spans="all")
     assert len(found.spans) == 6
     for one in found.spans:
         rows = {row.name: row for row in one.outputs}
@@ -225,11 +228,13 @@ def test_on_a_linear_host_every_span_is_nothing_lost():
 )
 def test_each_span_is_judged_as_it_is_alone(model, surrogate, trajectories, held_out, spans, pairs):
     x, y = held_out
-    found = ki.fidelity(model, surrogate, trajectories, x, y, source=1, spans=spans, batch_size=70)
+    found = ki.fidelity(model, surrogate, held_out=(x, y), fitted=trajectories, source=1, spans=spans, batch_size=70)
     sites = surrogate.sites
     assert [(one.source, one.target) for one in found.spans] == [(sites[i], sites[j]) for i, j in pairs]
     for one in found.spans:
-        alone = ki.fidelity(model, surrogate, trajectories, x, y, source=one.source, target=one.target)
+        alone = ki.fidelity(
+            model, surrogate, held_out=(x, y), fitted=trajectories, source=one.source, target=one.target
+        )
         for ours, expected in zip(one.outputs, alone.outputs, strict=True):
             assert (ours.name, ours.accuracy, ours.agreement) == (expected.name, expected.accuracy, expected.agreement)
             assert ours.kl == pytest.approx(expected.kl, rel=1e-4, abs=1e-9)
@@ -263,11 +268,11 @@ def test_there_is_no_identity_between_different_widths():
     assert data.widths == (64, 48, 16)
     config = ki.FitConfig(observables=9, normalization=ki.NormalizationConfig(dimension=6))
     koopman = ki.fit(data, config, method="least_squares")
-    found = ki.fidelity(model, koopman, data, x)
-    assert all(depth.unexplained["identity"] is None for depth in found.depths)
-    assert list(by_name(found)) == ["host", "surrogate", "mean", "endpoint linear", "affine chain"]
-    assert found.depths[1].unexplained["mean"] == pytest.approx(1, abs=1e-5)
-    assert found.depths[2].unexplained["endpoint linear"] < 0.5
+    found = ki.fidelity(model, koopman, held_out=x, fitted=data)
+    assert all(depth.fvu["identity"] is None for depth in found.depths)
+    assert list(by_name(found)) == ["base model", "surrogate", "mean", "endpoint linear", "affine chain"]
+    assert found.depths[1].fvu["mean"] == pytest.approx(1, abs=1e-2)
+    assert found.depths[2].fvu["endpoint linear"] < 0.5
     assert "–" in str(found)
     json.dumps(found.as_dict(), allow_nan=False)
 
@@ -279,9 +284,9 @@ def test_there_is_no_identity_past_another_width():
     x = torch.randn(80, 4, generator=torch.Generator().manual_seed(1))
     data = ki.attach(model, ["0", "2", "4"]).observe(x, progress=False)
     config = ki.FitConfig(observables=7, normalization=ki.NormalizationConfig(dimension=5))
-    found = ki.fidelity(model, ki.fit(data, config, method="least_squares"), data, x)
+    found = ki.fidelity(model, ki.fit(data, config, method="least_squares"), held_out=x, fitted=data)
     assert data.widths == (6, 5, 6)
-    assert found.depths[2].unexplained["identity"] is None
+    assert found.depths[2].fvu["identity"] is None
     assert "identity" not in by_name(found)
 
 
@@ -292,7 +297,7 @@ def test_batches_are_as_good_as_one_tensor(found, model, surrogate, trajectories
     x, y = held_out
     pairs = list(zip(x.split(33), y.split(33), strict=True))
     for batches, labels in ((list(x.split(33)), y), (pairs, None)):
-        batched = ki.fidelity(model, surrogate, trajectories, batches, labels)
+        batched = ki.fidelity(model, surrogate, held_out=batches, labels=labels, fitted=trajectories)
         for ours, theirs in zip(batched.outputs, found.outputs, strict=True):
             assert (ours.name, ours.accuracy, ours.agreement) == (
                 theirs.name,
@@ -302,58 +307,81 @@ def test_batches_are_as_good_as_one_tensor(found, model, surrogate, trajectories
             assert ours.kl == pytest.approx(theirs.kl, rel=1e-4, abs=1e-9)
         for ours, theirs in zip(batched.depths, found.depths, strict=True):
             assert ours.isometry == pytest.approx(theirs.isometry, rel=1e-4)
-            for name, value in ours.unexplained.items():
-                expected = theirs.unexplained[name]
+            for name, value in ours.fvu.items():
+                expected = theirs.fvu[name]
                 assert value == (None if expected is None else pytest.approx(expected, rel=1e-4))
 
 
 def test_without_labels_there_is_no_accuracy(model, surrogate, trajectories, held_out):
-    found = ki.fidelity(model, surrogate, trajectories, held_out[0])
+    found = ki.fidelity(model, surrogate, held_out=held_out[0], fitted=trajectories)
     assert all(row.accuracy is None for row in found.outputs)
     assert "–" in str(found)
 
 
-def test_an_iterator_is_refused(model, surrogate, trajectories, held_out):
-    with pytest.raises(InputError, match="not an iterator"):
-        ki.fidelity(model, surrogate, trajectories, iter(held_out[0].split(50)))
+def test_an_iterator_is_read_once(found, model, surrogate, trajectories, held_out):
+    x, y = held_out
+    pairs = zip(x.split(64), y.split(64), strict=True)
+    assert ki.fidelity(model, surrogate, held_out=pairs, fitted=trajectories) == found
+    with pytest.raises(InputError, match=r"iterator can be read once.*batches of pairs \(x, y\)"):
+        ki.fidelity(model, surrogate, held_out=iter(x.split(50)), labels=y)
+
+
+def test_each_input_passes_once_and_once_more_for_labels_apart(model, surrogate, held_out):
+    passes = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    x, y = held_out
+    together = ki.fidelity(model, surrogate, held_out=(x, y))
+    # Four batches: the model's own pass, and one for each of surrogate, identity and mean.
+    assert len(passes) == 4 * (1 + 3)
+    passes.clear()
+    assert ki.fidelity(model, surrogate, held_out=x, labels=y) == together
+    assert len(passes) == 4 * (1 + 3) + 4
 
 
 def test_another_host_is_refused(model, surrogate, trajectories, held_out):
     with torch.no_grad():
         model.head.bias += 1
     with pytest.raises(HostMismatchError, match="weights"):
-        ki.fidelity(model, surrogate, trajectories, held_out[0])
+        ki.fidelity(model, surrogate, held_out=held_out[0], fitted=trajectories)
 
 
 def test_the_wrong_number_of_labels_is_refused(model, surrogate, trajectories, held_out):
     with pytest.raises(InputError, match="labels"):
-        ki.fidelity(model, surrogate, trajectories, held_out[0], held_out[1][:7])
+        ki.fidelity(model, surrogate, held_out=held_out[0], labels=held_out[1][:7])
 
 
 def test_spans_of_no_known_kind_are_refused(unchecked, model, surrogate, trajectories, held_out):
     with pytest.raises(InputError, match="'to_target'"):
-        ki.fidelity(model, surrogate, trajectories, held_out[0], spans="some")
+        ki.fidelity(model, surrogate, held_out=held_out[0], fitted=trajectories, spans="some")
 
 
 def test_trajectories_of_other_sites_are_refused(model, surrogate, held_out):
     other = ki.attach(model, ["embed", "blocks.0", "blocks.1", "blocks.2", "blocks.3"])
     with pytest.raises(InputError, match=r"have the sites embed, .*; the surrogate has blocks\.0:input"):
-        ki.fidelity(model, surrogate, other.observe(held_out[0], progress=False), held_out[0])
+        ki.fidelity(model, surrogate, held_out=held_out, fitted=other.observe(held_out[0], progress=False))
 
 
 def test_what_cannot_be_judged_is_refused(model, surrogate, trajectories, held_out):
     x, _ = held_out
     with pytest.raises(InputError, match="2 held-out samples or more; got 1"):
-        ki.fidelity(model, surrogate, trajectories, x[:1])
+        ki.fidelity(model, surrogate, held_out=x[:1], fitted=trajectories)
+    with pytest.raises(InputError, match="2 held-out samples or more; got 0"):
+        ki.fidelity(model, surrogate, held_out=[])
+    with pytest.raises(InputError, match="Label 7 is none of the 3 outputs of the model"):
+        ki.fidelity(model, surrogate, held_out=(x, torch.full((200,), 7)))
+    with pytest.raises(InputError, match="Some batches came with labels and others without"):
+        ki.fidelity(model, surrogate, held_out=[(x, torch.zeros(200, dtype=torch.long)), x])
+    with pytest.raises(NonFiniteError, match=r"'blocks\.0:input' gave NaN"):
+        ki.fidelity(model, surrogate, held_out=torch.cat([x, torch.full((1, 4), torch.nan)]))
     with pytest.raises(InputError, match="no variance to explain"):
-        ki.fidelity(model, surrogate, trajectories, x[:1].repeat(5, 1))
+        ki.fidelity(model, surrogate, held_out=x[:1].repeat(5, 1), fitted=trajectories)
 
 
 def test_rows_labelled_as_ignored_are_left_out_of_all_figures(model, surrogate, trajectories, held_out):
     x, y = held_out
     kept = torch.arange(len(y)) % 3 != 0
-    alone = ki.fidelity(model, surrogate, trajectories, x[kept], y[kept])
-    found = ki.fidelity(model, surrogate, trajectories, x, y.where(kept, -100))
+    alone = ki.fidelity(model, surrogate, held_out=(x[kept], y[kept]), fitted=trajectories)
+    found = ki.fidelity(model, surrogate, held_out=(x, y.where(kept, -100)), fitted=trajectories)
     assert found.rows == alone.rows
     for ours, expected in zip(found.outputs, alone.outputs, strict=True):
         assert (ours.name, ours.accuracy, ours.agreement) == (expected.name, expected.accuracy, expected.agreement)
@@ -362,60 +390,140 @@ def test_rows_labelled_as_ignored_are_left_out_of_all_figures(model, surrogate, 
 
 def test_labels_are_found_by_the_name_of_their_column(found, model, surrogate, trajectories, held_out):
     x, y = held_out
-    named = ki.fidelity(model, surrogate, trajectories, [{"x": x, "kind": y}], "kind")
+    named = ki.fidelity(model, surrogate, held_out=[{"x": x, "kind": y}], labels="kind", fitted=trajectories)
     assert [row.accuracy for row in named.outputs] == [row.accuracy for row in found.outputs]
 
 
 def test_labels_and_next_tokens_exclude_each_other(model, surrogate, trajectories, held_out):
     with pytest.raises(InputError, match="got both"):
-        ki.fidelity(model, surrogate, trajectories, *held_out, next_token=True)
+        ki.fidelity(model, surrogate, held_out=held_out, fitted=trajectories, next_token=True)
 
 
 def test_inputs_without_tokens_have_no_next_one(model, surrogate, trajectories, held_out):
     with pytest.raises(InputError, match="Give labels"):
-        ki.fidelity(model, surrogate, trajectories, held_out[0], next_token=True)
+        ki.fidelity(model, surrogate, held_out=held_out[0], fitted=trajectories, next_token=True)
 
 
 # --- outputs ------------------------------------------------------------------------------------------------
 
 
+def test_without_the_rows_fitted_the_linear_maps_are_left_out(found, model, surrogate, held_out):
+    alone = ki.fidelity(model, surrogate, held_out=held_out)
+    free = NAMES[:3]
+    assert [row.name for row in alone.outputs] == ["base model", *free]
+    assert alone.outputs == tuple(row for row in found.outputs if row.name in ("base model", *free))
+    for ours, theirs in zip(alone.depths, found.depths, strict=True):
+        assert ours.fvu == {name: theirs.fvu[name] for name in free}
+    assert "fitted=" in str(alone).split("\n\n")[-1]
+    assert found.notes() == ()
+
+
+class Bare(nn.Module):
+    """A trunk without a head, and the same one under a head that is a matrix of states."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.embed, self.blocks = model.embed, model.blocks
+
+    def forward(self, x):
+        x = torch.relu(self.embed(x))
+        for block in self.blocks:
+            x = block(x)
+        return {"last_hidden_state": x}
+
+
+@pytest.mark.parametrize("labelled", ["with", "beside", "without"])
+def test_a_model_without_logits_is_judged_by_depth(model, quick_config, yin_yang_data, held_out, labelled):
+    bare = Bare(model).eval()
+    data = ki.attach(bare).observe(yin_yang_data[0], progress=False)
+    koopman = ki.fit(data, quick_config, method="least_squares")
+    x, y = held_out
+    kept = torch.arange(200) % 3 != 0
+    ignoring = torch.where(kept, y, -100)
+    given = {"with": {"held_out": (x, ignoring)}, "beside": {"held_out": x, "labels": ignoring}}
+    faith = ki.fidelity(bare, koopman, **given.get(labelled, {"held_out": x[kept]}), fitted=data, spans="all")
+    assert (faith.outputs, faith.spans, faith.rows) == ((), (), int(kept.sum()))
+    states = [state.double().numpy() for state in ki.attach(bare).observe(x[kept], progress=False).states]
+    for depth in range(1, 5):
+        reached = koopman.predict(torch.from_numpy(states[0]).float(), 0, depth).double().numpy()
+        assert faith.depths[depth].fvu["surrogate"] == pytest.approx(fvu(reached, states[depth]), rel=1e-4)
+    assert "FVU at the target" in repr(faith)
+    assert faith.notes()[0].startswith(
+        "There are no figures at the model's output. Expected the model to return logits"
+    )
+    assert ki.Fidelity.from_dict(json.loads(json.dumps(faith.as_dict()))) == faith
+    assert list(faith.to_frame().columns[:2]) == ["site", "FVU: surrogate"]
+
+
+def test_two_outputs_are_held_at_a_time(monkeypatch, model, surrogate, trajectories, held_out):
+    """Since they can be wide: the model's own, and one stand-in's."""
+    made, most, of = [], [], Output.of.__func__
+
+    def counted(cls, *args, **kwargs):
+        output = of(cls, *args, **kwargs)
+        made.append(weakref.ref(output.logp))
+        most.append(sum(logp() is not None for logp in made))
+        return output
+
+    monkeypatch.setattr(Output, "of", classmethod(counted))
+    ki.fidelity(model, surrogate, held_out=held_out, fitted=trajectories, spans="all")
+    ki.compare_lenses(model, surrogate, held_out=held_out[0], fitted=trajectories)
+    ki.koopman_lens(model, surrogate, held_out[0])
+    assert (max(most), len(most)) == (2, 4 * (1 + 10 * 4 + 4) + 4 * (1 + 4 * 3 + 1) + 4 * 5)
+
+
 def test_plain_values_go_through_json(found):
     values = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert values["rows"] == 200
-    assert [row["name"] for row in values["outputs"]] == ["host", *NAMES]
+    assert [row["name"] for row in values["outputs"]] == ["base model", *NAMES]
     assert values["outputs"][1]["kl"] == found.outputs[1].kl
-    assert values["depths"][0]["unexplained"]["identity"] is None
+    assert values["depths"][0]["fvu"]["identity"] is None
     assert values["depths"][2]["isometry"] == list(found.depths[2].isometry)
+    assert ki.Fidelity.from_dict(values) == found
+
+
+def test_spans_are_rebuilt_from_plain_values(model, surrogate, held_out):
+    judged = ki.fidelity(model, surrogate, held_out=held_out, spans="to_target")
+    rebuilt = ki.Fidelity.from_dict(json.loads(json.dumps(judged.as_dict())))
+    assert rebuilt == judged
+    assert str(rebuilt) == str(judged)
+    one = judged.spans[1]
+    assert SpanFidelity.from_dict(json.loads(json.dumps(one.as_dict()))) == one
+    assert one.table().caption == "At the model's output, substituted for blocks.0 → blocks.3"
 
 
 def test_the_printed_tables_hold_the_figures(found):
     text = str(found)
     assert text.startswith(repr(found))
     ours = by_name(found)["surrogate"]
-    assert f"agreement with the host {ours.agreement:.2%}, KL {ours.kl:.4f}" in repr(found)
+    assert f"agreement with the model {ours.agreement:.2%}, KL {ours.kl:.4f}" in repr(found)
     line = next(line for line in text.split("\n") if line.startswith("endpoint linear"))
     linear = by_name(found)["endpoint linear"]
     expected = [f"{100 * linear.accuracy:.2f}", f"{100 * linear.agreement:.2f}", f"{linear.kl:.4f}"]
-    recovered = "–" if linear.recovered is None else f"{100 * linear.recovered:.2f}"
-    expected += [f"{linear.cross_entropy:.4f}", recovered]
+    expected += [f"{linear.cross_entropy:.4f}"]
+    if any(row.loss_recovered is not None for row in found.outputs):
+        expected += [f"{100 * linear.loss_recovered:.2f}"]
     assert line.removeprefix("endpoint linear").split() == expected
     site = next(line for line in text.split("\n") if line.startswith("blocks.3"))
     assert f"{found.depths[4].linearity_residual:.4f}" in site
 
 
 def test_the_table_by_span_has_a_line_each(model, surrogate, trajectories, held_out):
-    found = ki.fidelity(model, surrogate, trajectories, *held_out, spans="to_target")
-    lines = found.by_span().split("\n")
-    assert lines[0].split("  ")[0] == "KL / agreement %"
-    assert [line.split("  ")[0] for line in lines[1:]] == [f"{site} → blocks.3" for site in surrogate.sites[:-1]]
-    assert found.by_span() in str(found)
-    last = next(row for row in found.spans[-1].outputs if row.name == "surrogate")
-    assert f"{last.kl:.3f} / {100 * last.agreement:.1f}" in lines[-1]
+    found = ki.fidelity(model, surrogate, held_out=held_out, fitted=trajectories, spans="to_target")
+    divergence, agreement = found.by_span()[:2]
+    spans = tuple(f"{site} → blocks.3" for site in surrogate.sites[:-1])
+    for table, figure in ((divergence, "kl"), (agreement, "agreement")):
+        assert [column.name for column in table.columns] == ["substituted for", *NAMES]
+        assert table.columns[0].values == spans
+        for column in table.columns[1:]:
+            rows = [next(row for row in one.outputs if row.name == column.name) for one in found.spans]
+            assert column.values == tuple(getattr(row, figure) for row in rows)
+        assert table.text() in str(found)
 
 
 def test_nothing_is_left_behind(model, surrogate, trajectories, held_out):
     before = weight_digest(model), [sorted(vars(module)) for module in model.modules()], surrogate.digest()
-    ki.fidelity(model, surrogate, trajectories, *held_out)
+    ki.fidelity(model, surrogate, held_out=held_out, fitted=trajectories)
     assert before == (
         weight_digest(model),
         [sorted(vars(module)) for module in model.modules()],
@@ -429,10 +537,10 @@ def test_times_of_the_surrogate_are_kept(model, held_out, yin_yang_data):
     tap = ki.attach(model, ["blocks.0:input", "blocks.1", "blocks.3"], times=[0.0, 2.0, 4.0])
     data = tap.observe(yin_yang_data[0], progress=False)
     koopman = ki.fit(data, ki.FitConfig(observables=14), method="least_squares")
-    found = ki.fidelity(model, koopman, data, x)
+    found = ki.fidelity(model, koopman, held_out=x, fitted=data)
     later = tap.observe(x, progress=False)
     z = [koopman.encode(state, depth).double() for depth, state in enumerate(later.states)]
     K2 = torch.linalg.matrix_power(koopman.K.double(), 2)
     for depth in (1, 2):
-        expected = unexplained((z[depth - 1] @ K2.T).numpy(), z[depth].numpy())
+        expected = fvu((z[depth - 1] @ K2.T).numpy(), z[depth].numpy())
         assert found.depths[depth].linearity_residual == pytest.approx(expected, rel=1e-3)

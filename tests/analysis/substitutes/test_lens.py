@@ -100,8 +100,8 @@ def test_other_lenses_can_be_looked_through(model, surrogate, trajectories, held
 def test_tokens_are_named_and_numbered_over_batches(words):
     model, koopman, _ = words
     texts = ["once upon a time there was", "girl who had red ball and she liked to play", "in the park"]
-    together = ki.koopman_lens(model, koopman, texts, skip=1)
-    apart = ki.koopman_lens(model, koopman, [[one] for one in texts], skip=1)
+    together = ki.koopman_lens(model, koopman, texts)
+    apart = ki.koopman_lens(model, koopman, [[one] for one in texts])
     torch.testing.assert_close(apart.kl, together.kl, atol=1e-4, rtol=1e-3)
     assert torch.equal(apart.sequence, together.sequence)
     assert (apart.inputs, apart.position.tolist()) == (together.inputs, together.position.tolist())
@@ -152,12 +152,16 @@ def test_it_is_printed_saved_and_loaded(reading, tmp_path):
     line = next(line for line in text.split("\n") if line.startswith("7  "))
     expected = [f"{reading.said(d, 7)} {float(reading.probability[d, 7, 0]):.2f}" for d in range(5)]
     assert line.split()[1:] == " ".join(expected).split()
-    assert "… and 10 more" in text
-    agreeing = next(line for line in text.split("\n") if line.startswith("agreement %"))
+    assert "first 40 of 50 samples" in text
+    by_depth = reading.tables()[0]
     same = (reading.top[:, :, 0] == reading.top[-1, :, 0]).sum(1)
-    assert agreeing.removeprefix("agreement %").split() == [f"{2 * int(count)}.0" for count in same]
+    assert by_depth.columns[2].values == pytest.approx([int(count) / 50 for count in same])
+    assert by_depth.columns[1].values == pytest.approx(reading.kl.mean(1).tolist())
     values = json.loads(json.dumps(reading.as_dict(), allow_nan=False))
     assert values["kl"][1] == reading.kl[1].tolist()
+    rebuilt = ki.LensReading.from_dict(values)
+    assert rebuilt.as_dict() == reading.as_dict()
+    assert str(rebuilt) == text
     reading.save(tmp_path / "lens.safetensors")
     loaded = ki.LensReading.load(tmp_path / "lens.safetensors")
     assert str(loaded) == text
@@ -180,7 +184,7 @@ def test_another_kind_of_file_is_no_lens(trajectories, tmp_path):
 
 def test_the_comparison_is_the_mean_of_each_reading(model, surrogate, trajectories, held_out):
     affine = ki.AffineLens.fit(trajectories)
-    found = ki.compare_lenses(model, surrogate, trajectories, held_out, batch_size=20)
+    found = ki.compare_lenses(model, surrogate, held_out=held_out, fitted=trajectories, batch_size=20)
     assert found.sites == surrogate.sites[:-1]
     lenses = {"Koopman lens": None, "logit lens": ki.LogitLens(surrogate.config.widths), affine.name: affine}
     assert list(found.parameters) == list(lenses)
@@ -205,8 +209,8 @@ def test_parameters_are_all_that_was_fitted(surrogate, trajectories):
 def test_a_language_models_lenses_are_judged_by_the_next_token_too(words):
     model, koopman, data = words
     ids = torch.randint(1, 20, (6, 9), generator=torch.Generator().manual_seed(4))
-    found = ki.compare_lenses(model, koopman, data, ids, next_token=True, skip=1)
-    host = {row.name: row for row in found.outputs[0]}["host"]
+    found = ki.compare_lenses(model, koopman, held_out=ids, fitted=data, next_token=True)
+    host = {row.name: row for row in found.outputs[0]}["base model"]
     with torch.no_grad():
         logp = model(ids).double().log_softmax(-1)[:, 1:-1].flatten(0, 1)
     expected = -logp[range(len(logp)), ids[:, 2:].flatten()].mean()
@@ -215,7 +219,7 @@ def test_a_language_models_lenses_are_judged_by_the_next_token_too(words):
     # The state that the mean stands in place of is the last one's, at each token kept.
     mean = {row.name: row for row in found.outputs[0]}["mean"]
     last = koopman.sites[-1]
-    put = data.states[-1].double().mean(0).float()
+    put = koopman.normalization.maps(len(koopman.sites) - 1)[0]
     with torch.no_grad(), host_for(model).hooked({last: lambda state: _put(state, put)}):
         ablated = model(ids).double().log_softmax(-1)[:, 1:]
     with torch.no_grad():
@@ -231,11 +235,11 @@ def _put(state, row):
 def test_batches_that_skipping_leaves_nothing_of_count_for_nothing(words):
     model, koopman, data = words
     ids = torch.randint(1, 20, (6, 9), generator=torch.Generator().manual_seed(4))
-    whole = ki.compare_lenses(model, koopman, data, [ids], next_token=True, skip=3)
-    more = ki.compare_lenses(model, koopman, data, [ids, ids[:, :3]], next_token=True, skip=3)
+    whole = ki.compare_lenses(model, koopman, held_out=[ids], fitted=data, next_token=True)
+    more = ki.compare_lenses(model, koopman, held_out=[ids, ids[:, :1]], fitted=data, next_token=True)
     assert more == whole
     with pytest.raises(InputError, match="no samples"):
-        ki.koopman_lens(model, koopman, [ids[:, :3]], skip=3)
+        ki.koopman_lens(model, koopman, [ids[:, :1]])
 
 
 class Forbidding(LinearHost):
@@ -250,7 +254,7 @@ def test_a_class_that_the_host_forbids_adds_nothing():
     x = torch.randn(100, 6, generator=torch.Generator().manual_seed(1))
     data = ki.attach(model).observe(x, progress=False)
     koopman = ki.fit(data, ki.FitConfig(observables=6), method="least_squares")
-    found = ki.compare_lenses(model, koopman, data, x)
+    found = ki.compare_lenses(model, koopman, held_out=x, fitted=data)
     states = data.states[0].double()[:, :5]
     host, logp = (states * 0.729).log_softmax(1), states.log_softmax(1)
     assert found.kl("logit lens")[0] == pytest.approx(float((host.exp() * (host - logp)).sum(1).mean()), rel=1e-4)
@@ -286,20 +290,20 @@ def test_what_cannot_be_read_is_refused(unchecked, model, surrogate, trajectorie
     with pytest.raises(InputError, match="no samples"):
         ki.koopman_lens(model, surrogate, [])
     with pytest.raises(InputError, match="no samples"):
-        ki.compare_lenses(model, surrogate, trajectories, [])
+        ki.compare_lenses(model, surrogate, held_out=[], fitted=trajectories)
     with pytest.raises(InputError, match="a name of its own"):
-        ki.compare_lenses(model, surrogate, trajectories, held_out, others=[ki.KoopmanLens(surrogate)])
+        ki.compare_lenses(model, surrogate, held_out=held_out, fitted=trajectories, others=[ki.KoopmanLens(surrogate)])
     with pytest.raises(InputError, match=r"others=\[lens\]"):
-        ki.compare_lenses(model, surrogate, trajectories, held_out, others=ki.KoopmanLens(surrogate))
+        ki.compare_lenses(model, surrogate, held_out=held_out, fitted=trajectories, others=ki.KoopmanLens(surrogate))
     with pytest.raises(InputError, match="batch_size must be 1 or more; got 0"):
         ki.koopman_lens(model, surrogate, held_out, batch_size=0)
     few = ki.attach(model, ["blocks.0:input", "blocks.3"]).observe(held_out, progress=False)
     with pytest.raises(InputError, match=r"have the sites blocks\.0:input, blocks\.3; the surrogate has"):
-        ki.compare_lenses(model, surrogate, few, held_out)
+        ki.compare_lenses(model, surrogate, held_out=held_out, fitted=few)
     with pytest.raises(InputError, match="0 to 49"):
         ki.koopman_lens(model, surrogate, held_out).of_input(50)
     with pytest.raises(InputError, match="There is no lens 'tuned'"):
-        ki.compare_lenses(model, surrogate, trajectories, held_out).kl("tuned")
+        ki.compare_lenses(model, surrogate, held_out=held_out, fitted=trajectories).kl("tuned")
     with pytest.raises(InputError, match="depths 0 to 4"):
         ki.AffineLens.fit(trajectories).at(5)
 
@@ -310,4 +314,4 @@ def test_another_host_is_refused(model, surrogate, trajectories, held_out):
     with pytest.raises(HostMismatchError):
         ki.koopman_lens(model, surrogate, held_out)
     with pytest.raises(HostMismatchError):
-        ki.compare_lenses(model, surrogate, trajectories, held_out)
+        ki.compare_lenses(model, surrogate, held_out=held_out, fitted=trajectories)
