@@ -23,6 +23,7 @@ from koopman_interp.errors import InputError
 from koopman_interp.forgetting.frontier import Frontier
 from koopman_interp.plotting.audits import plot_audit
 from koopman_interp.plotting.fidelity import plot_fidelity
+from koopman_interp.plotting.fits import plot_fit
 from koopman_interp.plotting.frontiers import plot_frontier
 from koopman_interp.plotting.lens import plot_lens, plot_lens_comparison
 from koopman_interp.plotting.modes import plot_mode_growth
@@ -34,6 +35,7 @@ from koopman_interp.plotting.topology_by_depth import (
     plot_topology_distances,
 )
 from koopman_interp.plotting.trajectories import plot_trajectories
+from koopman_interp.surrogates.record import FitRecord
 from koopman_interp.trajectories import Trajectories
 
 
@@ -53,6 +55,7 @@ def plot(value: object, **_: Any) -> Axes | ndarray:
 
 plot.register(Audit, plot_audit)
 plot.register(Fidelity, plot_fidelity)
+plot.register(FitRecord, plot_fit)
 plot.register(Frontier, plot_frontier)
 plot.register(IntrinsicDimension, plot_intrinsic_dimension)
 plot.register(LensComparison, plot_lens_comparison)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
 
 from koopman_interp.auditing.result import Audit
 from koopman_interp.report.parts import figure, section, shown
@@ -12,18 +11,17 @@ from koopman_interp.report.text import AUDIT_KEY
 from koopman_interp.tables import percent
 
 
-def audit_section(values: Mapping[str, Any], index: int, figures: Mapping[str, str]) -> str:
+def audit_section(audit: Audit, index: int, figures: Mapping[str, str]) -> str:
     """Show one audit.
 
     Args:
-        values: the plain values of the audit.
+        audit: the audit.
         index: which of the run's it is; the first explains the columns.
         figures: images by name.
 
     Returns:
         A section of the page.
     """
-    audit = Audit.from_dict(values)
     ours, methods = audit.rows[-1], ", ".join(row.name for row in audit.rows)
     probe = (
         "</strong>"
@@ -44,10 +42,10 @@ def audit_section(values: Mapping[str, Any], index: int, figures: Mapping[str, s
             f"Dot plot of the tables above: {methods}, by what is suppressed and what probes still find.",
             "What each method suppresses at the output, and what is still there.",
         ),
-        _figure(
+        figure(
             figures, f"audit-{index}-depths", f"How well probes find {audit.classes} over depth, one line a method."
         ),
-        _figure(figures, f"audit-{index}-relearning", "Forget and retain accuracy by step of relearning."),
+        figure(figures, f"audit-{index}-relearning", "Forget and retain accuracy by step of relearning."),
     )
 
 
@@ -56,7 +54,3 @@ def _samples(audit: Audit) -> str:
     samples = [(row.name, sample) for row in audit.rows if row.language is not None for sample in row.language.samples]
     body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(sample)}</dd>" for name, sample in samples)
     return f"<dl>{body}</dl>" if samples else ""
-
-
-def _figure(figures: Mapping[str, str], name: str, alt: str) -> str:
-    return figure(figures, name, alt) if name in figures else ""

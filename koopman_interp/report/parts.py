@@ -30,7 +30,9 @@ def shown(table: Table, *, marked_column: int | None = None) -> str:
 
 
 def figure(figures: Mapping[str, str], name: str, alt: str, caption: str = "") -> str:
-    """One figure on a white card; as an image, since nothing in an image can run."""
+    """One figure on a white card, as an image, since nothing in an image can run; nothing where it was not drawn."""
+    if name not in figures:
+        return ""
     look = ' class="wide"' if name.startswith("audit-") else ""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return (
@@ -39,6 +41,6 @@ def figure(figures: Mapping[str, str], name: str, alt: str, caption: str = "") -
     )
 
 
-def strong(value: float | None) -> str:
+def strong(share: float | None) -> str:
     """A share in per cent, in bold."""
-    return f"<strong>{percent(value, 1)} %</strong>"
+    return f"<strong>{percent(share, 1)} %</strong>"

@@ -89,7 +89,11 @@ def write_run(
         "command": command,
         "facts": facts or {},
         "seconds": seconds or {},
-        "surrogate": {"description": repr(koopman), "history": koopman.record.history},
+        "surrogate": {
+            "description": repr(koopman),
+            "history": koopman.record.history,
+            "notes": koopman.record.notes(),
+        },
         "trajectories": None if trajectories is None else repr(trajectories),
         "spectrum": _plain(spectrum),
         "topologies": {name: topology.as_dict() for name, topology in topologies.items()},
@@ -132,7 +136,7 @@ def _of_surrogate(
     if lens is not None:
         drawn["lens"] = plotting.plot_lens(lens)
     if koopman.record.history:
-        drawn["fit"] = plotting.plot_fit(koopman.record.history)
+        drawn["fit"] = plotting.plot_fit(koopman.record)
     return drawn
 
 

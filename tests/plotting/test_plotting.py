@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
+import koopman_interp as ki
 from koopman_interp import plotting
 from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.spectra.spectrum import Spectrum
@@ -115,18 +116,20 @@ AUDIT = Audit(
     forget_rows=60,
     retain_rows=140,
 )
-HISTORY = [
-    {"step": 0, "loss": 3.0, "fvu": 0.9, "stress": 0.1},
-    {"step": 20, "loss": 1.0, "fvu": 0.2, "stress": 0.05},
-    {"step": 40, "loss": 2.0, "fvu": 0.3, "stress": 0.0},
-]
+RECORD = ki.FitRecord(
+    (
+        {"step": 0, "loss": 3.0, "fvu": 0.9, "stress": 0.1},
+        {"step": 20, "loss": 1.0, "fvu": 0.2, "stress": 0.05},
+        {"step": 40, "loss": 2.0, "fvu": 0.3, "stress": 0.0},
+    )
+)
 SINGLE = {
     "spectrum": lambda ax=None: plotting.plot_spectrum(SPECTRUM, ax=ax),
     "betti-0": lambda ax=None: plotting.plot_topology(TOPOLOGY, 0, ax=ax),
     "betti-1": lambda ax=None: plotting.plot_topology(TOPOLOGY, 1, ax=ax),
     "fidelity": lambda ax=None: plotting.plot_fidelity(FIDELITY, ax=ax),
     "output": lambda ax=None: plotting.plot_output_fidelity(FIDELITY, ax=ax),
-    "fit": lambda ax=None: plotting.plot_fit(HISTORY, ax=ax),
+    "fit": lambda ax=None: plotting.plot_fit(RECORD, ax=ax),
     "spans": lambda ax=None: plotting.plot_span_fidelity(SPANS, ax=ax),
     "lens": lambda ax=None: plotting.plot_lens(READING, ax=ax),
     "lenses": lambda ax=None: plotting.plot_lens_comparison(LENSES, ax=ax),
@@ -159,7 +162,7 @@ def test_nothing_global_changes(trajectories, tmp_path):
         draw()
     plot_trajectories(trajectories)
     plotting.plot_audit(AUDIT)
-    plotting.save_figure(plotting.plot_fit(HISTORY), tmp_path, "fit")
+    plotting.save_figure(plotting.plot_fit(RECORD), tmp_path, "fit")
     assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == open_before
 
@@ -269,17 +272,21 @@ def test_output_fidelity_shows_agreement_and_accuracy_where_there_is_one():
 
 
 def test_a_fit_marks_the_weights_it_kept():
-    ax = plotting.plot_fit(HISTORY)
+    ax = plotting.plot_fit(RECORD)
     assert lines(ax, ["FVU"])[0].get_ydata().tolist() == [0.9, 0.2, 0.3]
     kept = next(text for text in ax.texts if text.get_text() == "kept")
     assert kept.get_position()[0] == 20
+    of_record = RECORD.plot()
+    assert [line.get_ydata().tolist() for line in of_record.lines[:2]] == [
+        line.get_ydata().tolist() for line in ax.lines[:2]
+    ]
 
 
 def test_a_least_squares_fit_is_one_dot_each():
-    ax = plotting.plot_fit([{"fvu": 0.1, "stress": 0.02}])
+    ax = plotting.plot_fit(ki.FitRecord(({"fvu": 0.1, "stress": 0.02},)))
     assert [len(line.get_xdata()) for line in ax.lines] == [1, 1]
-    with pytest.raises(InputError, match="no history"):
-        plotting.plot_fit([])
+    with pytest.raises(InputError, match="of no fit"):
+        plotting.plot_fit(ki.FitRecord())
 
 
 def test_trajectories_show_every_class_at_every_depth_with_its_own_mark(trajectories):
@@ -421,8 +428,8 @@ def test_relearning_shows_what_comes_back_and_what_it_costs():
 
 
 def test_saved_figures_are_the_same_bytes_each_time_and_carry_no_date(tmp_path):
-    first = plotting.save_figure(plotting.plot_fit(HISTORY), tmp_path / "a", "fit")
-    second = plotting.save_figure(plotting.plot_fit(HISTORY).figure, tmp_path / "b", "fit")
+    first = plotting.save_figure(plotting.plot_fit(RECORD), tmp_path / "a", "fit")
+    second = plotting.save_figure(plotting.plot_fit(RECORD).figure, tmp_path / "b", "fit")
     assert [path.name for path in first] == ["fit.png", "fit.svg"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert first[0].read_bytes().startswith(b"\x89PNG")

@@ -195,7 +195,7 @@ def test_only_the_edit_is_highlighted_in_the_audit(page):
 
 
 def test_the_page_shows_fidelity_beside_what_is_free(page):
-    for number in ("0.0123", "0.0789", "1.5321", "1.0001", "0.3456", "91.2", "0.0712"):
+    for number in ("0.0123", "0.0789", "1.5321", "1.0001", "0.3456", "91.23", "0.0712"):
         assert f">{number}</td>" in page
 
 
@@ -300,21 +300,26 @@ def test_the_page_shows_spans_a_lens_and_an_edit_at_several_sites(longer):
     folder, values = longer
     page = (folder / "report.html").read_text(encoding="utf-8")
     faith, lens, edits = values["fidelity"], values["lens"], values["edit"]
-    _, *rows = cells(page, "At the host&#x27;s output, with each predictor in place of a shorter span")
+    for result in (faith, lens):
+        for table in result.tables():
+            header, *rows = cells(page, escape(table.caption))
+            assert header == [escape(column.name) for column in table.columns]
+            assert rows == [
+                [escape(cell) for cell in row] for row in zip(*(c.cells() for c in table.columns), strict=True)
+            ]
+    _, *rows = cells(page, "KL to the model, nats, with each substitute for a span")
     assert len(rows) == len(faith.spans)
-    for row, one in zip(rows, faith.spans, strict=True):
-        assert row[0] == f"{one.source} → {one.target}"
-        assert row[1:] == [f"{way.kl:,.4f} / {100 * way.agreement:.1f}" for way in one.outputs[1:]]
-    header, kl, agreement = cells(page, "Mean over all samples")
-    assert header == ["from", *lens.sites]
-    assert kl[1:] == [f"{value:.3f}" for value in lens.kl.double().mean(1).tolist()]
-    agreeing = (lens.top[:, :, 0] == lens.top[-1, :, 0]).double().mean(1)
-    assert agreement[1:] == [f"{100 * value:.1f}" for value in agreeing.tolist()]
-    _, *samples = cells(page, "The likeliest output and its probability, first 24")
-    assert len(samples) == 24
+    for row, span in zip(rows, faith.spans, strict=True):
+        assert row[0] == f"{span.source} → {span.target}"
+        assert row[1:] == [f"{output.kl:,.3f}" for output in span.outputs[1:]]
+    _, *depths = cells(page, "Mean over")
+    agreeing = (lens.top[:, :, 0] == lens.top[-1, :, 0]).double().mean(1).tolist()
+    for row, site, kl, share in zip(depths, lens.sites, lens.kl.double().mean(1).tolist(), agreeing, strict=True):
+        assert row == [site, f"{kl:.3f}", f"{100 * share:.1f}"]
+    _, *samples = cells(page, "Likeliest output and its probability")
     for number, row in enumerate(samples):
-        said = [f"{lens.said(d, number)} {lens.probability[d, number, 0]:.2f}" for d in range(len(lens.sites))]
-        assert row == [lens.inputs[number], *map(escape, said)]
+        outputs = [f"{lens.said(d, number)} {lens.probability[d, number, 0]:.2f}" for d in range(len(lens.sites))]
+        assert row == [lens.inputs[number], *map(escape, outputs)]
     header, *rows = cells(page, "What can be said of the edit")
     assert [row[0] for row in rows] == [edit.site for edit in edits]
     drifts = [f"{100 * edit.certificate.retained_drift:.2f}" for edit in edits]
