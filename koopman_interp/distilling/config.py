@@ -16,6 +16,7 @@ class DistilConfig(DescentConfig):
     was held out by the fit.
 
     Attributes:
+        batch_size: inputs a step.
         operator_rate: learning rate of K, relative to the rest; a lens has none.
         states: weight of reconstruction, linearity and prediction beside the divergence at the output: the dial
             between a motion that is true to the states between, and one that is true to what the host says. A lens is
@@ -37,6 +38,6 @@ class DistilConfig(DescentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_whole("depths")
+        self._require_whole("batch_size", "depths")
         self._require_positive("operator_rate")
         self._require_not_negative("states", "isometry_weight")

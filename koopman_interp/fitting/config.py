@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.losses import Isometry
-from koopman_interp.surrogates.autoencoder import ARCHITECTURES, Architecture
+from koopman_interp.surrogates.autoencoder import ACTIVATIONS, ARCHITECTURES, Activation, Architecture
 from koopman_interp.surrogates.normalization import NormalizationConfig
 from koopman_interp.surrogates.operators import OPERATORS
 
 Pairs = Literal["sampled", "all", "endpoints"]
-Schedule = Literal["cosine", "cyclic", "constant"]
+Schedule = Literal["wsd", "cosine", "cyclic", "constant"]
+Aim = Literal["prediction", "spectrum"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +25,16 @@ class DescentConfig:
 
     Attributes:
         steps: gradient steps at most.
-        batch_size: how many of what it is trained on a step takes.
+        seconds: wall-clock time that the steps and looks may take; None sets no limit. A descent with a limit is not
+            the same twice, since how far it comes depends on the machine.
         learning_rate: the largest that the schedule reaches.
-        schedule: cosine, from a warm-up down to zero; cyclic, triangles between a tenth of `learning_rate` and all of
-            it; or constant.
+        schedule: wsd (warm-up, stable, decay; Hägele et al., arXiv 2405.18392), which needs no length in advance: it
+            is level until the held-out figure is, then falls to zero; cosine, from a warm-up down to zero over all
+            steps; cyclic, triangles between a tenth of `learning_rate` and all of it; or constant.
         cycle: steps of a triangle.
-        warm_up: share of the steps over which the cosine schedule rises.
+        warm_up: share of the steps over which the cosine schedule rises, and wsd too, but within 50 steps.
+        decay: steps over which wsd falls, as a share of those taken before.
+        least_gain: share of the held-out figure that `patience` looks have to bring for wsd to stay level.
         averaging: decay of the running average of the weights, which is what is judged and kept; 0 judges and keeps
             the latest.
         clip: norm that a longer gradient is shortened to; None leaves all gradients as they are.
@@ -37,16 +42,19 @@ class DescentConfig:
             gradient (AdamW; Loshchilov & Hutter, arXiv 1711.05101).
         validation: share of the inputs that is held out to judge by.
         evaluate_every: steps between looks at what is held out, and between checkpoints.
-        patience: looks without improvement after which it stops; None takes all steps.
+        patience: looks without improvement after which it stops, and for wsd, over which `least_gain` is asked for;
+            None takes all steps.
         seed: of all that is drawn: what is held out, the order of batches, what a step draws, initial weights.
     """
 
     steps: int = 500
-    batch_size: int = 128
+    seconds: float | None = None
     learning_rate: float = 3e-3
     schedule: Schedule = "cosine"
     cycle: int = 500
     warm_up: float = 0.1
+    decay: float = 0.2
+    least_gain: float = 0.05
     averaging: float = 0.99
     clip: float | None = 1.0
     weight_decay: float = 1e-4
@@ -56,10 +64,10 @@ class DescentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._require_choice("schedule", ("cosine", "cyclic", "constant"))
-        self._require_whole("steps", "batch_size", "evaluate_every", "cycle", "patience")
-        self._require_positive("learning_rate", "clip")
-        self._require_not_negative("weight_decay", "warm_up")
+        self._require_choice("schedule", ("wsd", "cosine", "cyclic", "constant"))
+        self._require_whole("steps", "evaluate_every", "cycle", "patience")
+        self._require_positive("learning_rate", "clip", "seconds", "decay")
+        self._require_not_negative("weight_decay", "warm_up", "least_gain")
         if not 0.0 < self.validation < 1.0:
             raise InputError(f"validation is a share between 0 and 1, both excluded; got {self.validation}.")
         if not 0.0 <= self.averaging < 1.0:
@@ -97,10 +105,18 @@ class FitConfig(DescentConfig):
     """How a Koopman autoencoder is built and fitted; how it descends stands in `DescentConfig`.
 
     Attributes:
-        observables: width of the observable space; None is half as much again as the normalised width.
+        steps: as in a descent; the default is far more than a fit takes before its loss is level.
+        schedule: as in a descent.
+        aim: `prediction` fits K by gradient steps on the losses; `spectrum` solves K in closed form on each batch
+            (variable projection; Golub & Pereyra 2003), with how far the observables are from an invariant space among
+            the losses, and takes a geometric scale: eigenvalues are nearer the truth, at more time a step.
+        observables: width of the observable space; None is half as much again as the normalised width, 64 at least,
+            as far as there are rows for them.
         architecture: of encoder and decoder, `linear_plus_nonlinear` or the paper's plain `mlp`.
+        activation: between their layers, `leaky_relu`, or `gelu` for systems that are smooth.
         hidden: widths of the encoder's hidden layers, mirrored by the decoder; None is one of twice the
-            normalised width.
+            observables, or the normalised width where that is larger: observables have no higher rank than that.
+        batch_size: samples a step; None is from 256 to 512, by how many there are.
         operator: kind of K: dense, generator, low_rank, identity_plus_low_rank or blocks.
         rank: of the low-rank kinds; None is 32.
         normalization: what is done to each depth first.
@@ -110,6 +126,7 @@ class FitConfig(DescentConfig):
         reconstruction: weight of how far the decoder is from undoing the encoder.
         prediction: weight of how far the decoded motion is from the states.
         linearity: weight of how far the motion is from linear in the observables.
+        residual: weight of the mean squared one-step residual of white observables, where the aim is the spectrum.
         isometry: pairs of samples over which distances are compared: a random matching of the batch, all pairs,
             or chords (Jacobian-vector products).
         isometry_weight: weight of how far distances are from those before the encoder; None is one over the
@@ -117,13 +134,18 @@ class FitConfig(DescentConfig):
         operator_rate: learning rate of K, relative to the rest. K is applied many times over, so the same step
             moves it much farther.
         warm_start: start K by ridge regression on the encoder's first observables.
-        ridge: regularisation of least squares, relative to the mean square of an observable.
+        ridge: regularisation of least squares, relative to each observable's own mean square.
         device: where to fit; None is CUDA where there is one, else the CPU.
     """
 
+    steps: int = 20_000
+    schedule: Schedule = "wsd"
+    aim: Aim = "prediction"
     observables: int | None = None
     architecture: Architecture = "linear_plus_nonlinear"
+    activation: Activation = "leaky_relu"
     hidden: tuple[int, ...] | None = None
+    batch_size: int | None = None
     operator: str = "dense"
     rank: int | None = None
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
@@ -132,23 +154,31 @@ class FitConfig(DescentConfig):
     reconstruction: float = 1.0
     prediction: float = 1.0
     linearity: float = 1.0
+    residual: float = 0.3
     isometry: Isometry = "matching"
     isometry_weight: float | None = None
     operator_rate: float = 0.05
     warm_start: bool = True
-    ridge: float = 1e-4
+    ridge: float = 1e-6
     device: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require_choice("aim", ("prediction", "spectrum"))
         self._require_choice("architecture", ARCHITECTURES)
+        self._require_choice("activation", ACTIVATIONS)
         self._require_choice("operator", OPERATORS)
         self._require_choice("pairs", ("sampled", "all", "endpoints"))
         self._require_choice("isometry", ("matching", "all_pairs", "chords"))
         if self.observables is not None and self.observables < 2:
             raise InputError(f"A fit needs 2 observables or more; got {self.observables}.")
+        if self.aim == "spectrum" and self.operator != "dense":
+            raise InputError(f"aim='spectrum' solves for a dense K; leave operator='dense', got {self.operator!r}.")
+        self._require_whole("batch_size")
         self._require_positive("operator_rate")
-        self._require_not_negative("reconstruction", "prediction", "linearity", "drawn", "isometry_weight", "ridge")
+        self._require_not_negative(
+            "reconstruction", "prediction", "linearity", "residual", "drawn", "isometry_weight", "ridge"
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FitConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 from koopman_interp.errors import FitInterrupted, NonFiniteError
 from koopman_interp.fitting.checkpoint import Checkpoint
 from koopman_interp.fitting.config import DescentConfig
+from koopman_interp.fitting.schedules import is_level, last_step, latest_decay, learning_rate
 from koopman_interp.surrogates.record import Look
 
 Objective = Callable[[int, torch.Generator], Float[Tensor, ""]]
@@ -40,12 +42,16 @@ class Progress:
         best: smallest figure so far.
         stale: looks since then.
         history: figures of all looks.
+        decay_from: the step at which the learning rate began to fall, under a schedule that decides so on its way.
+        seconds: that steps and looks have taken.
     """
 
     step: int = 0
     best: float = math.inf
     stale: int = 0
     history: list[Look] = field(default_factory=list)
+    decay_from: int | None = None
+    seconds: float = 0.0
 
 
 class Descent:
@@ -124,20 +130,56 @@ class Descent:
         return self.progress.history
 
     def _steps(self, bar: tqdm) -> Iterator[int]:
-        state, patience = self.progress, self.config.patience
+        state = self.progress
         if not state.history:
             self._look(bar)
-        while state.step < self.config.steps and (patience is None or state.stale < patience):
+        while not self._is_over() and not self._is_stale():
+            started = time.perf_counter()
             self._descend(state.step)
             state.step += 1
             bar.update()
-            if state.step % self.config.evaluate_every == 0 or state.step == self.config.steps:
+            state.seconds += time.perf_counter() - started
+            self._let_fall()
+            if state.step % self.config.evaluate_every == 0 or self._is_over():
                 self._look(bar)
             yield state.step
 
+    def _is_over(self) -> bool:
+        """Whether steps or time have run out."""
+        state, seconds = self.progress, self.config.seconds
+        return state.step >= last_step(self.config, state.decay_from) or (
+            seconds is not None and state.seconds >= seconds
+        )
+
+    def why_over(self) -> str:
+        """Say what ended the descent."""
+        state, config = self.progress, self.config
+        if config.seconds is not None and state.seconds * (1 + config.decay) >= config.seconds:
+            return "as many as the time allowed"
+        if state.step >= config.steps:
+            return "as many as were allowed"
+        looks = f"{config.patience} looks, {config.evaluate_every} steps apart"
+        if self.config.schedule != "wsd":
+            return f"{looks}, brought nothing"
+        return (
+            f"{looks}, brought less than {config.least_gain:.0%} by step {state.decay_from:,}, and the rate fell to 0"
+        )
+
+    def _is_stale(self) -> bool:
+        patience = self.config.patience
+        return self.config.schedule != "wsd" and patience is not None and self.progress.stale >= patience
+
+    def _let_fall(self) -> None:
+        """Begin the decay of wsd where otherwise it would not end with the steps, or within the time."""
+        state, latest, seconds = self.progress, latest_decay(self.config), self.config.seconds
+        if latest is None or state.decay_from is not None:
+            return
+        if state.step >= latest or (seconds is not None and state.seconds * (1 + self.config.decay) >= seconds):
+            state.decay_from = state.step
+
     def _descend(self, step: int) -> None:
         for group in self._optimizer.param_groups:
-            group["lr"] = group["rate"] * learning_rate(self.config, step)
+            group["lr"] = group["rate"] * learning_rate(self.config, step, self.progress.decay_from)
         self._optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             loss = self._objective(step, step_generator(self.config.seed, step))
@@ -167,7 +209,7 @@ class Descent:
     @torch.no_grad()
     def _look(self, bar: tqdm) -> None:
         """Judge on what is held out, keep the best weights, and write a checkpoint."""
-        state = self.progress
+        state, started = self.progress, time.perf_counter()
         with self.averaged_weights():
             figures = {**self._judge(step_generator(self.config.seed, 0)), "step": state.step}
             judged = figures[self._minimised]
@@ -181,6 +223,10 @@ class Descent:
             state.stale = 0 if improved else state.stale + 1
             if improved:
                 state.best, self._best = judged, self._weights()
+        if self.config.schedule == "wsd" and state.decay_from is None:
+            judged_so_far = [look[self._minimised] for look in state.history]
+            state.decay_from = state.step if is_level(self.config, judged_so_far) else None
+        state.seconds += time.perf_counter() - started
         bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items() if name != "step"})
         self._save()
 
@@ -241,21 +287,6 @@ class Epochs:
             order = torch.randperm(self._items, generator=step_generator(self._seed, -1 - epoch))
             self._order = order.to(self._device)
         return self._order[place * self._size : (place + 1) * self._size]
-
-
-def learning_rate(config: DescentConfig, step: int) -> float:
-    """Learning rate of a step, a function of its number alone."""
-    peak = config.learning_rate
-    match config.schedule:
-        case "constant":
-            return peak
-        case "cyclic":
-            place = step % config.cycle / config.cycle
-            return peak * (0.1 + 0.9 * (1 - abs(2 * place - 1)))
-    warm_up = max(1, round(config.warm_up * config.steps))
-    if step < warm_up:
-        return peak * (step + 1) / warm_up
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, config.steps - warm_up)))
 
 
 def step_generator(seed: int, number: int) -> torch.Generator:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.checkpoint import Checkpoint
 from koopman_interp.fitting.config import FitConfig
-from koopman_interp.fitting.descent import Descent
+from koopman_interp.fitting.descent import Descent, step_generator
 from koopman_interp.fitting.least_squares import (
     random_features,
     refit_decoder,
@@ -28,15 +28,19 @@ from koopman_interp.fitting.least_squares import (
     start_rows,
 )
 from koopman_interp.fitting.objective import FitObjective, held_out_figures
+from koopman_interp.fitting.sizes import Sizes, sizes
+from koopman_interp.fitting.variable_projection import SpectrumObjective
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
-from koopman_interp.surrogates.normalization import Normalization, fit_normalization
+from koopman_interp.surrogates.normalization import Normalization, NormalizationConfig, fit_normalization
 from koopman_interp.surrogates.record import FitRecord, Look
 from koopman_interp.trajectories import Trajectories
 
 Method = Literal["gradient", "least_squares"]
 
 _CHUNK = 8192
+_RANK_TOLERANCE = 1e-4
+"""Share of the largest singular value that one has to have to count."""
 
 
 def fit(
@@ -67,8 +71,23 @@ def fit(
         FitInterrupted: Ctrl-C; the message says what was kept and how to go on.
         NonFiniteError: states that are not finite, or losses that diverged.
     """
+    # Whatever the caller has switched off: a fit needs gradients, and tensors that may be saved for them.
+    with torch.inference_mode(False), torch.enable_grad():
+        return _fitted(
+            trajectories, config or FitConfig(), method, checkpoint=checkpoint, resume=resume, progress=progress
+        )
+
+
+def _fitted(
+    trajectories: Trajectories,
+    config: FitConfig,
+    method: Method,
+    *,
+    checkpoint: str | os.PathLike[str] | None,
+    resume: bool,
+    progress: bool | None,
+) -> KoopmanAutoencoder:
     started = time.perf_counter()
-    config = config or FitConfig()
     if method not in ("gradient", "least_squares"):
         raise InputError(f"method={method!r} is neither 'gradient' nor 'least_squares'.")
     if method == "least_squares" and (checkpoint is not None or resume):
@@ -76,20 +95,27 @@ def fit(
     trajectories.require_finite()
     train, held_out = trajectories.split(config.validation, seed=config.seed)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    normalization = fit_normalization(_chunks(train), config.normalization, times=train.times)
+    normalization = fit_normalization(_chunks(train), _normalization_config(config), times=train.times)
     _require_samples(len(train), len(held_out), normalization.dimension)
 
+    chosen = sizes(config, normalization.dimension, len(train), train.depths)
     # Initial weights come from the seed alone, and the caller's random state is left as it was.
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        surrogate = KoopmanAutoencoder(_surrogate_config(trajectories, config, normalization))
+        surrogate = KoopmanAutoencoder(_surrogate_config(trajectories, config, normalization, chosen))
     surrogate.normalization = normalization
     surrogate.to(device)
     states, judged = _normalized(train, normalization, device), _normalized(held_out, normalization, device)
+    outcome: list[str] = []
     if method == "least_squares":
         history = _solve(surrogate, config, states, judged)
     else:
-        history = _descend(surrogate, config, states, judged, checkpoint, resume=resume, progress=progress)
+        kind = SpectrumObjective if config.aim == "spectrum" else FitObjective
+        objective = kind(surrogate, config, states, judged, chosen.batch_size)
+        spent = time.perf_counter() - started
+        keep = Checkpoint(checkpoint, _identity(surrogate, config), "fit")
+        history, outcome = _descend(objective, config, states, keep, spent, resume=resume, progress=progress)
+    surrogate.gather_moments(trajectories)
     surrogate.record = FitRecord(
         history=tuple(history),
         held_out=torch.unique(held_out.digests),
@@ -97,10 +123,10 @@ def fit(
         seed=config.seed,
         validation=config.validation,
         settings=config.as_dict(),
+        choices=(*_normalization_choices(normalization), *chosen.reasons, *outcome, _rank(surrogate)),
         versions={"koopman-interp": version("koopman-interp"), "torch": torch.__version__},
         seconds=time.perf_counter() - started,
     )
-    surrogate.gather_moments(trajectories)
     return surrogate.cpu().eval().requires_grad_(False)
 
 
@@ -115,33 +141,81 @@ def _solve(surrogate: KoopmanAutoencoder, config: FitConfig, train: Tensor, held
 
 
 def _descend(
-    surrogate: KoopmanAutoencoder,
+    objective: FitObjective,
     config: FitConfig,
     train: Tensor,
-    held_out: Tensor,
-    checkpoint: str | os.PathLike[str] | None,
+    checkpoint: Checkpoint,
+    spent: float,
     *,
     resume: bool,
     progress: bool | None,
-) -> list[Look]:
-    """Fit by gradient steps from a start by least squares; return the held-out figures of each look."""
+) -> tuple[list[Look], list[str]]:
+    """Fit by gradient steps from a start by least squares.
+
+    Args:
+        objective: what to lower.
+        config: how.
+        train: normalised states to fit on.
+        checkpoint: where to keep the state.
+        spent: seconds that are gone of the time that the fit may take.
+        resume: go on from the checkpoint.
+        progress: show a bar.
+
+    Returns:
+        The held-out figures of each look, and what to say of how it went.
+    """
+    surrogate = objective.surrogate
     enough = start_rows(train, surrogate.config.observables)
     start_encoder(surrogate, enough)
     if config.warm_start:
         start_operator(surrogate, enough, config.ridge)
-    objective = FitObjective(surrogate, config, train, held_out)
-    descent = Descent(
-        [
-            (list(surrogate.encoder.parameters()), 1.0),
-            (list(surrogate.operator.parameters()), config.operator_rate),
-            (list(surrogate.decoder.parameters()), 1.0),
-        ],
-        objective,
-        objective.judged,
-        config,
-        Checkpoint(checkpoint, _identity(surrogate, config), "fit"),
-    )
-    return descent.run(resume=resume, progress=progress)
+    groups = [(list(part.parameters()), 1.0) for part in (surrogate.encoder, surrogate.decoder)]
+    if config.aim == "prediction":
+        groups.insert(1, (list(surrogate.operator.parameters()), config.operator_rate))
+    left = config if config.seconds is None else replace(config, seconds=max(config.seconds - spent, 1e-3))
+    descent = Descent(groups, objective, objective.judged, left, checkpoint)
+    history = descent.run(resume=resume, progress=progress)
+    outcome = [f"steps {descent.progress.step:,}: {descent.why_over()}"]
+    if config.pairs != "endpoints":
+        outcome.append(_solve_operator_anew(objective, train, config))
+    return history, outcome
+
+
+def _solve_operator_anew(objective: FitObjective, train: Tensor, config: FitConfig) -> str:
+    """Solve for K on all rows, and keep that where the held-out loss is lower; say which it was."""
+    surrogate, generator = objective.surrogate, step_generator(config.seed, 0)
+    parts = nn.ModuleList([surrogate.encoder, surrogate.operator, surrogate.decoder])
+    stepped = {name: value.clone() for name, value in parts.state_dict().items()}
+    with torch.no_grad():
+        before = objective.judged(generator)["loss"]
+        start_operator(surrogate, train, config.ridge)
+        if config.aim == "spectrum":
+            return "K: solved in closed form on all rows fitted"
+        after = objective.judged(step_generator(config.seed, 0))["loss"]
+        if after < before:
+            return f"K: solved anew on all rows fitted, held-out loss {after:.3g} for {before:.3g}"
+        parts.load_state_dict(stepped)
+    return f"K: left as stepped, held-out loss {before:.3g} against {after:.3g} when solved anew"
+
+
+def _normalization_config(config: FitConfig) -> NormalizationConfig:
+    """A spectrum needs one scale for all depths but for growth."""
+    if config.aim == "spectrum" and config.normalization.scale == "auto":
+        return replace(config.normalization, scale="geometric")
+    return config.normalization
+
+
+def _normalization_choices(normalization: Normalization) -> list[str]:
+    coordinates = normalization.coordinates
+    kept = f"components {normalization.dimension} of {min(normalization.widths)}"
+    return [f"coordinates: {coordinates}; {coordinates.reason}", kept]
+
+
+def _rank(surrogate: KoopmanAutoencoder) -> str:
+    """Say how many of the observables are there, by their covariance within the depths."""
+    values = torch.linalg.eigvalsh(surrogate.moments.covariance.mean(0))
+    rank = int((values > _RANK_TOLERANCE**2 * values[-1]).sum())
+    return f"numerical rank {rank} of {len(values)} observables"
 
 
 def _identity(surrogate: KoopmanAutoencoder, config: FitConfig) -> dict[str, Any]:
@@ -156,17 +230,19 @@ def _identity(surrogate: KoopmanAutoencoder, config: FitConfig) -> dict[str, Any
     }
 
 
-def _surrogate_config(trajectories: Trajectories, config: FitConfig, normalization: Normalization) -> SurrogateConfig:
-    dimension = normalization.dimension
+def _surrogate_config(
+    trajectories: Trajectories, config: FitConfig, normalization: Normalization, chosen: Sizes
+) -> SurrogateConfig:
     return SurrogateConfig(
         sites=trajectories.sites,
         times=trajectories.times,
         widths=trajectories.widths,
         shapes=trajectories.shapes,
-        dimension=dimension,
-        observables=config.observables or max(2, dimension * 3 // 2),
+        dimension=normalization.dimension,
+        observables=chosen.observables,
         architecture=config.architecture,
-        hidden=(2 * dimension,) if config.hidden is None else config.hidden,
+        hidden=chosen.hidden,
+        activation=config.activation,
         operator=config.operator,
         rank=config.rank,
         classes=trajectories.classes,

@@ -5,7 +5,7 @@ Holds the normalised trajectories. Knows nothing of how the loss is lowered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import torch
@@ -40,6 +40,7 @@ class FitObjective:
         config: weights of the losses, pairs of depths, batches.
         train: normalised states to fit on.
         held_out: normalised states to judge by; the first 2,048 are.
+        batch_size: samples a step.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class FitObjective:
         config: FitConfig,
         train: States,
         held_out: Float[Tensor, "depth held_out width"],
+        batch_size: int,
     ) -> None:
         ends = [0, len(train) - 1]
         endpoints = config.pairs == "endpoints"
@@ -58,18 +60,25 @@ class FitObjective:
         self._held_out = held_out[ends, :_HELD_OUT_ROWS] if endpoints else held_out[:, :_HELD_OUT_ROWS]
         self._times = (times[0], times[-1]) if endpoints else times
         self._sampled = config.pairs == "sampled" and len(self._train) > 2
-        self._epochs = Epochs(train.shape[1], config.batch_size, config.seed, train.device)
+        self._epochs = Epochs(train.shape[1], batch_size, config.seed, train.device)
 
     def __call__(self, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
         """Weigh the losses on the batch of a step: of all pairs of depths, or of the whole span and one drawn pair."""
-        batch, times = self._train[:, self._epochs(step)], self._times
+        batch, times = self._batch(step), self._times
         if not self._sampled:
             return self.weighed(batch, times, generator)
+        i, j, some = self._drawn(batch, generator)
+        whole = self.weighed(batch[[0, -1]], (times[0], times[-1]), generator)
+        return whole + self._config.drawn * self.weighed(batch[[i, j], some], (times[i], times[j]), generator)
+
+    def _batch(self, step: int) -> States:
+        return self._train[:, self._epochs(step)]
+
+    def _drawn(self, batch: States, generator: torch.Generator) -> tuple[int, int, slice]:
+        """Draw a pair of depths other than the ends, and say on which part of a batch it is fitted."""
         others = [pair for pair in combinations(range(len(batch)), 2) if pair != (0, len(batch) - 1)]
         i, j = others[int(torch.randint(len(others), (1,), generator=generator))]
-        few = batch[[i, j], : max(2, round(_DRAWN_ROWS * batch.shape[1]))]
-        whole = self.weighed(batch[[0, -1]], (times[0], times[-1]), generator)
-        return whole + self._config.drawn * self.weighed(few, (times[i], times[j]), generator)
+        return i, j, slice(0, max(2, round(_DRAWN_ROWS * batch.shape[1])))
 
     def judged(self, generator: torch.Generator) -> dict[str, float]:
         """Return the weighed losses of all pairs on held-out rows as `loss`, and the figures to watch a fit by."""
@@ -87,13 +96,24 @@ class FitObjective:
         Returns:
             The weighted sum.
         """
+        surrogate = self.surrogate
+        return self._of_observables(surrogate.encoder(states), states, times, generator, surrogate.operator.propagator)
+
+    def _of_observables(
+        self,
+        z: Float[Tensor, "depth sample observable"],
+        states: States,
+        times: Sequence[float],
+        generator: torch.Generator,
+        propagator: Callable[[float], Propagator],
+    ) -> Float[Tensor, ""]:
+        """Weigh the four losses on observables of states, moved by the propagators of a K."""
         config, surrogate = self._config, self.surrogate
         pairs = list(combinations(range(len(states)), 2))
-        z = surrogate.encoder(states)
         # Every prediction trains the decoder as well, so that half of the rows are enough for what it undoes.
         some = slice(0, (states.shape[1] + 1) // 2)
         total = config.reconstruction * reconstruction(surrogate.decoder(z[:, some]), states[:, some])
-        advanced = torch.stack(self._advanced(z, times, pairs))
+        advanced = torch.stack(_advanced(z, times, pairs, propagator))
         arriving = [later for _, later in pairs]
         z_target, x_target = z[arriving], states[arriving]
         total = total + config.linearity * linearity(advanced, z_target)
@@ -110,21 +130,24 @@ class FitObjective:
                 isometry = chord_isometry(surrogate.encoder, states, generator)
         return total + weight * isometry
 
-    def _advanced(self, z: Tensor, times: Sequence[float], pairs: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Advance the observables of each pair's earlier depth to its later one.
 
-        A rollout that passes through a depth on its way to a later one is continued, not begun anew.
-        """
-        propagators: dict[float, Propagator] = {}
-        reached = {(depth, depth): z[depth] for depth in range(len(z))}
-        for i, j in pairs:
-            nearest = max(k for (start, k) in reached if start == i and k <= j)
-            gap = times[j] - times[nearest]
-            if gap not in propagators:
-                propagators[gap] = self.surrogate.operator.propagator(gap)
-            if nearest < j:
-                reached[i, j] = propagators[gap](reached[i, nearest])
-        return [reached[pair] for pair in pairs]
+def _advanced(
+    z: Tensor, times: Sequence[float], pairs: Sequence[tuple[int, int]], propagator: Callable[[float], Propagator]
+) -> list[Tensor]:
+    """Advance the observables of each pair's earlier depth to its later one.
+
+    A rollout that passes through a depth on its way to a later one is continued, not begun anew.
+    """
+    propagators: dict[float, Propagator] = {}
+    reached = {(depth, depth): z[depth] for depth in range(len(z))}
+    for i, j in pairs:
+        nearest = max(k for (start, k) in reached if start == i and k <= j)
+        gap = times[j] - times[nearest]
+        if gap not in propagators:
+            propagators[gap] = propagator(gap)
+        if nearest < j:
+            reached[i, j] = propagators[gap](reached[i, nearest])
+    return [reached[pair] for pair in pairs]
 
 
 def held_out_figures(surrogate: KoopmanAutoencoder, states: States, times: Sequence[float]) -> dict[str, float]:

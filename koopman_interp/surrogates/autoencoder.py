@@ -32,6 +32,8 @@ from koopman_interp.surrogates.record import FitRecord
 from koopman_interp.trajectories import Trajectories
 
 Architecture = Literal["linear_plus_nonlinear", "mlp"]
+Activation = Literal["leaky_relu", "gelu"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {"leaky_relu": nn.LeakyReLU, "gelu": nn.GELU}
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -59,6 +61,7 @@ class SurrogateConfig:
         rank: of the low-rank kinds.
         classes: labels that the fit has seen.
         host: fingerprint of the host.
+        activation: between the layers of encoder and decoder.
         coordinates: those that the operator acts in, and why these.
     """
 
@@ -76,6 +79,7 @@ class SurrogateConfig:
     host: HostFingerprint
     skip: int = 0
     layout: str | None = None
+    activation: Activation = "leaky_relu"
     coordinates: Coordinates = field(default_factory=Coordinates)
 
     @classmethod
@@ -94,14 +98,15 @@ class LinearPlusNonlinear(nn.Module):
         inputs: width in.
         hidden: widths of the hidden layers of g.
         outputs: width out.
+        activation: between the layers of g.
 
     W starts as an isometric embedding (or projection) and g small, so that the start is an isometry.
     """
 
-    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, activation: Activation = "leaky_relu") -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, outputs, bias=False)
-        self.nonlinear = mlp(inputs, hidden, outputs)
+        self.nonlinear = mlp(inputs, hidden, outputs, activation)
         with torch.no_grad():
             self.linear.weight.copy_(torch.eye(outputs, inputs))
             last = _last_layer(self.nonlinear)
@@ -122,11 +127,11 @@ class LinearPlusNonlinear(nn.Module):
 
 
 class PlainMLP(nn.Module):
-    """A leaky-ReLU MLP alone, the paper's encoder."""
+    """An MLP alone; with leaky ReLUs, the paper's encoder."""
 
-    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, activation: Activation = "leaky_relu") -> None:
         super().__init__()
-        self.nonlinear = mlp(inputs, hidden, outputs)
+        self.nonlinear = mlp(inputs, hidden, outputs, activation)
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Map rows."""
@@ -176,9 +181,9 @@ class KoopmanAutoencoder(
         depths = len(config.sites)
         self.config = config
         self.normalization = Normalization(config.widths, config.dimension)
-        self.encoder = build(config.dimension, config.hidden, config.observables)
+        self.encoder = build(config.dimension, config.hidden, config.observables, config.activation)
         self.operator = operator(config.operator, config.observables, config.rank)
-        self.decoder = build(config.observables, config.hidden[::-1], config.dimension)
+        self.decoder = build(config.observables, config.hidden[::-1], config.dimension, config.activation)
         self.moments = Moments(depths, config.classes, config.observables)
         self.heldout_moments = Moments(depths, config.classes, config.observables)
         self.record = FitRecord()
@@ -343,12 +348,12 @@ class KoopmanAutoencoder(
         return surrogate.eval().requires_grad_(False)
 
 
-def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
-    """Stack linear layers with leaky ReLUs between them."""
+def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: Activation = "leaky_relu") -> nn.Sequential:
+    """Stack linear layers with activations between them."""
     widths = [inputs, *hidden, outputs]
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.LeakyReLU()]
+        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 
 

@@ -41,6 +41,7 @@ class FitRecord(Result):
         seed: of the fit.
         validation: share of the inputs held out.
         settings: of the fit, as `FitConfig.from_dict` takes them.
+        choices: what was chosen from the data where nothing was asked for, each with its reason, and what came of it.
         versions: of the packages it was made with.
         seconds: wall-clock time of the fit and of distillations.
     """
@@ -52,6 +53,7 @@ class FitRecord(Result):
     seed: int | None = None
     validation: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -86,13 +88,14 @@ class FitRecord(Result):
         return (fit, _table(self.distilled, "The distillation, on inputs held out.", best))
 
     def notes(self) -> tuple[str, ...]:
-        """Say how it was fitted."""
+        """Say how it was fitted, and why so."""
         if not self.history:
             return ()
         made_with = " and ".join(f"{name} {version}" for name, version in self.versions.items())
         share = "" if self.validation is None else f", {self.validation:.0%} of all (seed {self.seed})"
         return (
             f"{len(self.held_out):,} inputs were held out{share}. Fitted in {self.seconds:.1f} s with {made_with}.",
+            *self.choices,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,6 +107,7 @@ class FitRecord(Result):
         """Rebuild from plain values; `held_out` may be a tensor."""
         given = {each.name: values[each.name] for each in fields(cls)}
         given |= {name: tuple(map(dict, given[name])) for name in ("history", "distilled")}
+        given["choices"] = tuple(given["choices"])
         return cls(**(given | {"held_out": torch.as_tensor(given["held_out"], dtype=torch.int64)}))
 
 

@@ -1,0 +1,68 @@
+"""Sizes of a fit: what was asked for, and the rest from what is seen, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from koopman_interp.fitting.config import FitConfig
+
+_FEWEST_OBSERVABLES = 64
+_ROWS_AN_OBSERVABLE = 10
+"""Steps of a sample from one depth to the next that are wanted for each observable."""
+_BATCHES = (256, 512)
+_STEPS_AN_EPOCH = 40
+"""Batches that a pass over the samples is to make, within the bounds above."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a surrogate and of the batches it is fitted on.
+
+    Attributes:
+        observables: width of the observable space.
+        hidden: widths of the encoder's hidden layers.
+        batch_size: samples a step.
+        reasons: why each of those that were not asked for is what it is.
+    """
+
+    observables: int
+    hidden: tuple[int, ...]
+    batch_size: int
+    reasons: tuple[str, ...]
+
+
+def sizes(config: FitConfig, dimension: int, samples: int, depths: int) -> Sizes:
+    """Settle the sizes of a fit.
+
+    Args:
+        config: what was asked for.
+        dimension: width of the normalised states.
+        samples: to fit on.
+        depths: of each.
+    """
+    reasons = []
+    observables = config.observables
+    if observables is None:
+        observables, why = _observables(dimension, samples * (depths - 1))
+        reasons.append(f"observables {observables}: {why}")
+    hidden = config.hidden
+    if hidden is None:
+        widest, of_what = max((observables, "observables"), (dimension, "components"))
+        hidden = (2 * widest,)
+        reasons.append(f"hidden {hidden[0]}: twice the {widest} {of_what}, so that no observable lacks rank")
+    batch_size = config.batch_size
+    if batch_size is None:
+        batch_size = min(samples, max(_BATCHES[0], min(_BATCHES[1], samples // _STEPS_AN_EPOCH)))
+        reasons.append(f"batch size {batch_size}: from {_BATCHES[0]} to {_BATCHES[1]}, by {samples:,} samples")
+    return Sizes(observables, hidden, batch_size, tuple(reasons))
+
+
+def _observables(dimension: int, steps: int) -> tuple[int, str]:
+    """Return how many observables to take, and why."""
+    wanted, why = max(2, dimension * 3 // 2), f"half as much again as the {dimension} components"
+    if wanted < _FEWEST_OBSERVABLES:
+        wanted, why = _FEWEST_OBSERVABLES, f"the fewest that are taken where states are as narrow as {dimension}"
+    most = max(2, dimension, steps // _ROWS_AN_OBSERVABLE)
+    if wanted > most:
+        return most, f"{steps:,} steps of samples from depth to depth serve no more"
+    return wanted, why

@@ -1,0 +1,95 @@
+"""The objective of a fit whose aim is the spectrum: K solved in closed form on each batch.
+
+With K out of the way (variable projection; Golub & Pereyra 2003), gradients go to the observables alone, and one more
+loss asks them to span a space that K keeps: the mean squared one-step residual of white observables,
+`tr(G^−½ (L − Aᵀ G⁻¹ A) G^−½) / n` with `G = ZᵀZ`, `A = ZᵀZ⁺` and `L = Z⁺ᵀZ⁺`, which residual dynamic mode decomposition
+(Colbrook & Townsend, arXiv 2111.14889) takes of each mode. Costs a few products and a factorisation in float64 a step.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from koopman_interp.errors import InputError
+from koopman_interp.fitting.least_squares import start_operator, start_rows
+from koopman_interp.fitting.objective import FitObjective
+from koopman_interp.surrogates.operators import Propagator
+
+_BATCH_RIDGE = 1e-5
+"""Ridge on a batch, which has fewer rows than the fit: relative to each observable's own mean square."""
+
+
+class SpectrumObjective(FitObjective):
+    """The losses of `FitObjective` under the K that suits each batch best, and the residual of white observables.
+
+    Args:
+        *arguments, **named: those of `FitObjective`.
+
+    Raises:
+        InputError: the depths are not equally far apart, so that one step does not lead from each to the next.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        gaps = {later - earlier for earlier, later in itertools.pairwise(self._times)}
+        if len(gaps) > 1:
+            raise InputError(
+                f"aim='spectrum' needs depths equally far apart; they are {sorted(gaps)} steps apart. Observe evenly "
+                "spaced sites, or fit with aim='prediction'."
+            )
+        self._gap = gaps.pop()
+        self._start = start_rows(self._train, self.surrogate.config.observables)
+
+    def __call__(self, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
+        """Weigh the losses on the batch of a step."""
+        batch, times = self._batch(step), self._times
+        z = self.surrogate.encoder(batch)
+        K, residual = solved(z)
+        propagator = partial(self._propagator, K)
+        total = self._config.residual * residual
+        if not self._sampled:
+            return total + self._of_observables(z, batch, times, generator, propagator)
+        i, j, some = self._drawn(batch, generator)
+        span = (times[0], times[-1])
+        whole = self._of_observables(z[[0, -1]], batch[[0, -1]], span, generator, propagator)
+        drawn = self._of_observables(z[[i, j], some], batch[[i, j], some], (times[i], times[j]), generator, propagator)
+        return total + whole + self._config.drawn * drawn
+
+    def judged(self, generator: torch.Generator) -> dict[str, float]:
+        """Judge under the K that suits the rows that are fitted on, with the residual on the rows held out."""
+        start_operator(self.surrogate, self._start, self._config.ridge)
+        figures = super().judged(generator)
+        residual = float(solved(self.surrogate.encoder(self._held_out))[1])
+        return figures | {"loss": figures["loss"] + self._config.residual * residual}
+
+    def _propagator(self, K: Float[Tensor, "observable observable"], steps: float) -> Propagator:
+        def advance(z: Tensor) -> Tensor:
+            for _ in range(round(steps / self._gap)):
+                z = z @ K.T
+            return z
+
+        return advance
+
+
+def solved(
+    z: Float[Tensor, "depth sample observable"],
+) -> tuple[Float[Tensor, "observable observable"], Float[Tensor, ""]]:
+    """Return the K that leads from each depth to the next best, and the mean squared residual of white observables.
+
+    Both can be differentiated.
+    """
+    before, after = z[:-1].flatten(0, 1).double(), z[1:].flatten(0, 1).double()
+    gram = before.T @ before / len(before)
+    own = gram.diagonal()
+    gram = gram + torch.diag(_BATCH_RIDGE * own + torch.finfo(gram.dtype).eps * own.max())
+    factor = torch.linalg.cholesky(gram)
+    moved = torch.cholesky_solve(before.T @ after / len(before), factor)
+    left = after - before @ moved
+    white = torch.linalg.solve_triangular(factor, left.T, upper=False)
+    return moved.T.to(z.dtype), white.square().mean().to(z.dtype)
