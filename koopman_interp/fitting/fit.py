@@ -14,12 +14,13 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from koopman_interp.errors import InputError
+from koopman_interp.fitting.candidate import linear_maps, solve_operator_anew
 from koopman_interp.fitting.checkpoint import Checkpoint
 from koopman_interp.fitting.config import FitConfig
-from koopman_interp.fitting.descent import Descent, step_generator
+from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.least_squares import (
     random_features,
     refit_decoder,
@@ -39,6 +40,10 @@ from koopman_interp.trajectories import Trajectories
 Method = Literal["gradient", "least_squares"]
 
 _CHUNK = 8192
+_BASIS_ROWS = 16
+"""Rows for each coordinate of the states that a basis is fitted on, at least."""
+_ALL_BUT_EXACT = 1e-7
+"""Held-out loss, in units of the variance, below which there is nothing left to lower in float32."""
 _RANK_TOLERANCE = 1e-4
 """Share of the largest singular value that one has to have to count."""
 
@@ -95,7 +100,9 @@ def _fitted(
     trajectories.require_finite()
     train, held_out = trajectories.split(config.validation, seed=config.seed)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    normalization = fit_normalization(_chunks(train), _normalization_config(config), times=train.times)
+    normalization = fit_normalization(
+        _chunks(train), _normalization_config(config), times=train.times, stride=_stride(train)
+    )
     _require_samples(len(train), len(held_out), normalization.dimension)
 
     chosen = sizes(config, normalization.dimension, len(train), train.depths)
@@ -167,6 +174,12 @@ def _descend(
     surrogate = objective.surrogate
     enough = start_rows(train, surrogate.config.observables)
     start_encoder(surrogate, enough)
+    linear = linear_maps(objective, train, config.ridge, config.seed) if config.warm_start else None
+    if linear is not None and linear.loss < _ALL_BUT_EXACT:
+        linear.restore()
+        return [{**linear.figures, "step": 0}], [
+            f"steps 0: the motion is linear in the states, held-out loss {linear.loss:.1e}"
+        ]
     if config.warm_start:
         start_operator(surrogate, enough, config.ridge)
     groups = [(list(part.parameters()), 1.0) for part in (surrogate.encoder, surrogate.decoder)]
@@ -176,26 +189,17 @@ def _descend(
     descent = Descent(groups, objective, objective.judged, left, checkpoint)
     history = descent.run(resume=resume, progress=progress)
     outcome = [f"steps {descent.progress.step:,}: {descent.why_over()}"]
-    if config.pairs != "endpoints":
-        outcome.append(_solve_operator_anew(objective, train, config))
+    if config.aim == "spectrum":
+        start_operator(surrogate, train, config.ridge)
+        outcome.append("K: solved in closed form on all rows fitted")
+    elif config.pairs != "endpoints":
+        outcome.append(solve_operator_anew(objective, train, config.ridge, config.seed))
     return history, outcome
 
 
-def _solve_operator_anew(objective: FitObjective, train: Tensor, config: FitConfig) -> str:
-    """Solve for K on all rows, and keep that where the held-out loss is lower; say which it was."""
-    surrogate, generator = objective.surrogate, step_generator(config.seed, 0)
-    parts = nn.ModuleList([surrogate.encoder, surrogate.operator, surrogate.decoder])
-    stepped = {name: value.clone() for name, value in parts.state_dict().items()}
-    with torch.no_grad():
-        before = objective.judged(generator)["loss"]
-        start_operator(surrogate, train, config.ridge)
-        if config.aim == "spectrum":
-            return "K: solved in closed form on all rows fitted"
-        after = objective.judged(step_generator(config.seed, 0))["loss"]
-        if after < before:
-            return f"K: solved anew on all rows fitted, held-out loss {after:.3g} for {before:.3g}"
-        parts.load_state_dict(stepped)
-    return f"K: left as stepped, held-out loss {before:.3g} against {after:.3g} when solved anew"
+def _stride(train: Trajectories) -> int:
+    """How far apart rows may lie that a basis is fitted on."""
+    return max(1, len(train) // max(_CHUNK, _BASIS_ROWS * max(train.widths)))
 
 
 def _normalization_config(config: FitConfig) -> NormalizationConfig:

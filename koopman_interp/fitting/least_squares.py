@@ -83,6 +83,26 @@ def start_encoder(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sa
 
 
 @torch.no_grad()
+def start_linear(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float) -> bool:
+    """Leave nothing but linear maps: encoder and decoder without their nonlinear parts, and K solved for them.
+
+    That is exact where a host's motion is linear in its states.
+
+    Returns:
+        Whether the architecture has such a part; without one, nothing is changed.
+    """
+    encoder, decoder = surrogate.encoder, surrogate.decoder
+    if not isinstance(encoder, LinearPlusNonlinear) or not isinstance(decoder, LinearPlusNonlinear):
+        return False
+    for part in (encoder, decoder):
+        last = part.layers_out()[-1]
+        last.weight.zero_()
+        last.bias.zero_()
+    start_operator(surrogate, states, strength)
+    return True
+
+
+@torch.no_grad()
 def random_features(surrogate: KoopmanAutoencoder, generator: torch.Generator) -> None:
     """Make the encoder `[x, s·φ(x)]` with random leaky-ReLU features φ, and the decoder its exact inverse.
 

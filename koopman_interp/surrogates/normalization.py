@@ -35,6 +35,8 @@ LINEAR = 0.01
 """Share of the motion that one linear operator may leave unexplained for a geometric scale to be taken in any case."""
 
 _RANK_TOLERANCE = 1e-10
+_PRECISE_TOLERANCE = 1e-14
+"""Share of the largest variance from which on a component is more than rounding: of sums in float32, in float64."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def fit_normalization(
     config: NormalizationConfig | None = None,
     *,
     times: Sequence[float] | None = None,
+    stride: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> Normalization:
     """Fit a normalisation in one pass.
@@ -174,6 +177,7 @@ def fit_normalization(
         batches: chunks of trajectories, each a sequence with one tensor of rows a depth.
         config: which steps to take.
         times: of the depths, in operator steps; None is one step apart.
+        stride: second moments are taken of every so many-th row.
         dtype: of the maps; the solves run in float64.
 
     Returns:
@@ -188,7 +192,9 @@ def fit_normalization(
         if moments is None:
             widths = [state.shape[1] for state in states]
             _require_basis(widths, config)
-            moments = StateMoments(widths, min(config.dimension or MOST_COMPONENTS, *widths), align=config.align)
+            moments = StateMoments(
+                widths, min(config.dimension or MOST_COMPONENTS, *widths), align=config.align, stride=stride
+            )
         moments.update(states)
     if moments is None or moments.count == 0:
         raise InputError("There are no samples to fit a normalisation on.")
@@ -223,12 +229,15 @@ def _solved(
         if shared
         else [moments.components([depth], [1 / sizes[depth] ** 2]) for depth in depths]
     )
-    dimension = config.dimension or max(_kept(values, config.variance, moments.widths) for values, _ in bases)
+    tolerance = _PRECISE_TOLERANCE if moments.precise else _RANK_TOLERANCE
+    dimension = config.dimension or max(
+        _kept(values, config.variance, moments.widths, tolerance) for values, _ in bases
+    )
     dimension = min(dimension, *moments.widths)
     _require_rows(moments.count, dimension)
     maps = []
     for size, (values, vectors) in zip(sizes, bases, strict=True):
-        kept = values[:dimension].clamp_min(values[0] * _RANK_TOLERANCE) ** (config.whiten / 2)
+        kept = values[:dimension].clamp_min(values[0] * tolerance) ** (config.whiten / 2)
         maps.append((vectors[:, :dimension] / (kept * size), (vectors[:, :dimension] * kept * size).T))
     normalization = Normalization(moments.widths, dimension).to(dtype)
     for depth, (forward, inverse) in enumerate(maps):
@@ -294,11 +303,11 @@ def _variance(moments: StateMoments, depth: int) -> float:
     return variance
 
 
-def _kept(values: Float[Tensor, " component"], share: float, widths: Sequence[int]) -> int:
+def _kept(values: Float[Tensor, " component"], share: float, widths: Sequence[int], tolerance: float) -> int:
     """Components that hold a share of the variance, at least as many as are kept whole, and none that is null."""
     values = values.clamp_min(0)
     enough = int((values.cumsum(0) < share * values.sum()).sum()) + 1
-    real = int((values > values[0] * _RANK_TOLERANCE).sum())
+    real = int((values > values[0] * tolerance).sum())
     return max(2, min(max(enough, FEWEST_CUT), real, MOST_COMPONENTS, *widths))
 
 

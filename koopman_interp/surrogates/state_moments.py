@@ -1,7 +1,9 @@
 """Means, second moments and cross moments of states, whole or sketched, from one streamed pass.
 
 Rows are summed in float32 blocks about the mean of the first chunk, and the blocks in float64: products cost half of
-what they do in float64, and cancellation is no matter. Widths past `EXACT_WIDTH` are gathered as sketches `C Ω` with a
+what they do in float64, and cancellation is no matter. Widths up to `PRECISE_WIDTH`, which cost little, are summed in
+float64, so that coordinates of very different sizes are all seen. Means are of all rows; second moments, where there
+are many more rows than a basis needs, of evenly spaced ones. Widths past `EXACT_WIDTH` are gathered as sketches `C Ω` with a
 Gaussian test matrix Ω, and recovered by the Nyström approximation (Tropp et al., arXiv 1706.05736; Nakatsukasa, arXiv
 2009.11392 for the cross moments), so that time and memory stay linear in the width.
 """
@@ -14,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+PRECISE_WIDTH = 128
+"""Widths up to this are summed in float64."""
 EXACT_WIDTH = 2048
 """Widths up to this are gathered as whole second-moment matrices."""
 
@@ -31,11 +35,16 @@ class StateMoments:
         widths: of the states.
         components: how many principal components are to be had at most.
         align: whether cross moments with the last depth are wanted.
+        stride: second moments are of each row whose number this divides.
     """
 
-    def __init__(self, widths: Sequence[int], components: int, *, align: bool) -> None:
+    def __init__(self, widths: Sequence[int], components: int, *, align: bool, stride: int = 1) -> None:
         self.widths = tuple(widths)
         self.count = 0
+        self.precise = max(widths) <= PRECISE_WIDTH
+        self._stride = stride
+        self._all = 0
+        self._totals = [torch.zeros(width, dtype=torch.float64) for width in widths]
         self._components = components
         self._align = align
         generator = torch.Generator().manual_seed(0)
@@ -65,12 +74,21 @@ class StateMoments:
         held = sum(len(part[0]) for part in self._tried)
         if held < _TRIED_ROWS:
             self._tried.append([state[: _TRIED_ROWS - held].cpu() for state in states])
-        for start in range(0, len(states[0]), _BLOCK):
-            self._add([state[start : start + _BLOCK] for state in states])
+        first = -self._all % self._stride
+        self._all += len(states[0])
+        for depth, state in enumerate(states):
+            for block in state.split(_BLOCK):
+                rows = block.double() if self.precise else block.to(torch.promote_types(block.dtype, torch.float32))
+                self._totals[depth] += (rows - self._origins[depth].to(rows)).sum(0, dtype=torch.float64).cpu()
+        some = [state[first :: self._stride] for state in states]
+        for start in range(0, len(some[0]), _BLOCK):
+            self._add([state[start : start + _BLOCK] for state in some])
 
     def _add(self, states: Sequence[Tensor]) -> None:
         rows = [
-            (state - origin.to(state.device)).to(torch.promote_types(state.dtype, torch.float32))
+            (state - origin.to(state.device)).to(
+                torch.float64 if self.precise else torch.promote_types(state.dtype, torch.float32)
+            )
             for state, origin in zip(states, self._origins, strict=True)
         ]
         self.count += len(rows[0])
@@ -85,8 +103,8 @@ class StateMoments:
                     self._left[depth] += (self._sketch(row, depth).T @ rows[-1]).cpu()
 
     def mean(self, depth: int) -> Float[Tensor, " width"]:
-        """Mean of the states at a depth."""
-        return self._origins[depth].cpu() + self._sums[depth] / self.count
+        """Mean of the states at a depth, over all rows."""
+        return self._origins[depth].cpu() + self._totals[depth] / self._all
 
     def variance(self, depth: int) -> float:
         """Total variance of the states at a depth."""
