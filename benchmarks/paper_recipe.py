@@ -49,8 +49,9 @@ class PaperRecipe:
         """Say the recipe in our terms.
 
         The paper divides each depth by its Frobenius norm over 100, which leaves a root mean square of
-        `100 / sqrt(rows · dimension)`. It sums the isometry over the two ends and counts the zero diagonal;
-        ours is the mean over ends and pairs, hence the factor `2 (1 − 1/batch)`.
+        `100 / sqrt(rows · dimension)`; ours is one. All its losses are of the second degree, so that their ratios stay
+        the same. It sums the isometry over the two ends and counts the zero diagonal; ours is the mean over ends and
+        pairs, hence the factor `2 (1 − 1/batch)`.
 
         Args:
             rows: observed rows, of which a share is held out.
@@ -67,7 +68,7 @@ class PaperRecipe:
             hidden=self.hidden,
             operator="generator",
             normalization=ki.NormalizationConfig(
-                dimension=self.dimension, whiten=0.0, scale=100 / (fitted * self.dimension) ** 0.5, align=True
+                dimension=self.dimension, basis="per depth", scale="per depth", align=True
             ),
             pairs="endpoints",
             isometry="all_pairs",

@@ -122,7 +122,6 @@ def _fitted(
         spent = time.perf_counter() - started
         keep = Checkpoint(checkpoint, _identity(surrogate, config), "fit")
         history, outcome = _descend(objective, config, states, keep, spent, resume=resume, progress=progress)
-    surrogate.gather_moments(trajectories)
     surrogate.record = FitRecord(
         history=tuple(history),
         held_out=torch.unique(held_out.digests),
@@ -130,10 +129,12 @@ def _fitted(
         seed=config.seed,
         validation=config.validation,
         settings=config.as_dict(),
-        choices=(*_normalization_choices(normalization), *chosen.reasons, *outcome, _rank(surrogate)),
+        choices=(*_normalization_choices(normalization), *chosen.reasons, *outcome),
         versions={"koopman-interp": version("koopman-interp"), "torch": torch.__version__},
         seconds=time.perf_counter() - started,
     )
+    surrogate.gather_moments(trajectories)
+    surrogate.record = replace(surrogate.record, choices=(*surrogate.record.choices, _rank(surrogate)))
     return surrogate.cpu().eval().requires_grad_(False)
 
 

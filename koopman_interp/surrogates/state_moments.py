@@ -3,9 +3,9 @@
 Rows are summed in float32 blocks about the mean of the first chunk, and the blocks in float64: products cost half of
 what they do in float64, and cancellation is no matter. Widths up to `PRECISE_WIDTH`, which cost little, are summed in
 float64, so that coordinates of very different sizes are all seen. Means are of all rows; second moments, where there
-are many more rows than a basis needs, of evenly spaced ones. Widths past `EXACT_WIDTH` are gathered as sketches `C Ω` with a
-Gaussian test matrix Ω, and recovered by the Nyström approximation (Tropp et al., arXiv 1706.05736; Nakatsukasa, arXiv
-2009.11392 for the cross moments), so that time and memory stay linear in the width.
+are many more rows than a basis needs, of evenly spaced ones. Widths past `EXACT_WIDTH` are gathered as sketches `C Ω`
+with a Gaussian test matrix Ω, and recovered by the Nyström approximation (Tropp et al., arXiv 1706.05736; Nakatsukasa,
+arXiv 2009.11392 for the cross moments), so that time and memory stay linear in the width.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ import koopman_interp as ki
 from koopman_interp.errors import FitInterrupted, InputError, NonFiniteError
 from koopman_interp.fitting.checkpoint import Checkpoint
 from koopman_interp.fitting.config import DescentConfig
-from koopman_interp.fitting.descent import Descent, Epochs, learning_rate, step_generator
+from koopman_interp.fitting.descent import Descent, Epochs, step_generator
+from koopman_interp.fitting.schedules import is_level, last_step, learning_rate
 
 NOWHERE = Checkpoint(None, {}, "fit")
 

@@ -291,7 +291,7 @@ def test_a_network_that_only_rotates_neither_decays_nor_misses():
     x = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
     tap = ki.attach(host)
     # Aligned depths would have the rotation in the normalisation, and K would be the identity.
-    config = ki.FitConfig(observables=4, normalization=ki.NormalizationConfig(align=False))
+    config = ki.FitConfig(observables=4, normalization=ki.NormalizationConfig())
     koopman = ki.fit(tap.observe(x, progress=False), config, method="least_squares")
     found = ki.spectrum(koopman, tap.observe(x.flip(1), progress=False))
     np.testing.assert_allclose(found.decay, 1, atol=2e-3)
