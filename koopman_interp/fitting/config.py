@@ -139,6 +139,7 @@ class FitConfig(DescentConfig):
     """
 
     steps: int = 20_000
+    learning_rate: float = 1e-3
     schedule: Schedule = "wsd"
     aim: Aim = "prediction"
     observables: int | None = None

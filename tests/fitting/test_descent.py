@@ -122,7 +122,7 @@ def test_a_step_draws_by_seed_and_number_alone():
 
 
 def test_learning_rates_follow_their_schedules():
-    cosine = ki.FitConfig(steps=100, learning_rate=1.0)
+    cosine = DescentConfig(steps=100, learning_rate=1.0)
     rates = [learning_rate(cosine, step) for step in range(100)]
     assert rates.index(max(rates)) in (9, 10)
     assert max(rates) == pytest.approx(1)
@@ -134,6 +134,64 @@ def test_learning_rates_follow_their_schedules():
     assert learning_rate(ki.FitConfig(learning_rate=0.5, schedule="constant"), 77) == 0.5
     later = DescentConfig(steps=100, learning_rate=1.0, warm_up=0.5)
     assert [learning_rate(later, step) for step in (0, 24, 49, 50, 75)] == pytest.approx([0.02, 0.5, 1, 1, 0.5])
+
+
+def test_wsd_is_level_until_it_falls_to_zero():
+    config = DescentConfig(steps=1000, learning_rate=1.0, schedule="wsd")
+    rates = [learning_rate(config, step) for step in range(300)]
+    assert rates[:50] == sorted(rates[:50])
+    assert set(rates[50:]) == {1.0}
+    falling = [learning_rate(config, step, decay_from=200) for step in range(200, last_step(config, 200))]
+    assert len(falling) == 40
+    assert falling == sorted(falling, reverse=True)
+    assert falling[0] == 1.0
+    assert falling[-1] < 0.02
+    assert last_step(config, None) == last_step(config, 999) == 1000
+
+
+def test_a_descent_falls_when_its_figure_is_level_and_then_ends():
+    own, looks = torch.zeros(1, requires_grad=True), iter([9.0, 100.0, 50.0, 25.0, *[24.5] * 99])
+    history = descended(
+        [([own], 1.0)],
+        lambda *_: own.sum(),
+        lambda _: {"loss": next(looks)},
+        schedule="wsd",
+        steps=10**6,
+        evaluate_every=10,
+        patience=2,
+    )
+    # Level at the look of step 50, which is the second after that of 25; a fifth as many steps follow.
+    assert [look["step"] for look in history] == [0, 10, 20, 30, 40, 50, 60]
+
+
+def test_a_figure_that_starts_low_and_leads_up_is_not_level():
+    config = DescentConfig(patience=2, least_gain=0.1)
+    assert not is_level(config, [1.0, 9.0, 7.0, 5.0])
+    assert is_level(config, [1.0, 9.0, 8.9, 8.8])
+    assert not is_level(config, [9.0, 8.9, 8.8])
+
+
+def test_a_decay_ends_with_the_steps_that_are_allowed():
+    own, rates = torch.zeros(1, requires_grad=True), []
+    descent = Descent(
+        [([own], 1.0)],
+        lambda *_: own.sum(),
+        constant,
+        DescentConfig(steps=60, schedule="wsd", patience=None, learning_rate=1.0),
+        NOWHERE,
+    )
+    descend = descent._descend
+
+    def watched(step):
+        descend(step)
+        rates.append(descent._optimizer.param_groups[0]["lr"])
+
+    descent._descend = watched
+    descent.run(resume=False, progress=False)
+    assert len(rates) == 60
+    assert descent.progress.decay_from == 50
+    assert rates[49] == rates[50] == 1.0
+    assert rates[-1] < 0.1
 
 
 @pytest.mark.parametrize(("items", "size"), [(9, 1), (10, 3), (5, 5), (4, 7)])
@@ -258,7 +316,6 @@ def test_a_checkpoint_goes_on_only_for_the_call_that_wrote_it(tmp_path):
     ("name", "value"),
     [
         ("steps", 0),
-        ("batch_size", 2.5),
         ("evaluate_every", 0),
         ("cycle", 0),
         ("patience", 0),

@@ -54,9 +54,9 @@ def test_no_gradient_step_sees_a_row_held_out(trajectories, quick_config, seed, 
     seen = {}
 
     class Watched(fitting.FitObjective):
-        def __init__(self, surrogate, config, train, held_out):
+        def __init__(self, surrogate, config, train, held_out, batch_size):
             seen.update(train=train[0], held_out=held_out[0], normalization=surrogate.normalization)
-            super().__init__(surrogate, config, train, held_out)
+            super().__init__(surrogate, config, train, held_out, batch_size)
 
     monkeypatch.setattr(fitting, "FitObjective", Watched)
     koopman = ki.fit(trajectories, replace(quick_config, seed=seed, steps=2), progress=False)

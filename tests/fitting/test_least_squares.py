@@ -50,8 +50,8 @@ def states(depths=3, samples=200, width=4, seed=0):
 
 def solved(inputs, outputs, strength):
     """Ridge regression as least squares on stacked rows, which forms no Gram matrix."""
-    shift = strength * np.square(inputs).sum() / inputs.shape[1]
-    stacked = np.concatenate([inputs, np.sqrt(shift) * np.eye(inputs.shape[1])])
+    own = np.sqrt(strength * np.square(inputs).sum(0))
+    stacked = np.concatenate([inputs, np.diag(own)])
     padded = np.concatenate([outputs, np.zeros((inputs.shape[1], outputs.shape[1]))])
     return np.linalg.lstsq(stacked, padded, rcond=None)[0]
 
@@ -66,13 +66,14 @@ def chunk(request, monkeypatch):
 
 
 @pytest.mark.parametrize("strength", [0.0, 1e-4, 1.0])
-def test_ridge_is_least_squares_with_a_penalty_on_the_scale_of_the_inputs(strength):
+def test_ridge_is_least_squares_with_a_penalty_on_the_scale_of_each_input(strength):
     x, y = states(1, 50, 5)[0], states(1, 50, 3, seed=1)[0]
     found = ridge(x.T @ x, x.T @ y, strength).numpy()
     np.testing.assert_allclose(found, solved(x.numpy(), y.numpy(), strength), rtol=1e-8, atol=1e-10)
-    # So that the unit of the inputs makes no difference to what is predicted.
-    scaled = ridge(1e6 * x.T @ x, 1e3 * x.T @ y, strength).numpy()
-    np.testing.assert_allclose(1e3 * scaled, found, rtol=1e-8)
+    # So that the units of the inputs, each its own, make no difference to what is predicted.
+    units = torch.tensor([1e3, 1.0, 1e-2, 10.0, 0.3], dtype=torch.float64)
+    scaled = ridge((x * units).T @ (x * units), (x * units).T @ y, strength)
+    np.testing.assert_allclose((units[:, None] * scaled).numpy(), found, rtol=1e-3)
 
 
 # --- the start of K --------------------------------------------------------------------------------------------------
