@@ -198,7 +198,7 @@ def fit_normalization(
         moments.update(states)
     if moments is None or moments.count == 0:
         raise InputError("There are no samples to fit a normalisation on.")
-    return _solved(moments, config, times or range(len(moments.widths)), dtype)
+    return _solved(moments, config, tuple(map(float, times or range(len(moments.widths)))), dtype)
 
 
 def _require_basis(widths: Sequence[int], config: NormalizationConfig) -> None:
@@ -234,7 +234,9 @@ def _solved(
         _kept(values, config.variance, moments.widths, tolerance) for values, _ in bases
     )
     dimension = min(dimension, *moments.widths)
-    _require_rows(moments.count, dimension)
+    # As few rows as components leave the rank of the rows where that of the states is asked for.
+    wanted = config.dimension or max(dimension, min(moments.count, FEWEST_CUT, *moments.widths))
+    _require_rows(moments.count, wanted)
     maps = []
     for size, (values, vectors) in zip(sizes, bases, strict=True):
         kept = values[:dimension].clamp_min(values[0] * tolerance) ** (config.whiten / 2)

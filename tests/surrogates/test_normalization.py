@@ -7,8 +7,9 @@ from scipy.linalg import orthogonal_procrustes
 
 from koopman_interp import NormalizationConfig
 from koopman_interp.errors import InputError
-from koopman_interp.surrogates import normalization
+from koopman_interp.surrogates import state_moments
 from koopman_interp.surrogates.normalization import fit_normalization
+from koopman_interp.surrogates.state_moments import StateMoments
 
 WIDTHS = (5, 7, 6)
 
@@ -34,11 +35,12 @@ def fitted(data, chunks=1, **settings):
 SETTINGS = [
     {},
     {"whiten": 1.0},
-    {"whiten": 0.4, "scale": 2.5},
-    {"scale": None, "align": False},
+    {"whiten": 0.4, "scale": "per depth"},
+    {"scale": "none"},
+    {"align": True},
     {"dimension": 3},
-    {"dimension": 3, "whiten": 1.0, "scale": None, "align": False},
-    {"dimension": 2, "whiten": 0.5, "align": False},
+    {"dimension": 3, "whiten": 1.0, "scale": "none"},
+    {"dimension": 2, "whiten": 0.5, "basis": "per depth", "align": True},
 ]
 
 
@@ -52,7 +54,7 @@ def test_normalising_undoes_denormalising(settings, widths):
         torch.testing.assert_close(maps.normalize(maps.denormalize(points, depth), depth), points)
 
 
-@pytest.mark.parametrize("settings", SETTINGS[:4], ids=str)
+@pytest.mark.parametrize("settings", SETTINGS[:5], ids=str)
 def test_denormalising_undoes_normalising_where_nothing_is_dropped(settings):
     data = states(widths=(5, 5, 5))
     maps = fitted(data, **settings)
@@ -80,7 +82,7 @@ def test_chunks_give_what_one_pass_gives(settings, chunks):
     for depth, state in enumerate(data):
         first, second = whole.normalize(state, depth), streamed.normalize(state, depth)
         # Components are free up to their sign; aligned depths take the signs of the last.
-        free = depth if settings.get("align") is False else 2
+        free = 2 if settings.get("align") else depth
         signs = (whole.normalize(data[free], free) * streamed.normalize(data[free], free)).sum(0).sign()
         torch.testing.assert_close(second * signs, first)
 
@@ -88,7 +90,7 @@ def test_chunks_give_what_one_pass_gives(settings, chunks):
 @pytest.mark.parametrize("whiten", [0.0, 0.5, 1.0])
 def test_components_and_whitening_are_those_of_numpy(whiten):
     data = states()
-    maps = fitted(data, dimension=3, whiten=whiten, scale=None, align=False)
+    maps = fitted(data, dimension=3, whiten=whiten, scale="none")
     for depth, state in enumerate(data):
         centred = state.numpy() - state.numpy().mean(0)
         values, vectors = np.linalg.eigh(np.cov(centred.T, bias=True))
@@ -102,8 +104,8 @@ def test_components_and_whitening_are_those_of_numpy(whiten):
 @pytest.mark.parametrize("whiten", [0.0, 0.5])
 def test_alignment_is_the_orthogonal_procrustes_of_scipy(whiten):
     data = states()
-    loose = fitted(data, dimension=4, whiten=whiten, align=False)
-    aligned = fitted(data, dimension=4, whiten=whiten)
+    loose = fitted(data, dimension=4, whiten=whiten)
+    aligned = fitted(data, dimension=4, whiten=whiten, align=True)
     last = loose.normalize(data[-1], 2).numpy()
     for depth, state in enumerate(data):
         before = loose.normalize(state, depth).numpy()
@@ -115,19 +117,143 @@ def test_alignment_finds_a_rotation_that_is_there():
     first = states(widths=(6,))[0]
     turn, _ = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))
     data = [first, 4 * first @ turn + 1]
-    maps = fitted(data)
+    maps = fitted(data, align=True, scale="per depth")
     torch.testing.assert_close(maps.normalize(data[0], 0), maps.normalize(data[1], 1))
+    assert maps.coordinates.aligned
+    assert "rotated onto the last depth" in str(maps.coordinates)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.01, 40.0])
-@pytest.mark.parametrize("settings", [{}, {"dimension": 3}, {"whiten": 1.0}, {"dimension": 3, "whiten": 0.3}], ids=str)
-def test_the_scale_is_the_root_mean_square_of_a_coordinate(scale, settings):
-    data = states()
-    maps = fitted(data, scale=scale, **settings)
+def test_scaled_per_depth_a_coordinate_has_size_one():
+    data = states(widths=(5, 5, 5))
+    maps = fitted(data, scale="per depth")
     for depth, state in enumerate(data):
         points = maps.normalize(state, depth)
-        assert float(points.square().mean().sqrt()) == pytest.approx(scale)
+        assert float(points.square().mean()) == pytest.approx(1)
         torch.testing.assert_close(points.mean(0), torch.zeros(maps.dimension, dtype=torch.float64))
+    assert maps.coordinates.growth is None
+
+
+# --- that does not bend the operator ------------------------------------------------------------------------
+
+
+def linear_motion(depths=6, width=4, growth=1.0):
+    """States of a linear motion whose eigenvalues are known, about means that move as they like."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.eye(width, dtype=torch.float64) + 0.3 * torch.randn(width, width, generator=generator).double()
+    values = growth * torch.linspace(0.95, 0.6, width, dtype=torch.float64)
+    K = basis @ torch.diag(values) @ torch.linalg.inv(basis)
+    moved = [torch.randn(500, width, generator=generator, dtype=torch.float64)]
+    for _ in range(depths - 1):
+        moved.append(moved[-1] @ K.T)
+    return [state + 3 * torch.randn(width, generator=generator) for state in moved], values
+
+
+def operator_between(maps, data):
+    """The operator in common coordinates, by least squares over all steps."""
+    points = [maps.normalize(state, depth) for depth, state in enumerate(data)]
+    return torch.linalg.lstsq(torch.cat(points[:-1]), torch.cat(points[1:])).solution.T
+
+
+@pytest.mark.parametrize("growth", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("scale", ["auto", "geometric", "none"])
+def test_growth_times_the_operator_has_the_eigenvalues_of_the_host(growth, scale):
+    data, values = linear_motion(growth=growth)
+    maps = fitted(data, scale=scale)
+    K = operator_between(maps, data)
+    found = maps.coordinates.growth * torch.linalg.eigvals(K).real.sort(descending=True).values
+    torch.testing.assert_close(found, values, rtol=1e-6, atol=1e-8)
+    # Which aligning and scales of their own would not give.
+    bent = operator_between(fitted(data, scale="per depth", align=True), data)
+    assert float((torch.linalg.eigvals(bent).real.sort(descending=True).values - values).abs().max()) > 1e-3
+
+
+def test_growth_is_by_operator_step():
+    data, _ = linear_motion(growth=1.3)
+    whole = fitted(data).coordinates.growth
+    apart = fit_normalization([data[::2]], times=[0.0, 2.0, 4.0], dtype=torch.float64).coordinates.growth
+    assert apart == pytest.approx(whole, rel=0.1)
+
+
+def test_depths_of_one_width_share_a_basis():
+    data = states(widths=(5, 5, 5))
+    maps = fitted(data, dimension=3)
+    assert maps.coordinates.basis == "shared"
+    scaled = [forward / forward.norm() for _, forward, _ in map(maps.maps, range(3))]
+    torch.testing.assert_close(scaled[0], scaled[1])
+    torch.testing.assert_close(scaled[0], scaled[2])
+    # The principal components of all depths, centred and scaled.
+    pooled = np.concatenate([(fitted(data).normalize(state, depth)).numpy() for depth, state in enumerate(data)])
+    assert np.allclose(np.cov(pooled.T, bias=True), np.diag(np.diag(np.cov(pooled.T, bias=True))), atol=1e-9)
+    assert fitted(states()).coordinates.basis == "per depth"
+    with pytest.raises(InputError, match="needs one width"):
+        fitted(states(), basis="shared")
+
+
+def test_even_growth_is_scaled_geometrically_and_uneven_growth_per_depth():
+    source = states(widths=(5,), seed=1)[0]
+    generator = torch.Generator().manual_seed(2)
+
+    def grown(sizes):
+        # Turned by a nonlinear map, so that no linear operator explains the motion.
+        return [size * torch.sin(3 * source @ torch.randn(5, 5, generator=generator).double()) for size in sizes]
+
+    even, uneven = fitted(grown([1, 2, 4, 8])), fitted(grown([1, 7, 8, 9]))
+    assert (even.coordinates.scale, uneven.coordinates.scale) == ("geometric", "per depth")
+    assert even.coordinates.growth == pytest.approx(2, rel=0.1)
+    assert "evenly" in even.coordinates.reason
+    assert "unevenly" in uneven.coordinates.reason
+    # A linear motion is scaled geometrically however its size changes.
+    data, _ = linear_motion()
+    K = torch.diag(torch.tensor([0.01, 0.9, 0.8, 0.7], dtype=torch.float64))
+    first = 50 * torch.eye(4, dtype=torch.float64)[0] * data[0] + data[0]
+    moved = [first, first @ K, first @ K @ K, first @ K @ K @ K]
+    assert fitted(moved).coordinates.scale == "geometric"
+    assert "linear operator" in fitted(moved).coordinates.reason
+
+
+def test_the_rule_is_the_same_whatever_the_chunks():
+    data = states(widths=(5, 5, 5))
+    assert fitted(data).coordinates == fitted(data).coordinates
+    assert fitted(data, 7).coordinates.reason == fitted(data).coordinates.reason
+
+
+def test_components_are_kept_by_variance_and_64_in_any_case():
+    generator = torch.Generator().manual_seed(0)
+    falling = torch.logspace(0, -4, 100, dtype=torch.float64)
+    data = [torch.randn(900, 100, generator=generator, dtype=torch.float64) * falling for _ in range(2)]
+    assert fitted(data).dimension == 64
+    flat = [torch.randn(900, 100, generator=generator, dtype=torch.float64) for _ in range(2)]
+    assert fitted(flat, variance=0.9).dimension in range(80, 92)
+    assert fitted(flat).dimension == 100
+    # What does not vary is no component.
+    null = [torch.cat([state[:, :10], torch.zeros(900, 5, dtype=torch.float64)], 1) for state in flat]
+    assert fitted(null).dimension == 10
+
+
+def test_blocks_in_float32_agree_with_float64():
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(5000, 150, generator=generator) + 5 for _ in range(2)]
+    moments, exact = (StateMoments([150, 150], 150, align=False) for _ in range(2))
+    assert not moments.precise
+    moments.update(data)
+    exact.update([state.double() for state in data])
+    values, _ = moments.components([0, 1], [0.5, 0.5])
+    expected, _ = exact.components([0, 1], [0.5, 0.5])
+    torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6)
+    assert moments.variance(1) == pytest.approx(exact.variance(1), rel=1e-6)
+    torch.testing.assert_close(moments.mean(0), exact.mean(0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunks", [1, 9])
+def test_second_moments_of_every_third_row_beside_means_of_all(chunks):
+    data = states(rows=400, widths=(5, 5))
+    sizes = torch.arange(400).chunk(chunks)
+    moments = StateMoments([5, 5], 5, align=False, stride=3)
+    for rows in sizes:
+        moments.update([state[rows] for state in data])
+    assert moments.count == 134
+    torch.testing.assert_close(moments.mean(0), data[0].mean(0))
+    assert moments.variance(1) == pytest.approx(float(data[1][::3].var(0, unbiased=False).sum()))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -155,13 +281,14 @@ def test_a_mean_far_larger_than_the_spread_does_no_harm():
 # --- sketches -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("widths", [(90, 100, 95), (90, 100, 12), (12, 13, 100)])
+@pytest.mark.parametrize("widths", [(90, 100, 95), (90, 100, 12), (12, 13, 100), (90, 90, 90)])
 @pytest.mark.parametrize("settings", [{}, {"whiten": 0.7}], ids=str)
 def test_sketched_moments_of_data_of_low_rank_are_exact(widths, settings, monkeypatch):
     data = states(widths=widths, rank=6, rows=300)
-    exact = {align: fitted(data, dimension=6, align=align, **settings) for align in (False, True)}
-    monkeypatch.setattr(normalization, "EXACT_WIDTH", 20)
-    sketched = {align: fitted(data, 4, dimension=6, align=align, **settings) for align in (False, True)}
+    kept = 18 if len(set(widths)) == 1 else 6  # all three depths' where they share a basis
+    exact = {align: fitted(data, dimension=kept, align=align, **settings) for align in (False, True)}
+    monkeypatch.setattr(state_moments, "EXACT_WIDTH", 20)
+    sketched = {align: fitted(data, 4, dimension=kept, align=align, **settings) for align in (False, True)}
     for depth, state in enumerate(data):
         expected, found = (maps[False].normalize(state, depth) for maps in (exact, sketched))
         torch.testing.assert_close(found.abs(), expected.abs(), rtol=1e-4, atol=1e-4)
@@ -176,14 +303,16 @@ def test_sketched_moments_of_data_of_low_rank_are_exact(widths, settings, monkey
 
 
 def test_sketches_keep_the_promises_of_exact_maps(monkeypatch):
-    monkeypatch.setattr(normalization, "EXACT_WIDTH", 20)
     data = states(widths=(90, 100, 95), rows=300)
+    exact = fitted(data, 4, dimension=8)
+    monkeypatch.setattr(state_moments, "EXACT_WIDTH", 20)
     maps = fitted(data, 4, dimension=8)
     points = torch.randn(30, 8, dtype=torch.float64)
     for depth, state in enumerate(data):
         torch.testing.assert_close(maps.normalize(maps.denormalize(points, depth), depth), points)
         # Data of full rank is sketched only nearly, so the scale is near and no more.
-        assert float(maps.normalize(state, depth).square().mean().sqrt()) == pytest.approx(1, rel=0.1)
+        sizes = [float(each.normalize(state, depth).square().mean().sqrt()) for each in (maps, exact)]
+        assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
 
 
 # --- refusals -----------------------------------------------------------------------------------------------
@@ -218,8 +347,8 @@ def test_a_depth_that_never_varies_is_named(rows, value, settings, dtype):
 def test_a_depth_of_tiny_variance_is_no_constant():
     data = states()
     data[1] = data[1] * 1e-6
-    points = fitted(data).normalize(data[1], 1)
-    assert float(points.square().mean().sqrt()) == pytest.approx(1)
+    points = fitted(data, scale="per depth").normalize(data[1], 1)
+    assert float(points.square().sum(1).mean() / 7) == pytest.approx(1, rel=0.05)  # but for two components dropped
 
 
 def test_a_dimension_wider_than_a_depth_is_refused():
@@ -229,7 +358,7 @@ def test_a_dimension_wider_than_a_depth_is_refused():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"dimension": 0}, {"whiten": 1.5}, {"whiten": -0.1}, {"scale": 0.0}, {"scale": -1.0}],
+    [{"dimension": 0}, {"whiten": 1.5}, {"whiten": -0.1}, {"variance": 0.0}, {"variance": 1.1}],
     ids=str,
 )
 def test_settings_that_make_no_sense_are_refused(settings):
