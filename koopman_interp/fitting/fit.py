@@ -175,8 +175,8 @@ def _descend(
     surrogate = objective.surrogate
     enough = start_rows(train, surrogate.config.observables)
     start_encoder(surrogate, enough)
-    # A start that is solved for may have no real power, which depths that lie parts of a step apart would ask for.
-    solvable = all(moment == int(moment) for moment in surrogate.config.times)
+    # A K that is solved for may have no real power, which depths that lie parts of a step apart ask for, and no logarithm.
+    solvable = config.operator != "generator" and all(moment == int(moment) for moment in surrogate.config.times)
     linear = linear_maps(objective, train, config.ridge, config.seed) if config.warm_start and solvable else None
     if linear is not None and linear.loss < _ALL_BUT_EXACT:
         linear.restore()
