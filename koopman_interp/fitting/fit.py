@@ -175,7 +175,7 @@ def _descend(
     surrogate = objective.surrogate
     enough = start_rows(train, surrogate.config.observables)
     start_encoder(surrogate, enough)
-    # A K that is solved for may have no real power, which depths that lie parts of a step apart ask for, and no logarithm.
+    # A K that is solved for may have no logarithm, and no real power for depths that lie parts of a step apart.
     solvable = config.operator != "generator" and all(moment == int(moment) for moment in surrogate.config.times)
     linear = linear_maps(objective, train, config.ridge, config.seed) if config.warm_start and solvable else None
     if linear is not None and linear.loss < _ALL_BUT_EXACT:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.linalg import logm, schur
+from scipy.linalg import schur
 from torch import Tensor, nn
 
 from koopman_interp.errors import InputError
@@ -146,8 +146,8 @@ class GeneratorOperator(Operator):
             values, vectors = np.linalg.eig(K.double().cpu().numpy())
             # A mode that K kills has no logarithm; it is started as one that decays fast.
             small = np.abs(values) < 1e-3
-            K_safe = (vectors * np.where(small, 1e-3, values)) @ np.linalg.pinv(vectors)
-            self.A.copy_(torch.from_numpy(np.real(logm(np.real(K_safe)))))
+            logs = np.log(np.where(small, 1e-3, values).astype(complex))
+            self.A.copy_(torch.from_numpy(np.real((vectors * logs) @ np.linalg.pinv(vectors))))
 
     def _propagator(self, steps: float) -> Propagator:
         power = torch.linalg.matrix_exp(self.A * steps)
