@@ -18,9 +18,10 @@ from torch import Tensor
 
 from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.hashing import drawn, group_digests, row_digests
 from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.labels import IGNORED, forms_of, spread_labels
 from koopman_interp.results import plotted
 
@@ -183,7 +184,7 @@ class Trajectories:
             del part
         if first is None:
             raise InputError("There are no trajectories to concatenate.")
-        joined: dict[str, Any] = {name: torch.cat(found) if found else None for name, found in rest.items()}
+        joined: dict[str, Json] = {name: torch.cat(found) if found else None for name, found in rest.items()}
         return replace(first, states=tuple(map(_drained, states)), sequence=torch.cat(sequences), **joined)
 
     def between(self, source: str | int | None = None, target: str | int | None = None) -> Trajectories:
@@ -224,7 +225,7 @@ class Trajectories:
         held_out = torch.isin(self.digests, drawn(self.digests, count, seed))
         return self[~held_out], self[held_out]
 
-    def text(self, row: int, tokenizer: Any, *, around: int = 16) -> str:
+    def text(self, row: int, tokenizer: Tokenizer, *, around: int = 16) -> str:
         """Show the token of a row in its text, between ⟦ and ⟧: `Once upon a⟦ time⟧, there was`.
 
         The text is made of the rows that are here: it ends, with an ellipsis, where the neighbouring token was
@@ -280,7 +281,7 @@ class Trajectories:
             tensors["labels"] = self.labels
         if self.tokens is not None:
             tensors["tokens"] = self.tokens
-        header: dict[str, Any] = {
+        header: dict[str, Json] = {
             "sites": self.sites,
             "times": self.times,
             "shapes": self.shapes,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from koopman_interp.auditing.intervals import wilson
 from koopman_interp.auditing.probes import Kernel, probe_accuracy, probed_rows, prototype_recall
+from koopman_interp.files import Json
 
 SHOTS = (1, 5, 10)
 """Examples a class that prototypes are made of."""
@@ -45,7 +46,7 @@ class ProbeScores:
         return max(self.probes.values(), default=None)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ProbeScores:
+    def from_dict(cls, values: Mapping[str, Json]) -> ProbeScores:
         """Rebuild from the plain values of JSON, whose keys are texts."""
         prototypes = {int(shots): recall for shots, recall in values["prototypes"].items()}
         intervals = {kernel: (low, high) for kernel, (low, high) in values["intervals"].items()}

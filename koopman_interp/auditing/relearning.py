@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from koopman_interp.auditing.labelled import Batch
 from koopman_interp.auditing.passes import LabelledPass
 from koopman_interp.auditing.row_scores import RowScores
 from koopman_interp.errors import InputError
+from koopman_interp.files import Json
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.patching.patch import Patch
@@ -90,7 +90,7 @@ class RelearningCurve:
         return next((step for step, accuracy in points if accuracy >= share), None)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RelearningCurve:
+    def from_dict(cls, values: Mapping[str, Json]) -> RelearningCurve:
         """Rebuild from the plain values of JSON."""
         names = ("steps", "forget_accuracy", "retain_accuracy")
         return cls(values["moved"], *(tuple(values[name]) for name in names))

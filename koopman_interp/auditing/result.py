@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from koopman_interp.auditing.language import language_samples
 from koopman_interp.auditing.relearning import Relearning
@@ -16,7 +15,7 @@ from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.auditing.summary import audit_tables
 from koopman_interp.auditing.verdict import verdict
 from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import jsonable, read_json, write_json
+from koopman_interp.files import Json, jsonable, read_json, write_json
 from koopman_interp.labels import classes_named
 from koopman_interp.results import Result
 from koopman_interp.tables import Table, percent
@@ -91,12 +90,12 @@ class Audit(Result):
         relearning = [] if self.relearn is None else [f"Relearning: {self.relearn}."]
         return [*samples, *relearning, *self.left_out, self.verdict]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """Return plain values for JSON, the verdict among them."""
         return {**asdict(self), "verdict": self.verdict}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Audit:
+    def from_dict(cls, values: Mapping[str, Json]) -> Audit:
         """Rebuild from the plain values of JSON; what is missing or too much raises KeyError or TypeError."""
         parts = {name: value for name, value in values.items() if name not in ("kind", "verdict")}
         parts["labels"], parts["left_out"] = tuple(parts["labels"]), tuple(parts["left_out"])

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from koopman_interp.auditing.language import LanguageScores
 from koopman_interp.auditing.membership import Membership
 from koopman_interp.auditing.probe_scores import ProbeScores
 from koopman_interp.auditing.relearning import RelearningCurve
+from koopman_interp.files import Json
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class AuditRow:
         )
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> AuditRow:
+    def from_dict(cls, values: Mapping[str, Json]) -> AuditRow:
         """Rebuild from the plain values of JSON, in which a figure that was not finite is None."""
         parts = {**values, "kl": _finite_or_nan(values["kl"])}
         if (attacks := parts["membership"]) is not None:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -42,7 +41,7 @@ from koopman_interp.trajectories import Trajectories
 def distil(
     model: nn.Module | Host,
     koopman: KoopmanAutoencoder,
-    batches: Any,
+    batches: object,
     config: DistilConfig | None = None,
     *,
     fitted: Trajectories,

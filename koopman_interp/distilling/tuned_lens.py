@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +28,7 @@ from koopman_interp.observing.batches import calls
 def tune_lens(
     model: nn.Module | Host,
     lens: AffineLens,
-    batches: Any,
+    batches: object,
     config: DistilConfig | None = None,
     *,
     checkpoint: str | os.PathLike[str] | None = None,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -144,7 +144,7 @@ def _descend(
     return descent.run(resume=resume, progress=progress)
 
 
-def _identity(surrogate: KoopmanAutoencoder, config: FitConfig) -> dict[str, Any]:
+def _identity(surrogate: KoopmanAutoencoder, config: FitConfig) -> dict[str, object]:
     """What must agree for a checkpoint to be this fit's: settings, sites, host, and the data's normalisation."""
     c = surrogate.config
     return {

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import read_tensors, write_json, write_tensors, write_text
+from koopman_interp.files import Json, read_tensors, write_json, write_tensors, write_text
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.surrogates.moments import Moments
@@ -77,7 +77,7 @@ class SurrogateConfig:
     layout: str | None = None
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> SurrogateConfig:
+    def from_dict(cls, values: dict[str, Json]) -> SurrogateConfig:
         """Rebuild from what `dataclasses.asdict` and JSON made of it."""
         tuples = {name: tuple(values[name]) for name in ("sites", "times", "widths", "hidden", "classes")}
         shapes = tuple(map(tuple, values["shapes"]))

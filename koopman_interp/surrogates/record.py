@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from koopman_interp.errors import InputError
+from koopman_interp.files import Json
 from koopman_interp.results import Result
 from koopman_interp.tables import Column, Table, digits
 
@@ -51,7 +51,7 @@ class FitRecord(Result):
     method: str | None = None
     seed: int | None = None
     validation: float | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Json] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -95,12 +95,12 @@ class FitRecord(Result):
             f"{len(self.held_out):,} inputs were held out{share}. Fitted in {self.seconds:.1f} s with {made_with}.",
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """Return plain values for JSON, from which `from_dict` makes the same record."""
         return asdict(replace(self, held_out=_no_inputs())) | {"held_out": self.held_out.tolist()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FitRecord:
+    def from_dict(cls, values: Mapping[str, Json]) -> FitRecord:
         """Rebuild from plain values; `held_out` may be a tensor."""
         given = {each.name: values[each.name] for each in fields(cls)}
         given |= {name: tuple(map(dict, given[name])) for name in ("history", "distilled")}

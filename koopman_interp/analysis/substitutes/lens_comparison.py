@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -76,7 +75,7 @@ def compare_lenses(
     model: nn.Module | Host,
     koopman: KoopmanAutoencoder,
     *,
-    held_out: Any,
+    held_out: object,
     fitted: Trajectories,
     others: Sequence[Lens] = (),
     next_token: bool = False,
