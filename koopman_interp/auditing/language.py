@@ -242,6 +242,7 @@ def _continued(host: Host, prompt: str, checks: LanguageChecks) -> str:
         raise InputError("Samples are shown as text, for which the tokenizer is needed: LanguageChecks(tokenizer=…).")
     ((x, _),) = calls(host, [prompt], tokenizer=checks.tokenizer)
     ids = x["input_ids"] if isinstance(x, Mapping) else x
+    assert isinstance(ids, torch.Tensor)  # which is what calls() makes of a text
     for _ in range(checks.new_tokens):
         ids = torch.cat([ids, Output.of(host, ids).logp[-1:].argmax(1, keepdim=True).to(ids)], 1)
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
