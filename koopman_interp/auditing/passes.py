@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from koopman_interp.auditing.labelled import Batch
-from koopman_interp.errors import InputError
-from koopman_interp.hosts.layouts import to_rows
+from koopman_interp.errors import InputError, UnknownSiteError
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.labels import IGNORED
 from koopman_interp.observing.outputs import Output
+from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import Samples
 
 
@@ -52,19 +51,19 @@ class LabelledPass:
             The pass.
 
         Raises:
+            UnknownSiteError: the pass never reached the last site.
             InputError: labels and logits are not of the same rows.
         """
-        read: dict[str, Tensor] = {}
-
-        def keep(site: str, state: Tensor) -> None:
-            # The copy matters: an in-place activation further on would write into what was kept.
-            read[site] = state.clone()
-
         x, y = batch
+        records: list[PassRecord] = []
         # Hooks that come last see what a patch has written.
-        with host.hooked({site: partial(keep, site) for site in sites}):
+        with recorded(host, sites, skip, records.append, rows_alone=True):
             output = Output.of(host, x, skip)
-        samples = Samples.of(read[sites[-1]].shape, output.tokens, skip)
+        if not records:
+            raise UnknownSiteError(f"The forward pass never reached {', '.join(sites)}. Choose other sites.")
+        record = records[-1]
+        record.require(sites[-1:])
+        samples = record.samples(sites[-1])
         of_states = samples.labels(y)
         labels = output.labels(of_states, samples)
         if labels is None:
@@ -72,7 +71,7 @@ class LabelledPass:
                 f"An audit needs one label a row of logits; got {len(of_states)} labelled rows of states and "
                 f"{len(output.logp)} rows of logits, and the rows of one input differ in their labels."
             )
-        states = {site: _rows(state, y, output, skip) for site, state in read.items()}
+        states = {site: _aligned(rows, record.samples(site), y, output) for site, rows in record.states.items()}
         judged = labels != IGNORED
         if bool(judged.all()):
             return cls(labels, output.logp, states)
@@ -83,10 +82,8 @@ class LabelledPass:
         return replace(self, states={})
 
 
-def _rows(state: Tensor, y: Any, output: Output, skip: int) -> Tensor:
-    """Flatten a state to the rows of the output: of tokens under one row of logits, to their mean."""
-    samples = Samples.of(state.shape, output.tokens, skip)
-    rows = samples.take(to_rows(state)).cpu()
+def _aligned(rows: Tensor, samples: Samples, y: Any, output: Output) -> Tensor:
+    """Bring rows of a state to those of the output: of tokens under one row of logits, to their mean."""
     if len(output.logp) == len(rows):
         return rows
     weights = (samples.labels(y) != IGNORED).double()

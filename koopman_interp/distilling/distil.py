@@ -72,8 +72,8 @@ def distil(
     Raises:
         UnsupportedHostError: the host returns no logits.
         HostMismatchError: the surrogate or the trajectories belong to another host.
-        InputError: the trajectories are not those of the fit, a batch has no samples, or there are too few inputs to
-            hold any out.
+        InputError: the trajectories are not those of the fit, there are too few inputs to hold any out, or none of them
+            has a sample.
         FitInterrupted: Ctrl-C; the message says what was kept and how to go on.
         NonFiniteError: the loss diverged.
     """

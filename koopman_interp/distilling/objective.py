@@ -14,7 +14,7 @@ from torch import Tensor
 
 from koopman_interp.analysis.substitutes.lenses import AffineLens, KoopmanLens
 from koopman_interp.distilling.config import DistilConfig
-from koopman_interp.distilling.inputs import Batch, PartedInputs
+from koopman_interp.distilling.inputs import PartedInputs
 from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.descent import Epochs
@@ -57,7 +57,7 @@ class OutputObjective:
         """Return the divergence on the batch of a step from some depths, drawn, and what is lowered beside it."""
         before = len(self._sites) - 1
         depths = torch.randperm(before, generator=generator)[: self._depths].sort().values.tolist()
-        own = self._own_pass(self._inputs.train[int(self._epochs(step))])
+        own = self._training_pass(step)
         if self._arrivals is None:
             return divergence(own, self._mapped(own, depths))
         arrived, beside = self._arrivals(own, depths, generator)
@@ -67,23 +67,33 @@ class OutputObjective:
         """Return the divergence on the inputs held out, from all depths, as `kl`; each sample counts the same."""
         total, samples = 0.0, 0
         for batch in self._inputs.held_out:
-            own = self._own_pass(batch)
-            arrived = self._mapped(own, range(len(self._sites) - 1))
-            total += float(divergence(own, arrived)) * len(own.output.logp)
-            samples += len(own.output.logp)
+            own = OwnPass.of(self._host, batch, self._sites, self._skip, training=True)
+            if of_batch := len(own.output.logp):
+                arrived = self._mapped(own, range(len(self._sites) - 1))
+                total += float(divergence(own, arrived)) * of_batch
+                samples += of_batch
+        if not samples:
+            raise InputError(self._no_samples("judge by", "held out"))
         return {"kl": total / samples}
 
     def _mapped(self, own: OwnPass, depths: Sequence[int]) -> list[Tensor]:
         return [self._lens.at(depth)(own.rows(depth)) for depth in depths]
 
-    def _own_pass(self, batch: Batch) -> OwnPass:
-        own = OwnPass.of(self._host, batch, self._sites, self._skip, training=True)
-        if not len(own.output.logp):
-            raise InputError(
-                "A batch has no samples to learn from: it is empty, or all its tokens are padding or among the first "
-                f"{self._skip} of their sequences, which skip={self._skip} leaves out. Take it out."
-            )
-        return own
+    def _training_pass(self, step: int) -> OwnPass:
+        """Make the pass of a step; in place of a batch without samples, over the next that has some."""
+        batches = self._inputs.train
+        first = int(self._epochs(step))
+        for batch in (*batches[first:], *batches[:first]):
+            own = OwnPass.of(self._host, batch, self._sites, self._skip, training=True)
+            if len(own.output.logp):
+                return own
+        raise InputError(self._no_samples("train on", "to train on"))
+
+    def _no_samples(self, purpose: str, inputs: str) -> str:
+        return (
+            f"There are no samples to {purpose}: the inputs {inputs} are empty, or all their tokens are padding or "
+            f"among the first {self._skip} of their sequences, which skip={self._skip} leaves out. Give longer ones."
+        )
 
 
 def divergence(own: OwnPass, arrived: Sequence[Tensor]) -> Float[Tensor, ""]:

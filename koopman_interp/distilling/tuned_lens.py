@@ -54,7 +54,7 @@ def tune_lens(
     Raises:
         UnsupportedHostError: the host returns no logits.
         HostMismatchError: the lens belongs to another host.
-        InputError: there are fewer than two inputs, or a batch has no samples.
+        InputError: there are fewer than two inputs, or none of them has a sample.
         FitInterrupted: Ctrl-C; the message says what was kept and how to go on.
         NonFiniteError: the loss diverged.
     """

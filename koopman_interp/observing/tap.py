@@ -278,7 +278,7 @@ class Tap:
         none = True
         for x, y in tqdm(found, desc="observe", unit="batch", disable=None if progress is None else not progress):
             none = False
-            with torch.no_grad(), recording.listening():
+            with torch.no_grad(), recording.listening(x):
                 self.host.call(x)
             yield (*recording.drained(self.times), y)
         if none:

@@ -89,7 +89,11 @@ def write_run(
         "command": command,
         "facts": facts or {},
         "seconds": seconds or {},
-        "surrogate": {"description": repr(koopman), "history": koopman.record.history},
+        "surrogate": {
+            "description": repr(koopman),
+            "history": koopman.record.history,
+            "notes": koopman.record.notes(),
+        },
         "trajectories": None if trajectories is None else repr(trajectories),
         "spectrum": _plain(spectrum),
         "topologies": {name: topology.as_dict() for name, topology in topologies.items()},

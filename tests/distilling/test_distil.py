@@ -256,12 +256,32 @@ def test_a_language_model_is_distilled_through_its_own_head():
     first, *later = (look["kl"] for look in found.record.distilled)
     assert min(later) < first
     held_out = ids[torch.isin(input_digests(ids), koopman.record.held_out)]
-    as_fitted = ki.compare_lenses(model, koopman, data, held_out, skip=1).kl("Koopman lens")
+    as_fitted = ki.compare_lenses(model, koopman, fitted=data, held_out=held_out).kl("Koopman lens")
     assert first == pytest.approx(np.mean(as_fitted), rel=1e-2)
-    with pytest.raises(InputError, match=r"no samples to learn from.*skip=1"):
+    with pytest.raises(InputError, match=r"no samples to judge by.*skip=1"):
         distil((model, koopman, data), ids[:, :1], settings)
-    lens = ki.koopman_lens(model, found, ids[:4], skip=1)
+    lens = ki.koopman_lens(model, found, ids[:4])
     assert torch.equal(lens.top[-1, :, 0], model(ids[:4])[:, 1:].flatten(0, 1).argmax(1))
+
+
+def test_inputs_without_samples_are_passed_over():
+    model = llama_bridge()
+    ids = torch.randint(2, 90, (40, 8), generator=torch.Generator().manual_seed(1))
+    data = ki.attach(model, skip=1).observe(ids, progress=False)
+    digests = input_digests(ids)
+    # One input held out has nothing past the first place, and so has every other batch to train on.
+    data = replace(data, digests=digests[data.sequence])
+    koopman = ki.fit(data, ki.FitConfig(observables=16), method="least_squares")
+    koopman.record = replace(
+        koopman.record, held_out=torch.cat([koopman.record.held_out, input_digests(ids[:1, :1])]).unique()
+    )
+    mixed = [part for row in ids.split(4) for part in (row, row[:, :1])]
+    settings = ki.DistilConfig(steps=12, evaluate_every=12, depths=1)
+    known = model, koopman, ki.Trajectories.concatenate([data, replace(data[:1], digests=input_digests(ids[:1, :1]))])
+    history = distil(known, mixed, settings).record.distilled
+    alone = distil((model, koopman, known[2]), ids, settings).record.distilled
+    assert history[0]["kl"] == pytest.approx(alone[0]["kl"], rel=1e-5)
+    assert history[1]["kl"] != history[0]["kl"]
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def test_a_tuned_lens_is_nearer_to_the_host_than_least_squares(known, points):
     before = copy.deepcopy(lens.maps[0].weight), weight_digest(model)
     tuned = ki.tune_lens(model, lens, points, ki.DistilConfig(steps=60, learning_rate=1e-2), progress=False)
     fresh = yin_yang(300, seed=9)[0]
-    found = ki.compare_lenses(model, surrogate, trajectories, fresh, others=[tuned])
+    found = ki.compare_lenses(model, surrogate, fitted=trajectories, held_out=fresh, others=[tuned])
     assert sum(found.kl(tuned.name)) < 0.9 * sum(found.kl(lens.name))
     assert found.parameters[tuned.name] == lens.parameters
     assert torch.equal(lens.maps[0].weight, before[0])

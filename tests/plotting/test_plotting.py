@@ -276,6 +276,10 @@ def test_a_fit_marks_the_weights_it_kept():
     assert lines(ax, ["FVU"])[0].get_ydata().tolist() == [0.9, 0.2, 0.3]
     kept = next(text for text in ax.texts if text.get_text() == "kept")
     assert kept.get_position()[0] == 20
+    of_record = RECORD.plot()
+    assert [line.get_ydata().tolist() for line in of_record.lines[:2]] == [
+        line.get_ydata().tolist() for line in ax.lines[:2]
+    ]
 
 
 def test_a_least_squares_fit_is_one_dot_each():
