@@ -62,7 +62,7 @@ class Result:
     def _repr_html_(self) -> str:
         """Show the tables in a notebook."""
         parts = [f"<p>{escape(repr(self))}</p>", *(table.html() for table in self.tables())]
-        notes = (f"<p>{escape(note)}</p>" for note in self.notes())
+        notes = (f"<p>{escape(line)}</p>" for note in self.notes() for line in note.splitlines())
         return "\n".join(['<div class="koopman-interp">', _STYLE, *parts, *notes, "</div>"])
 
     def to_frame(self) -> DataFrame:
