@@ -61,6 +61,17 @@ def hosts() -> None:
         click.echo(f"{adapter.adapter}  {adapter.__module__}:{adapter.__qualname__}")
 
 
+@cli.command("sites")
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def sites_(model: str, as_json: bool) -> None:
+    """List the sites of MODEL, module:callable, and which of them are taken unless told otherwise."""
+    from koopman_interp.observing.tap import sites
+
+    table = sites(_called(model))
+    click.echo(json.dumps(table.as_dict()) if as_json else str(table))
+
+
 @cli.command()
 @click.argument("model")
 @click.argument("data")

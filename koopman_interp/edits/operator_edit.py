@@ -244,7 +244,7 @@ class OperatorEdit(Result):
             depth=facts["depth"],
             host=HostFingerprint(**facts["host"]),
             operator=facts["operator"],
-            labels=tuple(facts.get("labels", ())),  # which files of 0.1.0 lack
+            labels=tuple(facts["labels"]),
             certificate=None if known is None else Certificate(**known),
         )
 
