@@ -10,7 +10,7 @@ import math
 import os
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from html import escape
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -62,7 +62,7 @@ class Result:
     def _repr_html_(self) -> str:
         """Show the tables in a notebook."""
         parts = [f"<p>{escape(repr(self))}</p>", *(table.html() for table in self.tables())]
-        notes = (f"<p>{escape(note)}</p>" for note in self.notes())
+        notes = (f"<p>{escape(line)}</p>" for note in self.notes() for line in note.splitlines())
         return "\n".join(['<div class="koopman-interp">', _STYLE, *parts, *notes, "</div>"])
 
     def to_frame(self) -> DataFrame:
@@ -113,8 +113,8 @@ class PlainResult(Result):
             return cls.from_dict(values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(
-                f"{path} lacks parts of a {cls.__name__} ({type(error).__name__} {error}). Write it again from its "
-                "source."
+                f"{path} lacks parts of the {cls.__name__} that it holds ({type(error).__name__} {error}). Write it "
+                "again from its source."
             ) from error
 
 
@@ -129,7 +129,7 @@ def rebuilt(kind: type[Value], values: Mapping[str, object]) -> Value:
     Entries that are no field are passed over: what is derived may stand beside what is kept.
 
     Raises:
-        KeyError: a field without a default is missing.
+        KeyError: a field is missing.
         TypeError: a part is of another shape than its annotation says.
         ValueError: likewise.
     """
@@ -154,8 +154,7 @@ def _rebuilt(hint: Any, value: Any) -> Any:
         return None if value is None else _rebuilt(Any if others else kind, value)
     if isinstance(hint, type) and is_dataclass(hint):
         hints = get_type_hints(hint)
-        named = [part.name for part in fields(hint) if part.name in value or _is_required(part)]
-        return hint(**{name: _rebuilt(hints[name], value[name]) for name in named})
+        return hint(**{part.name: _rebuilt(hints[part.name], value[part.name]) for part in fields(hint)})
     if origin is tuple:
         entries = parts[:1] * len(value) if parts[1:] == (Ellipsis,) else parts
         return tuple(_rebuilt(part, entry) for part, entry in zip(entries, value, strict=True))
@@ -168,7 +167,3 @@ def _rebuilt(hint: Any, value: Any) -> Any:
     if hint is float:
         return math.nan if value is None else float(value)
     return int(value) if hint is int else value  # the keys of JSON are texts
-
-
-def _is_required(part: Field[Any]) -> bool:
-    return part.default is MISSING and part.default_factory is MISSING

@@ -9,9 +9,8 @@ each sample one pass a token, without a cache. Knows nothing of labels.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,17 +19,14 @@ from torch import Tensor
 
 from koopman_interp.auditing.baselines import BASE, edited
 from koopman_interp.auditing.intervals import wilson
-from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import jsonable, read_json, write_json
+from koopman_interp.errors import InputError
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.labels import IGNORED
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
 from koopman_interp.patching.patch import Patch
-from koopman_interp.results import Result
+from koopman_interp.results import PlainResult
 from koopman_interp.tables import Column, Table, columns_of, digits, percents
-
-KIND = "language audit"
 
 
 @dataclass(frozen=True)
@@ -86,15 +82,9 @@ class LanguageScores:
     samples: tuple[str, ...]
     intervals: dict[str, tuple[float, float]]
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LanguageScores:
-        """Rebuild from the plain values of JSON."""
-        intervals = {name: (low, high) for name, (low, high) in values["intervals"].items()}
-        return cls(**{**values, "samples": tuple(values["samples"]), "intervals": intervals})
-
 
 @dataclass(frozen=True, repr=False)
-class LanguageAudit(Result):
+class LanguageAudit(PlainResult):
     """What `audit_language` found.
 
     Attributes:
@@ -122,33 +112,6 @@ class LanguageAudit(Result):
     def notes(self) -> Sequence[str]:
         """Return the samples, each behind the name of its row."""
         return language_samples(self.rows)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON; a figure that is not finite becomes null."""
-        write_json(path, jsonable({"kind": KIND, **self.as_dict()}))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LanguageAudit:
-        """Read what `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            FileFormatError: it is not JSON, not an audit of a language model, or incomplete.
-        """
-        values = read_json(path)
-        if not isinstance(values, dict) or values.get("kind") != KIND:
-            raise FileFormatError(f"{path} does not hold an audit of a language model.")
-        try:
-            rows = {name: LanguageScores.from_dict(scores) for name, scores in values["rows"].items()}
-            return cls(values["edit"], rows)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(
-                f"{path} lacks parts of an audit ({error}). Write it again from its source."
-            ) from error
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ copied first: its own weights, gradients and hooks are not touched, whatever hap
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -20,7 +20,6 @@ from koopman_interp.auditing.labelled import Batch
 from koopman_interp.auditing.passes import LabelledPass
 from koopman_interp.auditing.row_scores import RowScores
 from koopman_interp.errors import InputError
-from koopman_interp.files import Json
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.patching.patch import Patch
@@ -88,12 +87,6 @@ class RelearningCurve:
         """Return after how many steps the forget accuracy is at least so high; None if never."""
         points = zip(self.steps, self.forget_accuracy, strict=True)
         return next((step for step, accuracy in points if accuracy >= share), None)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Json]) -> RelearningCurve:
-        """Rebuild from the plain values of JSON."""
-        names = ("steps", "forget_accuracy", "retain_accuracy")
-        return cls(values["moved"], *(tuple(values[name]) for name in names))
 
 
 @dataclass(frozen=True, eq=False)

@@ -184,6 +184,16 @@ def right_padded(sequences: Sequence[Any], fill: int) -> dict[str, Tensor]:
     return {"input_ids": pad(ids, padding_value=fill), "attention_mask": pad([torch.ones_like(one) for one in ids])}
 
 
+def token_names(tokenizer: Any) -> Callable[[int], str]:
+    """Return how a tokenizer of Hugging Face's kind names an id; without one, ids are their own names."""
+    if hasattr(tokenizer, "convert_ids_to_tokens"):
+        # Byte-level vocabularies write a leading space as Ġ, others as ▁.
+        return lambda number: str(tokenizer.convert_ids_to_tokens(number)).replace("Ġ", "▁")
+    if hasattr(tokenizer, "decode"):
+        return lambda number: str(tokenizer.decode([number]))
+    return str
+
+
 def _chosen(place: Tensor, positions: Positions) -> Tensor:
     if positions is None:
         return torch.ones_like(place, dtype=torch.bool)
