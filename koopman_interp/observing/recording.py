@@ -5,6 +5,7 @@ Costs one copy of each state and one sum over it. Knows nothing of how the passe
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,10 @@ from koopman_interp.hosts.tokens import Tokens
 from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import Samples, none_left
 from koopman_interp.trajectories import Trajectories
+
+_ADDING = threading.Lock()
+"""Held while a pass is added, since threads may end theirs at the same time. Not a recording's own: a lock cannot be
+copied along with the hooks of a model."""
 
 
 class Recording:
@@ -62,12 +67,13 @@ class Recording:
             raise InputError(f"The sites differ in their number of samples ({counts}). Choose sites that agree.")
         record.require_finite(f"batch {self._recorded} (counted from 0)")
         samples = record.of_states
-        for rows, site in zip(self._rows, self.sites, strict=True):
-            rows.append(record.states[site])
-        self._shapes = {site: shape[1:] if len(shape) == 4 else shape[-1:] for site, shape in record.shapes.items()}
-        self._sequences.append(samples.entry + self._first_input(samples, record.tokens))
-        self.passes.append(samples)
-        self._recorded += 1
+        with _ADDING:
+            for rows, site in zip(self._rows, self.sites, strict=True):
+                rows.append(record.states[site])
+            self._shapes = {site: shape[1:] if len(shape) == 4 else shape[-1:] for site, shape in record.shapes.items()}
+            self._sequences.append(samples.entry + self._first_input(samples, record.tokens))
+            self.passes.append(samples)
+            self._recorded += 1
 
     def _first_input(self, samples: Samples, tokens: Tokens | None) -> int:
         """Return the number of the pass's first sequence: a new one, unless the pass goes on from a cache."""
