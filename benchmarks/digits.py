@@ -1,8 +1,8 @@
-"""The setting of digits 8×8: hosts that others measure edits on, and the audit of the default edit in it.
+"""The setting of digits 8×8: models that others measure edits on, and the audit of the default edit in it.
 
 scikit-learn's 1,797 digits, half to train and half held out; a residual MLP of 5 blocks of width 64; class 4 is to be
-forgotten; the yardstick is the same network trained without it, and a second yardstick from other initial weights says
-how far two of its kind lie apart. A setting costs some seconds, its audit half a minute.
+forgotten; the retrained reference is the same network trained without it, and a second one from other initial weights
+says how far two of its kind lie apart. A setting costs some seconds, its audit half a minute.
 
     python benchmarks/digits.py                      # three seeds
     python benchmarks/digits.py --seeds 0 --quick    # smoke
@@ -41,7 +41,7 @@ class Setting:
     Attributes:
         x, y: training rows.
         x_test, y_test: held-out rows.
-        model: the host.
+        model: the base model.
         retrained: the same architecture, initial weights and recipe, without class `LABEL`.
         other: as `retrained`, from other initial weights and batches.
         seed: of all this.
@@ -56,20 +56,16 @@ class Setting:
     other: nn.Module
     seed: int
 
-    def rows(self, training: bool, forgotten: bool) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels of one of the four parts, as `audit` takes them."""
-        x, y = (self.x, self.y) if training else (self.x_test, self.y_test)
-        chosen = (y == LABEL) == forgotten
-        return x[chosen], y[chosen]
-
-    def parts(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return all four by the names that `audit` has for them."""
-        return {
-            "forget": self.rows(False, True),
-            "retain": self.rows(False, False),
-            "forget_training": self.rows(True, True),
-            "retain_training": self.rows(True, False),
-        }
+    def audited(self, patch: ki.Patch, **settings: Any) -> ki.Audit:
+        """Audit a patch of the model on the held-out rows, beside the training rows and the retrained reference."""
+        return ki.audit(
+            patch,
+            held_out=(self.x_test, self.y_test),
+            training=(self.x, self.y),
+            retrained=self.retrained,
+            seed=self.seed,
+            **settings,
+        )
 
 
 def digits_setting(seed: int, *, epochs: int = EPOCHS) -> Setting:
@@ -99,7 +95,7 @@ def digits_setting(seed: int, *, epochs: int = EPOCHS) -> Setting:
 
 
 def observed_and_fitted(setting: Setting) -> tuple[ki.Trajectories, ki.KoopmanAutoencoder]:
-    """Observe the host on its training rows, and fit a surrogate by the setting's seed."""
+    """Observe the model on its training rows, and fit a surrogate by the setting's seed."""
     trajectories = ki.attach(setting.model).observe(setting.x, setting.y, progress=False)
     return trajectories, ki.fit(trajectories, replace(CONFIG, seed=setting.seed), progress=False)
 
@@ -113,32 +109,22 @@ def audited(setting: Setting, *, quick: bool = False) -> list[ki.Audit]:
     for strength in STRENGTHS[: 1 if quick else None]:
         edit = ki.erase_class(koopman, label=LABEL, strength=strength)
         full: dict[str, Any] = {"depths": "all", "relearn": ki.Relearning()} if strength == 1 else {}
-        found.append(
-            ki.audit(
-                setting.model,
-                koopman,
-                edit,
-                **setting.parts(),
-                retrained=setting.retrained,
-                probes=("linear", "rbf", "mlp"),
-                seed=setting.seed,
-                **full,
-            )
-        )
+        patch = ki.patched(setting.model, koopman, edit)
+        found.append(setting.audited(patch, probes=("linear", "rbf", "mlp"), **full))
     return found
 
 
 def other_seed(setting: Setting) -> float:
     """Jensen-Shannon divergence in bits between the two retrained networks on held-out rows of the class."""
-    x, _ = setting.rows(False, True)
+    x = setting.x_test[setting.y_test == LABEL]
     with torch.no_grad():
         first, second = (net(x).double().log_softmax(1) for net in (setting.retrained, setting.other))
     return float(jensen_shannon(first, second).mean() / math.log(2))
 
 
 MEASURES = {
-    "forget": lambda row: row.forgotten,
-    "retain": lambda row: row.retained,
+    "forget ↓": lambda row: row.forget_accuracy,
+    "retain ↑": lambda row: row.retain_accuracy,
     "linear": lambda row: row.linear_probe,
     "RBF": lambda row: row.rbf_probe,
     "MLP": lambda row: row.mlp_probe,
@@ -169,7 +155,7 @@ def main() -> None:
     print("Medians over the seeds, %:")
     print(medians(audits))
     print(
-        f"retrained, other seed: JS to retrained {100 * statistics.median(others):.0f} "
+        f"retrained reference, other seed: JS to retrained {100 * statistics.median(others):.0f} "
         f"(each seed: {', '.join(f'{100 * other:.0f}' for other in others)})"
     )
     write_json(
@@ -186,7 +172,7 @@ def main() -> None:
 
 
 def medians(audits: list[list[ki.Audit]]) -> str:
-    """Tabulate the ways, with the edit at each strength, as medians over the seeds."""
+    """Tabulate the methods, with the edit at each strength, as medians over the seeds."""
     lines: list[list[str]] = []
     for place, of_strength in enumerate(zip(*audits, strict=True)):
         for index, row in enumerate(of_strength[0].rows):

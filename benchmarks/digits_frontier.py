@@ -21,15 +21,16 @@ from typing import Any
 import torch
 from common import machine
 from digits import LABEL, MEASURES, Setting, digits_setting, observed_and_fitted
-from edits import everywhere_past_the_first, second_choices, way
+from edits import everywhere_past_the_first, second_choices, written
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 import koopman_interp as ki
+from koopman_interp.auditing.baselines import BASE, LEACE, MASK, MEAN_DIFFERENCE, RETRAINED
 from koopman_interp.files import write_json
 from koopman_interp.tables import table
 
-COLUMNS = ("forget", "retain", "10-shot", "JS to retrained", "membership: loss")
+COLUMNS = ("forget ↓", "retain ↑", "10-shot", "JS to retrained", "membership: loss")
 WEIGHTS = (0.1, 0.3, 1.0, 3.0)
 LOST = 0.5
 """Points of retained accuracy that a point of the frontier may lose."""
@@ -65,16 +66,7 @@ def figures_of(setting: Setting) -> Iterator[tuple[str, Any]]:
     trajectories, koopman = observed_and_fitted(setting)
     beside = True
     for name, edit in edits_of(setting, koopman, trajectories):
-        audit = ki.audit(
-            setting.model,
-            koopman,
-            edit,
-            at=way(edit),
-            **setting.parts(),
-            retrained=setting.retrained,
-            probes=(),
-            seed=setting.seed,
-        )
+        audit = setting.audited(ki.patched(setting.model, koopman, edit, at=written(edit)), probes=())
         if beside:
             yield from ((row.name, row) for row in audit.rows[:-1])
         beside = False
@@ -125,10 +117,10 @@ def towards_the_mask(setting: Setting, koopman: ki.KoopmanAutoencoder, start: ki
 
 def frontier(medians: dict[str, list[float]]) -> list[str]:
     """Name the edits that forget and retain, and that no other one beats in prototype and divergence."""
-    host, asked = medians["host"], {}
-    beside = ("host", "logit mask", "mean difference", "LEACE", "retrained")
+    base, asked = medians[BASE], {}
+    beside = (BASE, MASK, MEAN_DIFFERENCE, LEACE, RETRAINED)
     for name, (forgotten, retained, prototype, divergence, _) in medians.items():
-        if name not in beside and forgotten <= 1 and retained >= host[1] - LOST:
+        if name not in beside and forgotten <= 1 and retained >= base[1] - LOST:
             asked[name] = (prototype, divergence)
     return [
         name

@@ -1,8 +1,8 @@
 """What edits forget and what they leave: digits 8×8 and MNIST.
 
-`digits`: the ways of forgetting class 4 in the setting of `digits.py`, beside the audit's baselines and the retrained
-host; medians over the seeds. `mnist`: each of the ten classes, and three of them one after another and at once; one
-host and one fit a seed.
+`digits`: methods of forgetting class 4 in the setting of `digits.py`, beside the audit's baselines and the retrained
+reference; medians over the seeds. `mnist`: each of the ten classes, and three of them one after another and at once;
+one model and one fit a seed.
 
     python benchmarks/edits.py digits
     python benchmarks/edits.py mnist --seeds 0 --host runs/mnist256.safetensors
@@ -29,7 +29,7 @@ from koopman_interp.files import write_json
 from koopman_interp.patching.options import At
 from koopman_interp.tables import table
 
-COLUMNS = ("forget", "retain", "linear", "RBF", "10-shot", "JS to retrained", "membership: loss", "confidence")
+COLUMNS = ("forget ↓", "retain ↑", "linear", "RBF", "10-shot", "JS to retrained", "membership: loss", "confidence")
 IN_A_ROW = (4, 7, 2)
 
 
@@ -42,7 +42,7 @@ def second_choices(setting: Setting) -> Targets:
 
 Make = Callable[[ki.KoopmanAutoencoder, ki.Trajectories, Setting], ki.OperatorEdit | ki.EditSet]
 # λ, rank and strength of the last three were chosen on seeds 10 to 14.
-WAYS: dict[str, Make] = {
+METHODS: dict[str, Make] = {
     "erase_class": lambda koopman, _, __: ki.erase_class(koopman, label=LABEL),
     "erase_class × 0.5, at each site": lambda koopman, _, __: everywhere_past_the_first(
         koopman, partial(ki.erase_class, koopman, label=LABEL, strength=0.5)
@@ -76,22 +76,14 @@ def main() -> None:
 
 
 def forget_a_digit(given: argparse.Namespace) -> dict[str, Any]:
-    """Audit each way on each seed, and print medians."""
+    """Audit each method on each seed, and print medians."""
     figures: dict[str, list[list[float]]] = {}
     for seed in given.seeds:
         setting = digits_setting(seed)
         trajectories, koopman = observed_and_fitted(setting)
-        for name, make in WAYS.items():
+        for name, make in METHODS.items():
             edit = make(koopman, trajectories, setting)
-            audit = ki.audit(
-                setting.model,
-                koopman,
-                edit,
-                at=way(edit),
-                **setting.parts(),
-                retrained=setting.retrained,
-                seed=seed,
-            )
+            audit = setting.audited(ki.patched(setting.model, koopman, edit, at=written(edit)))
             rows = {row.name: row for row in audit.rows[:-1]} if name == "erase_class" else {}
             for shown, row in {**rows, name: audit.rows[-1]}.items():
                 figures.setdefault(shown, []).append([100 * MEASURES[column](row) for column in COLUMNS])
@@ -147,11 +139,11 @@ def erased_together(
     for strength in (0.75, *STRENGTHS) if everywhere else STRENGTHS:
         make = partial(ki.erase_class, koopman, label=IN_A_ROW, jointly=jointly, strength=strength)
         edit = everywhere_past_the_first(koopman, make) if everywhere else make()
-        with ki.patched(model, koopman, edit, at=way(edit)):
+        with ki.patched(model, koopman, edit, at=written(edit)):
             left = int(torch.isin(predictions(model, data.x[gone]), classes).sum())
         if not left:
             break
-    with ki.patched(model, koopman, edit, at=way(edit)):
+    with ki.patched(model, koopman, edit, at=written(edit)):
         guess = predictions(model, data.x_test)
     site = edit.site if isinstance(edit, ki.OperatorEdit) else f"each of {len(edit)}"
     return {"jointly": jointly, "strength": strength, "site": site, **moved(host, guess, data, list(IN_A_ROW))}
@@ -162,7 +154,7 @@ def everywhere_past_the_first(koopman: ki.KoopmanAutoencoder, make: Callable[...
     return ki.each_site(koopman, lambda site: make(site=site))
 
 
-def way(edit: ki.OperatorEdit | ki.EditSet) -> At:
+def written(edit: ki.OperatorEdit | ki.EditSet) -> At:
     """Sets are written in place at each of their sites."""
     return "target" if isinstance(edit, ki.OperatorEdit) else "each site"
 

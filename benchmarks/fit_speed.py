@@ -25,7 +25,7 @@ from typing import Any
 
 from common import add_data_options, machine, mnist, mnist_host, peak_memory_gb, percent, predictions, share
 from paper_recipe import PaperRecipe, paper_fit
-from stopwatch import FitRecord, Look, in_place_accuracy, seconds_per_step, watched_fit
+from stopwatch import FitClock, Look, in_place_accuracy, seconds_per_step, watched_fit
 
 import koopman_interp as ki
 from koopman_interp.files import write_json
@@ -76,7 +76,7 @@ def least_squares(trajectories: ki.Trajectories, config: ki.FitConfig) -> tuple[
     return koopman, time.perf_counter() - started
 
 
-def row(name: str, record: FitRecord, final: float, reached: Look | None) -> dict[str, Any]:
+def row(name: str, record: FitClock, final: float, reached: Look | None) -> dict[str, Any]:
     """Collect the figures of one fit."""
     return {
         "name": name,
@@ -116,7 +116,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     closed, seconds = least_squares(trajectories, config)
     closed_accuracy = judge(closed)
     reached = Look(0, seconds, closed_accuracy) if closed_accuracy >= (goal.accuracy or 0.0) else None
-    closed_record = FitRecord(setup=seconds, seconds=seconds)
+    closed_record = FitClock(setup=seconds, seconds=seconds)
     rows.append(row("ours: least_squares", closed_record, closed_accuracy, reached))
     del trajectories
 

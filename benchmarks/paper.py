@@ -4,8 +4,8 @@ Yin-Yang (host of width 10 with 5 blocks, 5,000 points) and MNIST (residual MLP 
 Each host is fitted twice: by the paper's recipe (plain MLP, K = exp(A / k), first and last representation
 only, isometry over all pairs) said in `FitConfig`'s terms, and by `FitConfig()` on all sites. A class is then
 forgotten by the paper's edit (equality form, next-best targets, replace) and by `erase_class` (delta and
-replace). Everything is judged on test rows; unexplained variance and stress are of held-out rows, at the
-weights that were kept. Stress is relative and so does not depend on the paper's small units.
+replace). Everything is judged on test rows; FVU (fraction of variance unexplained) and stress are of held-out
+rows, at the weights that were kept. Stress is relative and so does not depend on the paper's small units.
 
 Cost: each fit stops at --budget-minutes (10 by default); on a CPU that is not enough for the paper's 100
 epochs on MNIST, and the table says how many were run. Training the hosts comes on top: minutes for Yin-Yang,
@@ -27,7 +27,7 @@ from common import Data, add_data_options, machine, peak_memory_gb, percent, pre
 from equality_edit import EqualityEdit, equality_edits, replaced
 from paper_recipe import PATIENCE_ON_CLOCK, paper_fit
 from paper_settings import SETTINGS, Figures, Setting, build_host, load
-from stopwatch import FitRecord, seconds_per_step, watched_fit
+from stopwatch import FitClock, seconds_per_step, watched_fit
 from torch import Tensor, nn
 
 import koopman_interp as ki
@@ -48,7 +48,7 @@ class Fitted:
 
     name: str
     koopman: ki.KoopmanAutoencoder
-    record: FitRecord
+    record: FitClock
     epochs: str
 
 
@@ -111,7 +111,7 @@ def figures(name: str, model: nn.Module, data: Data, fitted: Fitted, forgotten: 
         in_place = predictions(model, data.x_test)
     of_class = data.y_test == forgotten
     gone, kept = judged(model, data.x_test, data.y_test, forgotten, patch)
-    kept_weights = min(fitted.koopman.config.history, key=lambda look: look["loss"])
+    kept_weights = fitted.koopman.record.kept
     return Figures(
         name,
         fitted.epochs,
@@ -124,7 +124,7 @@ def figures(name: str, model: nn.Module, data: Data, fitted: Fitted, forgotten: 
         host_retained=share(own[~of_class] == data.y_test[~of_class]),
         seconds=fitted.record.seconds,
         stress=kept_weights["stress"],
-        unexplained=kept_weights["unexplained"],
+        fvu=kept_weights["fvu"],
     )
 
 
@@ -188,7 +188,7 @@ def show(result: dict[str, Any]) -> None:
     """Print one table a forgotten class."""
     header = [
         "%", "epochs", "host", "host: class", "in place", "in place: class", "forgotten", "retained",
-        "host retained", "fit s", "stress", "unexplained",
+        "host retained", "fit s", "stress", "FVU",
     ]  # fmt: skip
     shares = ("host", "host_class", "in_place", "in_place_class", "forgotten", "retained", "host_retained")
     for of_class in result["classes"]:
@@ -201,7 +201,7 @@ def show(result: dict[str, Any]) -> None:
                 *(percent(row[name]) for name in shares),
                 "–" if row["seconds"] is None else f"{row['seconds']:.0f}",
                 "–" if row["stress"] is None else f"{row['stress']:.4f}",
-                "–" if row["unexplained"] is None else f"{row['unexplained']:.4f}",
+                "–" if row["fvu"] is None else f"{row['fvu']:.4f}",
             ]
             for row in of_class["rows"]
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from stopwatch import CALIBRATION_STEPS, Accuracy, FitRecord, seconds_per_step, watched_fit
+from stopwatch import CALIBRATION_STEPS, Accuracy, FitClock, seconds_per_step, watched_fit
 from torch import nn
 
 import koopman_interp as ki
@@ -107,7 +107,7 @@ def paper_fit(
     looks: int = 10,
     accuracy: Accuracy | None = None,
     goal: float | None = None,
-) -> tuple[ki.KoopmanAutoencoder, FitRecord]:
+) -> tuple[ki.KoopmanAutoencoder, FitClock]:
     """Fit by the paper's recipe, for as many of its epochs as a budget of time holds.
 
     The steps are measured first, and the one cycle of the learning rate is stretched over those that fit in.

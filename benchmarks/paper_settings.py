@@ -30,7 +30,7 @@ class Figures:
     host_retained: float | None = None
     seconds: float | None = None
     stress: float | None = None
-    unexplained: float | None = None
+    fvu: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A fit on a stopwatch.
 
-A watched fit is `ki.fit` itself with its trainer replaced by one that keeps a clock, so what is timed is what users
+A watched fit is `ki.fit` itself with its descent replaced by one that keeps a clock, so what is timed is what users
 run; looks at held-out rows and at the test set are left off it.
 """
 
@@ -20,7 +20,8 @@ from torch import nn
 
 import koopman_interp as ki
 import koopman_interp.fitting.fit as fitting
-from koopman_interp.fitting.descent import Trainer
+from koopman_interp.fitting.descent import Descent
+from koopman_interp.fitting.objective import FitObjective
 
 CALIBRATION_ROWS = 4096
 CALIBRATION_STEPS = 8
@@ -48,7 +49,7 @@ class Look:
 
 
 @dataclass
-class FitRecord:
+class FitClock:
     """Clock of one fit.
 
     Attributes:
@@ -81,11 +82,11 @@ class FitRecord:
         return self.setup + sum(self.step_seconds)
 
 
-class WatchedTrainer(Trainer):
-    """A Trainer that writes a FitRecord and can stop by the clock or at a goal.
+class WatchedDescent(Descent):
+    """A Descent that writes a FitClock and can stop by the clock or at a goal.
 
     Args:
-        *built: what Trainer takes.
+        groups, objective, *built: what Descent takes.
         record: where to write.
         started: `time.perf_counter()` when the fit was called.
         accuracy: judged at each look, or None.
@@ -95,14 +96,17 @@ class WatchedTrainer(Trainer):
 
     def __init__(
         self,
+        groups: Any,
+        objective: FitObjective,
         *built: Any,
-        record: FitRecord,
+        record: FitClock,
         started: float,
         accuracy: Accuracy | None,
         goal: float | None,
         most_seconds: float | None,
     ) -> None:
-        super().__init__(*built)
+        super().__init__(groups, objective, *built)
+        self.surrogate = objective.surrogate
         self.record, self.accuracy, self.goal, self.most_seconds = record, accuracy, goal, most_seconds
         record.setup = time.perf_counter() - started
 
@@ -138,7 +142,7 @@ def watched_fit(
     accuracy: Accuracy | None = None,
     goal: float | None = None,
     most_seconds: float | None = None,
-) -> tuple[ki.KoopmanAutoencoder, FitRecord]:
+) -> tuple[ki.KoopmanAutoencoder, FitClock]:
     """Run `ki.fit` on a stopwatch.
 
     Args:
@@ -151,10 +155,10 @@ def watched_fit(
     Returns:
         The surrogate and the record.
     """
-    record, started = FitRecord(), time.perf_counter()
+    record, started = FitClock(), time.perf_counter()
     watching = {"accuracy": accuracy, "goal": goal, "most_seconds": most_seconds}
-    trainer = partial(WatchedTrainer, record=record, started=started, **watching)
-    with mock.patch.object(fitting, "Trainer", trainer):
+    descent = partial(WatchedDescent, record=record, started=started, **watching)
+    with mock.patch.object(fitting, "Descent", descent):
         koopman = ki.fit(trajectories, config)
     record.seconds = time.perf_counter() - started - record.evaluation
     return koopman, record

@@ -3,8 +3,8 @@
 A Llama of five blocks and width 64, through TransformerLens; fitted on 435 stories and judged on 77 others, all of
 which the model has told itself. The first position, an attention sink, is left out. One fit by the states
 alone (FitConfig), the same distilled on the output's divergence (`ki.distil`), and for comparison an affine lens by
-least squares and one trained on the divergence for more steps than the distillation (`ki.tune`). Cost: some
-ten minutes on one core, most of it to train the affine lens.
+least squares and one trained on the divergence for more steps than the distillation (`ki.tune_lens`). Cost:
+some ten minutes on one core, most of it to train the affine lens.
 
     python benchmarks/stories.py --models ../shared/models --data ../shared/datasets
     python benchmarks/stories.py --slice 24 --steps 20 --distil-steps 10 --tune-steps 10        # smoke
@@ -42,16 +42,14 @@ def main() -> None:
     config = ki.FitConfig(observables=given.observables, hidden=(given.hidden,), pairs="all", steps=given.steps)
     koopman, fit_minutes = timed(lambda: ki.fit(trajectories, config, progress=False))
     print(f"{koopman}, {given.steps} steps: {fit_minutes:.1f} minutes", flush=True)
-    further = ki.DistilConfig(steps=given.distil_steps, states=given.states, seed=given.seed)
+    further = ki.DistilConfig(steps=given.distil_steps, states=given.states, seed=given.seed, batch_size=2)
     distilled, distil_minutes = timed(
-        lambda: ki.distil(model, koopman, trajectories, train, further, skip=1, batch_size=2, progress=False)
+        lambda: ki.distil(model, koopman, train, further, fitted=trajectories, progress=False)
     )
     print(f"distilled, {given.distil_steps} steps of 2 stories: {distil_minutes:.1f} minutes", flush=True)
-    longer = ki.DistilConfig(steps=given.tune_steps, seed=given.seed)
+    longer = ki.DistilConfig(steps=given.tune_steps, seed=given.seed, batch_size=2)
     tuned, tune_minutes = timed(
-        lambda: ki.tune(
-            model, ki.AffineLens.fit(trajectories), koopman.sites, train, longer, skip=1, batch_size=2, progress=False
-        )
+        lambda: ki.tune_lens(model, ki.AffineLens.fit(trajectories), train, longer, progress=False)
     )
     print(f"affine lens tuned, {given.tune_steps} steps of 2 stories: {tune_minutes:.1f} minutes\n", flush=True)
     faith = {
@@ -86,7 +84,7 @@ def main() -> None:
             "config": config.as_dict(),
             "distil": further.as_dict(),
             "minutes": {"fit": fit_minutes, "distil": distil_minutes, "tune": tune_minutes, "all": minutes},
-            "history": {"fit": koopman.config.history, "distil": distilled.config.distilled},
+            "history": {"fit": koopman.record.history, "distil": distilled.record.distilled},
             "fidelity": {name: found.as_dict() for name, found in faith.items()},
             "lenses": lenses.as_dict(),
         },

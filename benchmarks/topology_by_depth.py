@@ -87,8 +87,8 @@ def one_run(name: str, seed: int, data: Data, skip: bool, given: argparse.Namesp
             "encoded to states": ki.topology_distances(states, ki.topology(held_out, koopman, of="encoded", **shape)),
             "iterates to states": ki.topology_distances(states, iterates["own"]),
             "to no features": [states.statistic("longest lifetime", k).mean() / 2 for k in (0, 1)],
-            "unexplained": min(koopman.config.history, key=lambda entry: entry["loss"])["unexplained"],
-            "stress": min(koopman.config.history, key=lambda entry: entry["loss"])["stress"],
+            "FVU": koopman.record.kept["fvu"],
+            "stress": koopman.record.kept["stress"],
         }
     return found
 
@@ -137,7 +137,7 @@ def report_isometry(runs: list[dict[str, Any]]) -> dict[str, Any]:
             for k in (0, 1)
         }
         figures |= {f"no features: H{k}": np.array([one["to no features"][k] for one in each]) for k in (0, 1)}
-        figures |= {key: np.array([one[key] for one in each]) for key in ("stress", "unexplained")}
+        figures |= {key: np.array([one[key] for one in each]) for key in ("stress", "FVU")}
         rows.append([name, *map(_spread, figures.values())])
         kept[name] = {key: values.tolist() for key, values in figures.items()}
     print("\nBottleneck distance from the diagrams of the normalised states, in own diameters, mean over depths")

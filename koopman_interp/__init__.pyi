@@ -34,15 +34,15 @@ from .analysis.substitutes.lenses import AffineLens as AffineLens
 from .analysis.substitutes.lenses import KoopmanLens as KoopmanLens
 from .analysis.substitutes.lenses import LogitLens as LogitLens
 from .auditing.audit import audit as audit
-from .auditing.findings import Audit as Audit
+from .auditing.result import Audit as Audit
 from .auditing.language import LanguageAudit as LanguageAudit
 from .auditing.language import LanguageChecks as LanguageChecks
 from .auditing.language import audit_language as audit_language
 from .auditing.relearning import Relearning as Relearning
 from .auditing.rows import AuditRow as AuditRow
-from .distilling import DistilConfig as DistilConfig
-from .distilling import distil as distil
-from .distilling import tune as tune
+from .distilling.config import DistilConfig as DistilConfig
+from .distilling.distil import distil as distil
+from .distilling.tuned_lens import tune_lens as tune_lens
 from .edits.concept import erase_concept as erase_concept
 from .edits.edit_set import EditSet as EditSet
 from .edits.edit_set import each_site as each_site
@@ -76,5 +76,6 @@ from .patching.patch import patched as patched
 from .report.run import write_run as write_run
 from .surrogates.autoencoder import KoopmanAutoencoder as KoopmanAutoencoder
 from .surrogates.autoencoder import SurrogateConfig as SurrogateConfig
+from .surrogates.record import FitRecord as FitRecord
 from .surrogates.normalization import NormalizationConfig as NormalizationConfig
 from .trajectories import Trajectories as Trajectories

@@ -61,6 +61,17 @@ def hosts() -> None:
         click.echo(f"{adapter.adapter}  {adapter.__module__}:{adapter.__qualname__}")
 
 
+@cli.command("sites")
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def sites_(model: str, as_json: bool) -> None:
+    """List the sites of MODEL, module:callable, and which of them are taken unless told otherwise."""
+    from koopman_interp.observing.tap import sites
+
+    table = sites(_called(model))
+    click.echo(json.dumps(table.as_dict()) if as_json else str(table))
+
+
 @cli.command()
 @click.argument("model")
 @click.argument("data")
@@ -95,8 +106,7 @@ def fit_(
     settings = FitConfig.from_dict(read_json(config)) if config else FitConfig()
     koopman = fit(Trajectories.load(trajectories), settings, method=method, checkpoint=checkpoint, resume=resume)
     koopman.save_pretrained(out)
-    figures = koopman.config.history[-1] if koopman.config.history else {}
-    click.echo(f"{koopman!r}\nheld out: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    click.echo(f"{koopman!r}\n{koopman.record!r}")
 
 
 @cli.command("spectrum")
@@ -255,11 +265,11 @@ def forget_(
 @click.argument("data")
 @click.argument("koopman", type=FOLDER)
 @click.argument("edit", type=FILE)
-@click.option("--label", type=int, required=True, help="The class that the edit forgets.")
+@click.option("--label", type=int, multiple=True, help="Class to forget, repeatable (default: what EDIT says).")
 @click.option("--mode", type=click.Choice(["delta", "replace"]), default="delta", show_default=True)
 @click.option("--each-site", is_flag=True, help="Write the edits in place at each of their sites.")
 @click.option("--training", help="Rows that MODEL was trained on, as module:callable: accuracy and membership.")
-@click.option("--retrained", help="The same model trained without the class, as module:callable: the yardstick.")
+@click.option("--retrained", help="The same model trained without the class, as module:callable: the reference.")
 @click.option("--depths", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Sites to probe.")
 @click.option("--mlp", is_flag=True, help="Add a probe with a hidden layer.")
 @click.option("--relearn", is_flag=True, help="Try to bring the class back by fine-tuning; needs --training.")
@@ -270,7 +280,7 @@ def audit_(
     data: str,
     koopman: Path,
     edit: Path,
-    label: int,
+    label: tuple[int, ...],
     mode: Any,
     each_site: bool,
     training: str | None,
@@ -286,21 +296,25 @@ def audit_(
     from koopman_interp.auditing.relearning import Relearning
     from koopman_interp.edits.edit_set import EditSet
     from koopman_interp.files import jsonable
+    from koopman_interp.patching.patch import patched
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
-    forget, retain = _parted(data, label)
-    trained = (None, None) if training is None else _parted(training, label)
+    held_out = _labelled(data)
+    edits = EditSet.load(edit)
+    if not label and not any(one.labels for one in edits):
+        raise click.UsageError(f"{edit} does not say which class it forgets: give --label.")
     found = audit(
-        _called(model),
-        KoopmanAutoencoder.from_pretrained(koopman),
-        EditSet.load(edit),
-        forget=forget,
-        retain=retain,
-        forget_training=trained[0],
-        retain_training=trained[1],
-        mode=mode,
-        at="each site" if each_site else "target",
-        retrain=None if retrained is None else partial(_called, retrained),
+        patched(
+            _called(model),
+            KoopmanAutoencoder.from_pretrained(koopman),
+            edits,
+            mode=mode,
+            at="each site" if each_site else "target",
+        ),
+        held_out=held_out,
+        training=None if training is None else _labelled(training),
+        label=label or None,
+        retrained=None if retrained is None else partial(_called, retrained),
         probes=("linear", "rbf", "mlp") if mlp else ("linear", "rbf"),
         depths=depths,
         relearn=Relearning() if relearn else None,
@@ -374,12 +388,3 @@ def _labelled(name: str) -> tuple[Tensor, Tensor]:
     if not pairs or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise click.BadParameter(f"{name!r} must give one or more pairs of inputs and labels.")
     return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-
-
-def _parted(name: str, label: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Part a labelled data set into the rows of a class and the others."""
-    x, y = _labelled(name)
-    gone = y == label
-    if not gone.any():
-        raise click.BadParameter(f"{name!r} gives no rows of class {label}; it has {y.unique().tolist()}.")
-    return (x[gone], y[gone]), (x[~gone], y[~gone])

@@ -92,21 +92,14 @@ def run_demo(
         edit = erase_class(koopman, label=label, strength=strength, held_out=held_out)
     say(f"{edit!r}\n\n{_null_edit(model, koopman, x_test)}\n")
     with _timed("audit", seconds):
-        gone = y_test == label
-        forget, retain = (x_test[gone], y_test[gone]), (x_test[~gone], y_test[~gone])
-        yardstick = _host(x[y != label], y[y != label], seed)
+        retrained = _host(x[y != label], y[y != label], seed)
         modes: tuple[Mode, ...] = ("delta", "replace")
         audits = [
             audit(
-                model,
-                koopman,
-                edit,
-                forget=forget,
-                retain=retain,
-                forget_training=(x[y == label], y[y == label]),
-                retain_training=(x[y != label], y[y != label]),
-                mode=mode,
-                retrained=yardstick,
+                patched(model, koopman, edit, mode=mode),
+                held_out=(x_test, y_test),
+                training=(x, y),
+                retrained=retrained,
             )
             for mode in modes
         ]

@@ -47,7 +47,7 @@ class FileFormatError(KoopmanInterpError, ValueError):
 
 
 class FitInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a fit; the message says what was kept and how to go on.
+    """Ctrl-C during a fit or a distillation; the message says what was kept and how to go on.
 
     A KeyboardInterrupt and not an Exception, so that `except Exception` does not swallow a Ctrl-C.
     """

@@ -126,3 +126,12 @@ def _remedy(numbers: Tensor) -> str:
     if not numbers.is_complex() and bool((numbers == numbers.round()).all()):
         return "Give y.long()."
     return "A quantity is no class: observe without it, and give it to erase_concept(…, attribute=y)."
+
+
+def classes_named(labels: Sequence[int]) -> str:
+    """Name classes in a sentence.
+
+    >>> classes_named([4]), classes_named([4, 7, 2])
+    ('class 4', 'classes 4, 7, 2')
+    """
+    return f"class{'es' if len(labels) > 1 else ''} {', '.join(map(str, labels))}"

@@ -69,7 +69,7 @@ class Result:
         """Return the first table as a pandas data frame, with the numbers themselves in it."""
         return self.tables()[0].frame()
 
-    def plot(self, **options: Any) -> Any:
+    def plot(self, **options: object) -> Any:
         """Draw it by the function of `koopman_interp.plotting` that is made for it, and return its axes.
 
         Args:
@@ -78,19 +78,19 @@ class Result:
         Raises:
             InputError: there is no figure of this kind of result.
         """
-        return drawn(self, **options)
+        return plotted(self, **options)
 
 
 class PlainResult(Result):
     """A result whose fields are plain values, arrays and other dataclasses of such, so that JSON holds it whole."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON: fields by name, arrays as lists; a number that is not finite is None."""
-        values: dict[str, Any] = jsonable(_plain(self))
+        values: dict[str, object] = jsonable(_plain(self))
         return values
 
     @classmethod
-    def from_dict(cls: type[Kept], values: Mapping[str, Any]) -> Kept:
+    def from_dict(cls: type[Kept], values: Mapping[str, object]) -> Kept:
         """Rebuild from what `as_dict` and JSON made of it; a null where a number belongs becomes NaN."""
         return rebuilt(cls, values)
 
@@ -118,12 +118,12 @@ class PlainResult(Result):
             ) from error
 
 
-def drawn(value: object, **options: Any) -> Any:
+def plotted(value: object, **options: object) -> Any:
     """Draw a value with `koopman_interp.plotting.plot`, which is imported only now."""
     return import_module(PLOTTING).plot(value, **options)
 
 
-def rebuilt(kind: type[Value], values: Mapping[str, Any]) -> Value:
+def rebuilt(kind: type[Value], values: Mapping[str, object]) -> Value:
     """Rebuild a dataclass of plain values, arrays and other such dataclasses from what JSON made of it.
 
     Entries that are no field are passed over: what is derived may stand beside what is kept.

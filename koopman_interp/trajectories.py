@@ -18,10 +18,12 @@ from torch import Tensor
 
 from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.files import Json, read_tensors, write_tensors
+from koopman_interp.hashing import drawn, group_digests, row_digests
 from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.labels import IGNORED, forms_of, spread_labels
-from koopman_interp.results import drawn
+from koopman_interp.results import plotted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,6 +43,8 @@ class Trajectories:
         shapes: shape of one sample's state in the host, per depth: `(width,)`, or `(channel, height, width)`.
         skip: leading places of each sequence that were left out; the default of all that is made of these.
         layout: names of the axes of the states in the host, where `attach` was told; see `Layout`.
+        digests: `[sample]`, 64 bits of the input that each row belongs to: equal inputs have equal ones. Left out, they
+            are made from the states at the first depth.
     """
 
     states: tuple[Float[Tensor, "sample _"], ...]
@@ -54,6 +58,7 @@ class Trajectories:
     shapes: tuple[tuple[int, ...], ...] = ()
     skip: int = 0
     layout: str | None = None
+    digests: Int[Tensor, " sample"] = None  # type: ignore[assignment]  # left out: made below
 
     def __post_init__(self) -> None:
         if not self.shapes:
@@ -72,6 +77,11 @@ class Trajectories:
             raise InputError(f"Expected {len(self)} labels, one a sample; got {len(self.labels)}.")
         if self.tokens is not None and len(self.tokens) != len(self):
             raise InputError(f"Expected {len(self)} token ids, one a sample; got {len(self.tokens)}.")
+        if self.digests is None:
+            digests = group_digests(row_digests(self.states[0]), self.sequence, self.position)
+            object.__setattr__(self, "digests", digests)
+        if len(self.digests) != len(self):
+            raise InputError(f"Expected {len(self)} digests of inputs, one a sample; got {len(self.digests)}.")
 
     def __len__(self) -> int:
         return len(self.states[0])
@@ -91,7 +101,7 @@ class Trajectories:
         Args:
             **options: of that function, such as `axes=` to draw on.
         """
-        return drawn(self, **options)
+        return plotted(self, **options)
 
     @property
     def depths(self) -> int:
@@ -117,6 +127,7 @@ class Trajectories:
             position=self.position[rows],
             labels=None if self.labels is None else self.labels[rows],
             tokens=None if self.tokens is None else self.tokens[rows],
+            digests=self.digests[rows],
         )
 
     def with_labels(self, labels: Any) -> Trajectories:
@@ -152,7 +163,7 @@ class Trajectories:
         first: Trajectories | None = None
         states: list[list[Tensor]] = []
         sequences: list[Tensor] = []
-        rest: dict[str, list[Tensor]] = {"position": [], "labels": [], "tokens": []}
+        rest: dict[str, list[Tensor]] = {"position": [], "labels": [], "tokens": [], "digests": []}
         following = 0
         for part in parts:
             if first is None:
@@ -173,7 +184,7 @@ class Trajectories:
             del part
         if first is None:
             raise InputError("There are no trajectories to concatenate.")
-        joined: dict[str, Any] = {name: torch.cat(found) if found else None for name, found in rest.items()}
+        joined: dict[str, Json] = {name: torch.cat(found) if found else None for name, found in rest.items()}
         return replace(first, states=tuple(map(_drained, states)), sequence=torch.cat(sequences), **joined)
 
     def between(self, source: str | int | None = None, target: str | int | None = None) -> Trajectories:
@@ -189,30 +200,32 @@ class Trajectories:
         )
 
     def split(self, fraction: float, *, seed: int = 0) -> tuple[Trajectories, Trajectories]:
-        """Split at random into two parts; samples of one observed input stay together.
+        """Hold out some of the observed inputs, with all their rows.
+
+        Which ones is drawn by their digests, so that equal inputs are on one side, and that the order of the rows makes
+        no difference.
 
         Args:
-            fraction: share of the observed inputs in the second part, between 0 and 1.
-            seed: of the permutation.
+            fraction: share of the distinct inputs to hold out, between 0 and 1.
+            seed: of the draw.
 
         Returns:
-            The larger and the smaller part, for fitting and for holding out.
+            The rows of the other inputs, to fit on, and those of the inputs held out.
 
         Raises:
             InputError: one of the parts would be empty.
         """
-        inputs = torch.unique(self.sequence)
-        held = round(fraction * len(inputs))
-        if not 0 < held < len(inputs):
+        inputs = len(torch.unique(self.digests))
+        count = round(fraction * inputs)
+        if not 0 < count < inputs:
             raise InputError(
-                f"Holding out {fraction:.0%} of {len(inputs)} observed inputs leaves one part empty. "
+                f"Holding out {fraction:.0%} of {inputs} distinct inputs leaves one part empty. "
                 "Observe more, or choose another fraction."
             )
-        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
-        second = torch.isin(self.sequence, inputs[order[:held]])
-        return self[~second], self[second]
+        held_out = torch.isin(self.digests, drawn(self.digests, count, seed))
+        return self[~held_out], self[held_out]
 
-    def text(self, row: int, tokenizer: Any, *, around: int = 16) -> str:
+    def text(self, row: int, tokenizer: Tokenizer, *, around: int = 16) -> str:
         """Show the token of a row in its text, between ⟦ and ⟧: `Once upon a⟦ time⟧, there was`.
 
         The text is made of the rows that are here: it ends, with an ellipsis, where the neighbouring token was
@@ -263,12 +276,12 @@ class Trajectories:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one safetensors file."""
         tensors = {f"state.{depth}": state for depth, state in enumerate(self.states)}
-        tensors |= {"sequence": self.sequence, "position": self.position}
+        tensors |= {"sequence": self.sequence, "position": self.position, "digests": self.digests}
         if self.labels is not None:
             tensors["labels"] = self.labels
         if self.tokens is not None:
             tensors["tokens"] = self.tokens
-        header: dict[str, Any] = {
+        header: dict[str, Json] = {
             "sites": self.sites,
             "times": self.times,
             "shapes": self.shapes,
@@ -300,6 +313,7 @@ class Trajectories:
                 position=tensors["position"],
                 labels=tensors.get("labels"),
                 tokens=tensors.get("tokens"),
+                digests=tensors["digests"],
             )
         except KeyError as error:
             raise FileFormatError(f"{path} lacks parts of trajectories. Write it again from its source.") from error

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,14 +83,22 @@ def test_every_step_runs_on_files(run, tmp_path):
     code, printed, _ = run("fidelity", *host, "k", "--fitted", "t.safetensors", "--json")
     assert json.loads(printed)["rows"] == 300
     assert run("edit", "k", "--label", "1", "--out", "e.safetensors")[0] == 0
-    code, printed, _ = run("audit", *host, "k", "e.safetensors", "--label", "1", "--json")
+    code, printed, _ = run("audit", *host, "k", "e.safetensors", "--json")
     assert code == 0
-    assert next(row["name"] for row in json.loads(printed)["rows"]) == "host"
+    assert json.loads(printed)["labels"] == [1]
+    assert next(row["name"] for row in json.loads(printed)["rows"]) == "base model"
+    code, _, err = run("audit", *host, "k", "e.safetensors", "--label", "9")
+    assert code == 1
+    assert "None of the held-out rows is of class 9; they are of 0, 1, 2." in err
+    replace(ki.OperatorEdit.load("e.safetensors"), labels=()).save("silent.safetensors")
+    code, _, err = run("audit", *host, "k", "silent.safetensors")
+    assert code == 2
+    assert "does not say which class it forgets: give --label" in err
     more = ("--training", "own_host:data", "--retrained", "own_host:model", "--depths", "all", "--mlp", "--relearn")
     code, printed, _ = run("audit", *host, "k", "e.safetensors", "--label", "1", *more, "--out", "a.json")
     audit = ki.Audit.load(tmp_path / "a.json")
     assert printed == f"{audit}\n"
-    assert audit["retrained"].retrained_kl == 0
+    assert audit["retrained reference"].retrained_kl == 0
     assert len(audit.rows[-1].relearning) == 2
     assert len(audit.rows[-1].depths) == 4
     assert audit.rows[-1].mlp_probe is not None
@@ -170,17 +179,17 @@ def test_spans_and_a_lens_of_a_language_model(run, tmp_path):
 
 
 def test_an_interrupted_fit_says_how_to_go_on(run, monkeypatch):
-    from koopman_interp.fitting.descent import Trainer
+    from koopman_interp.fitting.descent import Descent
 
-    descend, taken = Trainer._descend, []
+    descend, taken = Descent._descend, []
 
-    def interrupted(trainer, step):
+    def interrupted(descent, step):
         taken.append(step)
         if len(taken) == 15:
             raise KeyboardInterrupt
-        descend(trainer, step)
+        descend(descent, step)
 
-    monkeypatch.setattr(Trainer, "_descend", interrupted)
+    monkeypatch.setattr(Descent, "_descend", interrupted)
     Path("fit.json").write_text(json.dumps({"steps": 20, "hidden": [8], "evaluate_every": 10}))
     run("observe", "own_host:model", "own_host:data", "--out", "t.safetensors")
     arguments = ("fit", "t.safetensors", "--out", "k", "--config", "fit.json", "--checkpoint", "c.safetensors")
@@ -216,11 +225,8 @@ def test_adapters_are_listed(run):
         (("edit", "nowhere/at/all", "--label", "1", "--out", "e.safetensors"), 1, "There is no folder"),
         (("spectrum", "nowhere", "t.safetensors"), 1, "There is no folder 'nowhere'; a name on the Hub"),
         (("fit", "missing.safetensors", "--out", "k"), 1, "There is no file"),
-        (
-            ("audit", "own_host:model", "own_host:data", "k", "e", "--label", "9"),
-            2,
-            "no rows of class 9; it has [0, 1, 2]",
-        ),
+        (("audit", "own_host:model", "own_host:unlabelled", "k", "e"), 2, "pairs of inputs and labels"),
+        (("audit", "own_host:model", "own_host:data", "k", "e"), 1, "There is no file"),
         (("report", "nowhere"), 1, "nowhere"),
         (("demo", "--label", "7"), 1, "0 (yin)"),
     ],

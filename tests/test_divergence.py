@@ -8,6 +8,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr
 
+from koopman_interp import divergence
 from koopman_interp.divergence import jensen_shannon, kullback_leibler
 
 
@@ -50,3 +51,24 @@ def test_both_shrink_when_classes_are_merged():
     merged = [torch.stack([part[:, :3].logsumexp(1), part[:, 3:].logsumexp(1)], 1) for part in (logp, logq)]
     for measure in (kullback_leibler, jensen_shannon):
         assert (measure(*merged) <= measure(logp, logq) + 1e-12).all()
+
+
+def test_more_rows_than_are_compared_at_once_are_compared_in_turn(monkeypatch):
+    logp, logq = distributions(0, without=1), distributions(1)
+    whole = [measure(logp, logq) for measure in (kullback_leibler, jensen_shannon)]
+    monkeypatch.setattr(divergence, "ENTRIES", 4 * logp.shape[1] + 1)
+    sizes, log_of_a_sum = [], torch.logaddexp
+    monkeypatch.setattr(torch, "logaddexp", lambda p, q: sizes.append(len(p)) or log_of_a_sum(p, q))
+    for measure, expected in zip((kullback_leibler, jensen_shannon), whole, strict=True):
+        torch.testing.assert_close(measure(logp, logq), expected, rtol=1e-12, atol=0)
+        assert measure(logp[:0], logq[:0]).shape == (0,)
+    assert max(sizes) == 4
+    assert sum(sizes) == len(logp)
+
+
+@pytest.mark.parametrize("measure", [kullback_leibler, jensen_shannon])
+def test_gradients_are_those_of_differences(measure):
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    logq = distributions(1, rows=4, classes=5)
+    assert torch.autograd.gradcheck(lambda one: measure(one.log_softmax(1), logq), logits)
+    assert torch.autograd.gradcheck(lambda one: measure(logq, one.log_softmax(1)), logits)

@@ -40,7 +40,7 @@ def test_labels_in_any_form_are_the_same_whole_numbers(labels):
         ([0.5, 1.5], "erase_concept"),
         (["yin", "yang"], r"names\.index\(name\)"),
         (np.array(["yin", "yang"]), r"names\.index\(name\)"),
-        ([None, 1], "whole numbers"),
+        ([None, 1], "got list"),
     ],
 )
 def test_labels_that_are_no_whole_numbers_are_refused_with_a_remedy(labels, remedy):

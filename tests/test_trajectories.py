@@ -1,6 +1,6 @@
 """Trajectories are values: they split by input, save and load, and refuse what does not fit."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -26,9 +26,15 @@ def made(inputs=20, positions=3, widths=(4, 5, 6), times=(0.0, 1.0, 2.5), labell
     )
 
 
+def made_anew(whole, **changes):
+    """The digests of the same rows where none are given."""
+    given = {each.name: getattr(whole, each.name) for each in fields(whole) if each.name != "digests"}
+    return Trajectories(**(given | changes)).digests
+
+
 def same(first, second):
-    tensors = [*first.states, first.sequence, first.position]
-    others = [*second.states, second.sequence, second.position]
+    tensors = [*first.states, first.sequence, first.position, first.digests]
+    others = [*second.states, second.sequence, second.position, second.digests]
     assert first.sites == second.sites
     assert first.times == second.times
     assert first.host == second.host
@@ -66,9 +72,56 @@ def test_a_split_is_fixed_by_its_seed_and_leaves_the_random_state_alone():
     assert len({tuple(sequence) for sequence in others}) > 1
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("fraction", [0.05, 0.25, 0.5])
+def test_equal_inputs_are_never_on_both_sides(seed, fraction):
+    once = made(40)
+    twice = Trajectories.concatenate([once, replace(once, labels=once.labels + 3)])
+    assert len(torch.unique(twice.sequence)) == 80
+    fitted, held_out = twice.split(fraction, seed=seed)
+    assert len(torch.unique(held_out.digests)) == round(fraction * 40)  # of those that differ
+    assert not torch.isin(fitted.digests, held_out.digests).any()
+    assert len(held_out) == 2 * 3 * round(fraction * 40)
+
+
+def test_a_split_does_not_depend_on_the_order_of_rows():
+    whole = made()
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
+    held_out, shuffled = whole.split(0.3, seed=4)[1], whole[order].split(0.3, seed=4)[1]
+    assert sorted(held_out.tokens.tolist()) == sorted(shuffled.tokens.tolist())
+    renumbered = replace(whole, sequence=19 - whole.sequence)
+    assert torch.equal(renumbered.split(0.3, seed=4)[1].states[1], held_out.states[1])
+
+
+def test_digests_are_those_of_the_inputs_and_follow_their_rows():
+    whole = made()
+    by_input = whole.digests.reshape(20, 3)
+    assert (by_input == by_input[:, :1]).all()
+    assert len(torch.unique(by_input)) == 20
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(whole[order].digests, whole.digests[order])
+    # Made anew, from rows in any order and whatever lies past the first depth.
+    assert torch.equal(made_anew(whole[order]), whole.digests[order])
+    first, *later = (state.clone() for state in whole.states)
+    assert torch.equal(made_anew(whole, states=(first, *(state + 1 for state in later))), whole.digests)
+    first[4] += 1
+    changed = made_anew(whole, states=(first, *later)) != whole.digests
+    assert changed.nonzero().flatten().tolist() == [3, 4, 5]
+
+
+def test_digests_that_are_given_are_kept():
+    own = torch.arange(60) // 6
+    whole = replace(made(), digests=own)
+    assert torch.equal(whole.between("s1").digests, own)
+    assert torch.equal(whole.with_labels([1] * 60).digests, own)
+    fitted, held_out = whole.split(0.3)
+    assert len(torch.unique(held_out.digests)) == 3
+    assert torch.equal(torch.cat([fitted.digests, held_out.digests]).sort().values, own)
+
+
 @pytest.mark.parametrize(("inputs", "fraction"), [(20, 0.0), (20, 1.0), (20, 0.01), (1, 0.5), (20, 1.4), (20, -0.2)])
 def test_a_split_with_an_empty_part_is_refused(inputs, fraction):
-    with pytest.raises(InputError, match=f"of {inputs} observed inputs"):
+    with pytest.raises(InputError, match=f"of {inputs} distinct inputs"):
         made(inputs).split(fraction)
 
 
@@ -118,6 +171,8 @@ def test_numbers_of_depths_and_rows_must_agree():
         replace(whole, tokens=torch.zeros(59, dtype=torch.long))
     with pytest.raises(InputError, match="60 labels"):
         replace(whole, labels=torch.zeros(59, dtype=torch.long))
+    with pytest.raises(InputError, match="60 digests"):
+        replace(whole, digests=torch.zeros(59, dtype=torch.long))
 
 
 def test_it_is_frozen():

@@ -141,7 +141,7 @@ print(
     f"Gradient fit: {seconds:.1f} s; least squares: {closed_seconds:.2f} s; "
     f"least squares with {WIDE} observables: {wide_seconds:.2f} s."
 )
-keep(plotting.plot_fit(koopman.config.history), "fit")
+keep(koopman.record.plot(), "fit")
 
 # %% [markdown]
 # ## Fidelity

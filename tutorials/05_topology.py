@@ -163,18 +163,18 @@ for name, config in configs.items():
     encoded = ki.topology(held, koopman, of="encoded", points=POINTS)
     to_encoded = ki.topology_distances(states, encoded)
     to_iterates[name] = ki.topology_distances(states, ki.topology(held, koopman, points=POINTS))
-    kept = min(koopman.config.history, key=lambda entry: entry["loss"])
+    kept = koopman.record.kept
     rows.append([
         name,
         *(f"{to_encoded.bottleneck[:, k].mean():.4f}" for k in (0, 1)),
         *(f"{to_iterates[name].bottleneck[:, k].mean():.4f}" for k in (0, 1)),
         f"{kept['stress']:.4f}",
-        f"{kept['unexplained']:.4f}",
+        f"{kept['fvu']:.4f}",
     ])  # fmt: skip
 nothing = [states.statistic("longest lifetime", k).mean() / 2 for k in (0, 1)]
 rows.append(["no features", *(f"{value:.4f}" for value in (*nothing, *nothing)), "–", "–"])
 print("\n== Bottleneck distance to the normalised states, in diameters, mean over depths ==")
-print(table(["", "E(x): H0", "H1", "K^n E(x₀): H0", "H1", "stress", "unexplained"], rows))
+print(table(["", "E(x): H0", "H1", "K^n E(x₀): H0", "H1", "stress", "FVU"], rows))
 print("\n== Default surrogate: iterates beside states, depth by depth ==")
 print(to_iterates["default"])
 keep(plotting.plot_topology_distances(to_iterates, dimension=0), "distances-0")

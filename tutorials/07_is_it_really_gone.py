@@ -5,8 +5,8 @@
 # # 7. Is it really gone?
 #
 # A classifier of handwritten digits is made to forget the digit 4. At its output this is easy, and proves
-# nothing: forbidding one logit does it. So five ways of forgetting are put side by side, and each is asked
-# six questions:
+# nothing: forbidding one logit does it. So five methods of forgetting are put side by side, and each is
+# asked six questions:
 #
 # 1. Does the output still name the class, and are the others right?
 # 2. Can a reader of the last states find it: a probe, a handful of examples?
@@ -15,11 +15,11 @@
 # 5. Can it be told which rows of the class the network was trained on?
 # 6. Does the network answer as one that never saw the class?
 #
-# The ways are a *logit mask*; *mean difference*, which projects out one direction of the last states;
+# The methods are a *logit mask*; *mean difference*, which projects out one direction of the last states;
 # *LEACE* (arXiv 2306.03819), the least change after which no linear probe finds the class, fitted by the
 # package concept-erasure where it is installed; `erase_class`, an edit of rank one of the operator of a
-# Koopman autoencoder, at four strengths; and the yardstick, the same network *retrained* without the class.
-# One call asks all six: `ki.audit`.
+# Koopman autoencoder, at four strengths; and the *retrained reference*, the same network trained without the
+# class, by which the others are to be measured. One call asks all six: `ki.audit`.
 #
 # Data are scikit-learn's 1,797 digits of 8×8 pixels: no download. Settings come from the environment:
 #
@@ -49,12 +49,12 @@ PROBES = ("linear",) if SLICE else ("linear", "rbf", "mlp")
 CONFIG = ki.FitConfig(observables=128, pairs="all", steps=600, evaluate_every=150)
 
 # %% [markdown]
-# ## Hosts
+# ## Models
 #
 # Residual MLPs of five blocks of width 64, trained for ten epochs on one half of the digits; every figure
-# below is of the other half unless it says *training*. Three are trained: the host; the yardstick, from the
-# same initial weights on the same rows without the class; and a second yardstick from other initial weights,
-# to see how far two networks lie apart that both never saw a 4.
+# below is of the other half unless it says *training*. Three are trained: the base model; the retrained
+# reference, from the same initial weights on the same rows without the class; and a second reference from
+# other initial weights, to see how far two networks lie apart that both never saw a 4.
 
 # %%
 digits = load_digits()
@@ -75,9 +75,9 @@ def trained(kept, seed):
 everything, without = torch.ones_like(y, dtype=torch.bool), y != LABEL
 model, retrained, other = trained(everything, 0), trained(without, 0), trained(without, 100)
 with torch.no_grad():
-    right = {name: net(x_test).argmax(1) == y_test for name, net in (("host", model), ("retrained", retrained))}
+    right = {name: net(x_test).argmax(1) == y_test for name, net in (("base model", model), ("retrained", retrained))}
 gone = y_test == LABEL
-print("== Hosts ==")
+print("== Models ==")
 print(f"{len(x)} training rows, {len(x_test)} held-out rows, {int(gone.sum())} of them of class {LABEL}")
 for name, hits in right.items():
     print(
@@ -104,38 +104,33 @@ for edit in edits.values():
 # %% [markdown]
 # ## One audit
 #
-# The edit at strength 1 gets everything: probes at every depth, training rows, relearning. The other
-# strengths get what is cheap. The yardstick may be given as a model, as here, or as a function that trains
-# it (`retrain=`).
+# What is audited is a patch, as it would be deployed: `ki.patched(model, koopman, edit)`. Rows come with the
+# labels of all classes; the edit knows which of them it forgets. The edit at strength 1 gets everything:
+# probes at every depth, training rows, relearning. The other strengths get what is cheap. The reference may
+# be given as a model, as here, or as a function that trains it.
 
 # %%
-kept = {"training": y != LABEL, "held out": y_test != LABEL}
-data = {
-    "forget": (x_test[~kept["held out"]], y_test[~kept["held out"]]),
-    "retain": (x_test[kept["held out"]], y_test[kept["held out"]]),
-    "forget_training": (x[~kept["training"]], y[~kept["training"]]),
-    "retain_training": (x[kept["training"]], y[kept["training"]]),
-    "retrained": retrained,
-}
-relearning = ki.Relearning(at=(0, 1, 2)) if SLICE else ki.Relearning()
-audit = ki.audit(model, koopman, edits[1], **data, probes=PROBES, depths="all", relearn=relearning)
+data = {"held_out": (x_test, y_test), "training": (x, y), "retrained": retrained}
+relearning = ki.Relearning(steps=(0, 1, 2)) if SLICE else ki.Relearning()
+patch = ki.patched(model, koopman, edits[1])
+audit = ki.audit(patch, **data, probes=PROBES, depths="all", relearn=relearning)
 print("\n== One audit ==")
 print(audit)
 
 # %% [markdown]
 # ## 1. The output
 #
-# The first table. Every way forgets, and none costs the others anything: whoever stops here learns that a
+# The first table. Every method forgets, and none costs the others anything: whoever stops here learns that a
 # logit mask is as good as all the rest. The intervals say how little some hundred rows can tell apart, too.
 #
 # ## 2. The last states
 #
-# The second table. After the mask the states are the host's: every reader finds the class. After LEACE and
-# mean difference a *linear* probe is at a loss, as it should be, and one with a kernel or a hidden layer is
-# not; nor do the few-shot prototypes care. `erase_class` erases the class mean in *observables*, before a
-# nonlinear decoder, so that even a linear probe of the states finds something. The yardstick is not at
-# chance: a network that never saw a 4 still sets it apart, because it looks like no other digit. What tells
-# the yardstick from every edit is the prototype column: ten examples of a 4 do not make a class there,
+# The third table. After the mask the states are the base model's: every probe finds the class. After LEACE
+# and mean difference a *linear* probe is at a loss, as it should be, and one with a kernel or a hidden layer
+# is not; nor do the few-shot prototypes care. `erase_class` erases the class mean in *observables*, before a
+# nonlinear decoder, so that even a linear probe of the states finds something. The retrained reference is
+# not at chance: a network that never saw a 4 still sets it apart, because it looks like no other digit. What
+# tells the reference from every edit is the prototype column: ten examples of a 4 do not make a class there,
 # since its states lie among those of other digits.
 #
 # Half the strength forgets next to nothing, 1 forgets all. Past 1 the output has nothing left to gain, and the
@@ -146,43 +141,43 @@ print(audit)
 audits = {1: audit}
 for strength, edit in edits.items():
     if strength != 1:
-        audits[strength] = ki.audit(model, koopman, edit, **data, probes=PROBES)
+        audits[strength] = ki.audit(ki.patched(model, koopman, edit), **data, probes=PROBES)
 rows = []
 for name, row in [
     *((row.name, row) for row in audit.rows[:-1]),
     *((f"erase_class × {strength:g}", audits[strength].rows[-1]) for strength in STRENGTHS),
 ]:
-    probes = [row.linear_probe, row.found]
-    shares = [row.forgotten, row.retained, *probes, row.one_shot, row.five_shot, row.prototype, row.retrained_js]
-    found = row.membership
-    attacks = [f"{100 * found.loss:.1f} ± {100 * found.loss_error:.1f}"]
-    attacks.append(f"{100 * found.confidence:.1f} ± {100 * found.confidence_error:.1f}")
-    rows.append([name, *(f"{100 * share:.1f}" for share in shares), *attacks])
-print("\n== All ways, % ==")
-header = ["way", "forgotten", "retained", "linear probe", "best probe", "1 shot", "5 shots", "10 shots"]
+    shares = [row.forget_accuracy, row.retain_accuracy, row.linear_probe, row.best_probe]
+    shares += [row.one_shot, row.five_shot, row.prototype, row.retrained_js]
+    attacks = row.membership
+    areas = [f"{100 * attacks.loss:.1f} ± {100 * attacks.loss_error:.1f}"]
+    areas.append(f"{100 * attacks.confidence:.1f} ± {100 * attacks.confidence_error:.1f}")
+    rows.append([name, *(f"{100 * share:.1f}" for share in shares), *areas])
+print("\n== All methods, % ==")
+header = ["method", "forget ↓", "retain ↑", "linear probe", "best probe", "1 shot", "5 shots", "10 shots"]
 print(table([*header, "JS to retrained", "membership: loss", "confidence"], rows))
 
 # %% [markdown]
 # ## 3. On the way
 #
-# The third table, and a figure. A patch acts at its target, here the last site. Whatever it does there, the
+# The fourth table, and a figure. A patch acts at its target, here the last site. Whatever it does there, the
 # sites before it hold what they always held, and anyone who reads them finds the class: the edit has
-# changed what the network says of a 4, not what it computes of one. In the yardstick probes find the class almost as
-# well at every depth, but the prototypes fall: it has no use for what makes 4s alike.
+# changed what the network says of a 4, not what it computes of one. In the retrained reference probes find
+# the class almost as well at every depth, but the prototypes fall: it has no use for what makes 4s alike.
 #
 # ## 4. Relearning
 #
-# The fourth table, and a figure. The way of forgetting stays in place, and all parameters of a copy of the
-# host are fine-tuned on ten 4s of the training rows and thirty other digits. What to watch is by how many
-# steps an edited host is ahead of the yardstick, which has to learn the class anew. *K alone* moves nothing
-# but the surrogate's operator: the host is frozen, and the class comes back through the patch itself.
+# The fifth table, and a figure. The method stays in place, and all parameters of a copy of the model are
+# fine-tuned on ten 4s of the training rows and thirty other digits. What to watch is by how many steps a
+# patched model is ahead of the retrained reference, which has to learn the class anew. *K alone* moves
+# nothing but the surrogate's operator: the model is frozen, and the class comes back through the patch.
 
 # %%
 for row in audit.rows:
     for curve in row.relearning:
-        steps = curve.steps_to(audit["host"].forgotten / 2)
+        steps = curve.steps_to(audit["base model"].forget_accuracy / 2)
         told = f"at step {steps}" if steps is not None else f"not within {curve.steps[-1]} steps"
-        print(f"{row.name}, {curve.moved}: half of the host's recognition is back {told}")
+        print(f"{row.name}, {curve.moved}: half of the base model's forget accuracy is back {told}")
 
 # %% [markdown]
 # ## 5. Membership
@@ -190,22 +185,23 @@ for row in audit.rows:
 # A row that was trained on has a lower loss, or a surer answer. If these tell the training 4s from the
 # held-out ones after an edit, the edit has kept something of the rows themselves. The area under the curve
 # has a standard error of some four points here, so that a few points off 50 mean nothing; and two attacks
-# that find nothing do not prove that there is nothing to find. The yardstick is the control: it was trained on
-# neither set of rows, so whatever it shows is how the two samples happen to differ.
+# that find nothing do not prove that there is nothing to find. The retrained reference is the control: it was
+# trained on neither set of rows, so whatever it shows is how the two samples happen to differ.
 #
-# ## 6. The yardstick
+# ## 6. The retrained reference
 #
 # *JS to retrained* is the mean Jensen-Shannon divergence, in per cent of its largest value, between what a
-# way and the yardstick answer to held-out 4s. Two yardsticks are not at 0 either: that is the distance at
-# which nothing more can be asked for.
+# method and the retrained reference answer to held-out 4s. Two references are not at 0 either: that is the
+# distance at which nothing more can be asked for.
 
 # %%
 with torch.no_grad():
-    first, second = (net(data["forget"][0]).double().log_softmax(1) for net in (retrained, other))
+    first, second = (net(x_test[gone]).double().log_softmax(1) for net in (retrained, other))
 between = float(jensen_shannon(first, second).mean()) / torch.tensor(2.0).log().item()
 print(f"\nTwo networks that never saw class {LABEL} are {100 * between:.1f} % apart on it (JS);")
-nearest = min((row for row in audit.rows[1:] if row.name != "retrained"), key=lambda row: row.retrained_js)
-print(f"of the ways to forget, the nearest is {nearest.name!r} at {100 * nearest.retrained_js:.1f} %.")
+methods = [row for row in audit.rows[1:] if row.name != "retrained reference"]
+nearest = min(methods, key=lambda row: row.retrained_js)
+print(f"of the methods of forgetting, the nearest is {nearest.name!r} at {100 * nearest.retrained_js:.1f} %.")
 
 # %% [markdown]
 # ## The verdict
@@ -219,7 +215,7 @@ print("\n== Verdict ==")
 print(audit.verdict)
 with torch.no_grad():
     before = model(x_test)
-    with ki.patched(model, koopman, edits[1]):
+    with patch:
         model(x_test)
     after = model(x_test)
 print(f"Outside of the patch the logits are {'bit-identical' if torch.equal(before, after) else 'CHANGED'}.")

@@ -1,149 +1,247 @@
 """audit(): what an edit really did, beside what is easy.
 
-"None of the class recognised, the rest kept" is done by masking one logit. So an edit is shown beside the host, a logit
-mask, mean difference, LEACE and, where given, a model retrained without the class, by what probes and a few shots still
-find in the representation, and by what a little relearning brings back. The retrained model is the yardstick, not
-chance.
+"None of the class recognised, the rest kept" is done by masking one logit. So an edit is shown beside the base model, a
+logit mask, mean difference, LEACE and, where given, a model retrained without the class, by what probes and a few shots
+still find in the representation, and by what a little relearning brings back. It is to be measured by the retrained
+reference, not by chance.
 
-Costs, for each way, a pass over the rows and two probes at the last site. Five ways on 2,000 rows of width 10 took 0.2
-CPU seconds, 0.3 with 5,000 training rows. What costs more is asked for: every depth (0.4, six of them), a probe with a
-hidden layer (0.8), relearning (8), language.
+Costs, for each method, a pass over the rows and two probes at the last site. Five methods on 2,000 rows of width 10
+took 0.2 CPU seconds, 0.3 with 5,000 training rows. What costs more is asked for: every depth (0.4, six of them), a
+probe with a hidden layer (0.8), relearning (8), language.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import nn
 
-from koopman_interp.auditing.baselines import Way, named, why_no_leace
-from koopman_interp.auditing.findings import Audit
-from koopman_interp.auditing.judging import Judge, Labelled, Rows
-from koopman_interp.auditing.language import LanguageChecks, next_tokens, read_language
-from koopman_interp.auditing.probe_scores import Depths, Reader
+from koopman_interp.auditing.baselines import (
+    BASE,
+    RETRAINED,
+    Method,
+    edited,
+    leace,
+    logit_mask,
+    mean_difference,
+    why_no_leace,
+)
+from koopman_interp.auditing.comparison import AuditedRows, FirstPasses, compared, scored_on_training
+from koopman_interp.auditing.labelled import Labelled, drawn, labelled_batches, require_classes
+from koopman_interp.auditing.language import LanguageChecks, LanguageScores, language_scores
+from koopman_interp.auditing.measures import Measured, audit_rows
+from koopman_interp.auditing.probe_scores import SHOTS, Depths, Prober
 from koopman_interp.auditing.probes import Kernel
-from koopman_interp.auditing.relearning import Relearning, RelearningCurve, relearn_host, relearn_operator
-from koopman_interp.edits.operator_edit import OperatorEdit
+from koopman_interp.auditing.relearning import (
+    Relearning,
+    RelearningTask,
+    learns_by_operator,
+    relearn_model,
+    relearn_operator,
+)
+from koopman_interp.auditing.result import Audit
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.patching.motion import Mode
-from koopman_interp.patching.options import At
-from koopman_interp.patching.patch import patched
-from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.labels import whole_numbers
+from koopman_interp.observing.batches import BATCH_SIZE
+from koopman_interp.patching.patch import Patch
+
+Retrained = nn.Module | Host | Callable[[], nn.Module]
+"""A model that never saw the classes, or a function that trains and returns one."""
+
+_LEAST_ROWS = 2 * max(SHOTS)
 
 
 @torch.no_grad()
 def audit(
-    model: nn.Module | Host,
-    koopman: KoopmanAutoencoder,
-    edit: OperatorEdit | Sequence[OperatorEdit],
+    patch: Patch,
     *,
-    forget: Labelled,
-    retain: Labelled,
-    forget_training: Labelled | None = None,
-    retain_training: Labelled | None = None,
-    mode: Mode = "delta",
-    source: str | int | None = None,
-    target: str | int | None = None,
-    at: At = "target",
-    retrained: nn.Module | None = None,
-    retrain: Callable[[], nn.Module] | None = None,
+    held_out: Labelled,
+    training: Labelled | None = None,
+    label: int | tuple[int, ...] | None = None,
+    retrained: Retrained | None = None,
     probes: Sequence[Kernel] = ("linear", "rbf"),
     depths: Depths = "last",
     relearn: Relearning | None = None,
     language: LanguageChecks | None = None,
-    skip: int = 0,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> Audit:
-    """Judge an edit on held-out rows, beside the baselines.
+    """Judge a patch on held-out rows, beside the baselines. What is audited is what is deployed.
 
     Of tokens, each real one is a row, and its labels may be one a sequence or one a token, with -100 where it is to be
-    left out. Where the host gives one row of logits an input, the probes read the mean state of the input's tokens.
+    left out; leading positions that the surrogate was not fitted on are left out too. Where the model gives one row of
+    logits an input, the probes read the mean state of the input's tokens.
 
-    Mean difference and LEACE act at the last site, and are fitted on the training rows where both kinds are given, else
-    on every other held-out row. LEACE needs the package concept-erasure and states
-    no wider than `ways.WIDEST`; otherwise the audit says why its row is missing.
+    Mean difference and LEACE act at the last site, and are fitted on the training rows where these are of both kinds,
+    else on every other held-out row. LEACE needs the package concept-erasure and states no wider than
+    `baselines.WIDEST`; otherwise the audit says why its row is missing.
 
     Args:
-        model: the host.
-        koopman: the surrogate.
-        edit: the edit, or several.
-        forget: held-out inputs and labels of the forgotten class.
-        retain: held-out inputs and labels of the other classes.
-        forget_training: the same of rows that the host was trained on: for their accuracy, and for membership.
-        retain_training: the same of the other classes.
-        mode: how the edit is patched.
-        source: where the patched span starts; see `patched`.
-        target: where it ends; None is the last site.
-        at: where edits are written; see `patched`. With `each site` K carries no edit on, so relearning moves the
-            host's parameters only.
-        retrained: a model of the same architecture trained without the class, as the yardstick.
-        retrain: in its place, a function that trains and returns one.
+        patch: the edit, as it is deployed: `patched(model, koopman, edit)`, not installed.
+        held_out: inputs and labels of all classes, `(x, y)` or batches of such pairs; what figures are of.
+        training: the same of rows that the model was trained on: for the accuracy on them, and for membership.
+        label: the classes to forget. None is what the edits of the patch say they forget.
+        retrained: a model of the same architecture trained without the classes, as the reference, or a function that
+            trains and returns one.
         probes: kernels of the probes: `linear`, `rbf`, `mlp`.
         depths: `last` reads the last site, `all` every site of the surrogate: those downstream of the patch see the
-            patched states, those upstream the host's own; inside a replaced span there are none to see.
-        relearn: how to try to bring the class back; needs both kinds of training rows.
+            patched states, those upstream the base model's own; inside a replaced span there are none to see.
+        relearn: how to try to bring the classes back; needs training rows. With edits at each site K carries no edit
+            on, so it moves the model's parameters only.
         language: what to ask a language model.
-        skip: leading positions of each sequence to leave out, as in `attach`; they are not patched either.
+        batch_size: inputs that the model is called with at once; the log-probabilities of three such batches, in
+            float64, are held.
         seed: of the probes' splits, the prototypes' draws and the rows relearned on.
 
     Returns:
-        One row each for the host, the logit mask, mean difference, LEACE, the retrained model (if given) and the edit.
+        One row each for the base model, the logit mask, mean difference, LEACE, the retrained reference (if given) and
+        the edit.
 
     Raises:
-        InputError: no edit, an unknown probe, too few rows, forgotten rows of several classes, or relearning without
-            training rows.
-        HostMismatchError: surrogate or edit belong to another host.
+        InputError: no edit, or edits that do not say what they forget; a patch that is installed; an unknown probe;
+            too few rows; or relearning without training rows of both kinds.
     """
-    if retrained is not None and retrain is not None:
-        raise InputError("Give a retrained model or a function that trains one, not both.")
-    if depths not in ("last", "all"):
+    ours = edited(patch)
+    labels = _classes(patch, label)
+    _require_known(probes, depths)
+    rows = _rows(patch, held_out, training, labels, depths, batch_size)
+    if relearn is not None:
+        if not rows.training:
+            raise InputError("Relearning needs rows to learn from: give training=(x, y).")
+        require_classes(rows.training, labels, "training")
+    layout = patch.koopman.config.layout
+    reference = None if retrained is None else Method(RETRAINED, _reference(retrained, layout))
+    methods, measured, missing = _measured(ours, rows, reference)
+    audited = audit_rows(measured, Prober(labels, tuple(probes), seed))
+    if relearn is not None:
+        few = drawn(rows.training, labels, rows=relearn.rows, beside=relearn.beside, seed=seed)
+        task = RelearningTask(few, rows, relearn)
+        curves = [[relearn_model(method, task)] if method.learns else [] for method in methods]
+        if learns_by_operator(patch):
+            curves[-1].append(relearn_operator(patch, task))
+        audited = [replace(row, relearning=tuple(own)) for row, own in zip(audited, curves, strict=True)]
+    if language is not None:
+        spoken = _language(methods, language, rows.skip, batch_size)
+        audited = [replace(row, language=own) for row, own in zip(audited, spoken, strict=True)]
+    base = measured[0]
+    forget_rows, retain_rows = base.held_out.counts
+    forget_training_rows, retain_training_rows = (0, 0) if base.training is None else base.training.counts
+    return Audit(
+        labels=labels,
+        edit=", then ".join(edit.description for edit in patch.edits),
+        rows=tuple(audited),
+        forget_rows=forget_rows,
+        retain_rows=retain_rows,
+        forget_training_rows=forget_training_rows,
+        retain_training_rows=retain_training_rows,
+        relearn=relearn,
+        left_out=missing,
+    )
+
+
+def _classes(patch: Patch, label: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """Say which classes are to be forgotten."""
+    if not patch.edits:
+        raise InputError("This patch has no edit to audit. Make one: patched(model, koopman, erase_class(…)).")
+    if label is None:
+        labels = tuple(dict.fromkeys(label for edit in patch.edits for label in edit.labels))
+    else:
+        labels = tuple(whole_numbers(label).tolist())
+    if not labels or len(set(labels)) != len(labels):
+        told = "The edits of this patch do not say which classes they forget" if label is None else f"Got label={label}"
+        raise InputError(f"{told}. Say it, each once: audit(patch, held_out=…, label=4) or label=(4, 7).")
+    return labels
+
+
+def _require_known(probes: Sequence[Kernel], depths: Depths) -> None:
+    if depths not in get_args(Depths):
         raise InputError(f"depths={depths!r} is neither 'last' nor 'all'.")
     if unknown := [kernel for kernel in probes if kernel not in get_args(Kernel)]:
         raise InputError(f"There is no probe {unknown[0]!r}; probes are several of {', '.join(get_args(Kernel))}.")
-    host = host_for(model)
-    edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit or ())
-    if not edits:
-        raise InputError("There is no edit to audit. Make one, with erase_class(…) say.")
-    held_out = Rows.of(host, forget, retain, "held-out")
-    training = Rows.of(host, forget_training, retain_training, "training", held_out.label)
-    if relearn is not None and not (training.gone and training.kept):
-        raise InputError("Relearning needs rows to learn from: give forget_training= and retain_training=.")
-    span: dict[str, Any] = {"mode": mode, "source": source, "target": target, "at": at}
-    span["positions"] = slice(skip, None) if skip else None
-    patch = patched(host, koopman, edits, **span)  # refuses the host of another surrogate before anything is computed
-    if retrain is not None:
-        with torch.enable_grad():
-            retrained = retrain().eval()
+
+
+def _rows(
+    patch: Patch,
+    held_out: Labelled,
+    training: Labelled | None,
+    labels: tuple[int, ...],
+    depths: Depths,
+    batch_size: int,
+) -> AuditedRows:
+    koopman = patch.koopman
+    judged = labelled_batches(patch.host, held_out, batch_size)
+    require_classes(judged, labels, "held-out")
+    trained = [] if training is None else labelled_batches(patch.host, training, batch_size)
     sites = koopman.sites if depths == "all" else koopman.sites[-1:]
-    judge = Judge(host, held_out, training, sites, Reader(held_out.label, probes, seed), skip, retrained)
-    # A copy that relearns has other weights than those fitted on.
-    running = partial(patched, koopman=koopman, edit=edits, check_weights=False, **span)
-    ours = Way(named(mode, at), host, running, without=patch.without)
-    ways = [*judge.baselines(), ours]
-    rows = [judge.row(way) for way in ways]
-    if relearn is not None:
-        lesson = judge.lesson(relearn, seed)
-        curves: list[tuple[RelearningCurve, ...]] = [
-            (relearn_host(way, lesson, relearn),) if way.learns else () for way in ways
-        ]
-        if at == "target" and any(bool(one.directions.any()) for one in edits):
-            curves[-1] += (relearn_operator(ours, koopman, edits, lesson, relearn),)
-        rows = [replace(row, relearning=own) for row, own in zip(rows, curves, strict=True)]
-    if language is not None:
-        answers = next_tokens(host, language.unrelated, language)
-        rows = [
-            replace(row, language=read_language(way.host, language, answers, skip, way.running()))
-            if way.answers is None
-            else row
-            for row, way in zip(rows, ways, strict=True)
-        ]
-    described = ", then ".join(one.description for one in edits)
-    counts = (*judge.counts(judge.plain), *judge.counts(judge.plain_training))
-    missing = why_no_leace(judge.plain.states[sites[-1]].shape[1])
-    return Audit(held_out.label, described, tuple(rows), *counts, relearn, () if missing is None else (missing,))
+    return AuditedRows(judged, trained, labels, sites, koopman.config.skip)
+
+
+def _reference(retrained: Retrained, layout: str | None) -> Host:
+    """Train the reference where it is a function that does."""
+    if isinstance(retrained, (nn.Module, Host)):
+        return host_for(retrained, layout)
+    with torch.enable_grad():
+        return host_for(retrained().eval(), layout)
+
+
+def _measured(
+    ours: Method, rows: AuditedRows, reference: Method | None
+) -> tuple[list[Method], list[Measured], tuple[str, ...]]:
+    """Run the base model, make the baselines of it, and run all methods; say which of them are missing."""
+    host, site = ours.host, rows.sites[-1]
+    base, mask = Method(BASE, host, learns=False), logit_mask(host, rows.labels)
+    first = FirstPasses.of(base, rows)
+    _require_rows(first, rows.labels)
+    trained = scored_on_training([base, mask], rows, states=True) if rows.training else []
+    if trained and all(trained[0].counts):
+        states, labels = torch.cat([*trained[0].states[site]]).double(), trained[0].labels
+        trained = [replace(scores, states={}) for scores in trained]
+    else:
+        states, labels = first.every_other(rows.labels)
+    fitted = [mean_difference(host, site, states, labels, rows.labels)]
+    reason = why_no_leace(states.shape[1])
+    if reason is None:
+        fitted.append(leace(host, site, states, labels, rows.labels))
+    methods = [base, mask, *fitted, *([] if reference is None else [reference]), ours]
+    held_out = compared(methods, rows, first, reference)
+    if rows.training:
+        trained += [scored_on_training([method], rows)[0] for method in methods[2:]]
+    measured = [
+        Measured(method.name, scores, trained[place] if trained else None, method.host is host)
+        for place, (method, scores) in enumerate(zip(methods, held_out, strict=True))
+    ]
+    return methods, measured, () if reason is None else (reason,)
+
+
+def _require_rows(first: FirstPasses, labels: Sequence[int]) -> None:
+    for label in labels:
+        if not 0 <= label < first.classes:
+            raise InputError(f"Class {label} is not among the model's {first.classes} outputs.")
+    present, counts = torch.unique(first.labels, return_counts=True)
+    for label, count in zip(present.tolist(), counts.tolist(), strict=True):
+        if count < _LEAST_ROWS:
+            raise InputError(
+                f"Class {label} has {count} held-out rows; probes and {max(SHOTS)}-shot prototypes need {_LEAST_ROWS} "
+                "or more."
+            )
+
+
+def _language(
+    methods: Sequence[Method], checks: LanguageChecks, skip: int, batch_size: int
+) -> list[LanguageScores | None]:
+    """Ask every method, the base model first, but those that change only answers; None of these."""
+    answers, spoken = None, list[LanguageScores | None]()
+    for method in methods:
+        if method.answers is not None:
+            spoken.append(None)
+            continue
+        with method.running():
+            scores, said = language_scores(method.host, checks, answers, skip, batch_size)
+        spoken.append(scores)
+        answers = said if answers is None else answers
+    return spoken

@@ -1,8 +1,8 @@
-"""The ways of forgetting that an edit is shown beside, each as something to run a host in.
+"""The methods of forgetting that an edit is shown beside, each as something to run a model in.
 
 A logit mask is free and keeps the others as well as anything; mean difference and LEACE project the last site; a model
-trained without the class is the yardstick. Each is fitted in closed form on the states of one pass. Knows nothing of
-how a way is judged.
+trained without the classes is the reference. Each is fitted in closed form on the states of one pass. Knows nothing of
+how a method is judged.
 """
 
 from __future__ import annotations
@@ -12,85 +12,126 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import log_softmax, normalize
+from torch.nn.functional import log_softmax
 
-from koopman_interp.auditing.passes import Batches, Seen
+from koopman_interp.auditing.labelled import Batch
+from koopman_interp.auditing.passes import LabelledPass
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.layouts import from_rows, to_rows
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.patching.motion import Mode
-from koopman_interp.patching.options import At
+from koopman_interp.patching.patch import Patch
+
+BASE, MASK, MEAN_DIFFERENCE, LEACE, RETRAINED = (
+    "base model",
+    "logit mask",
+    "mean difference",
+    "LEACE",
+    "retrained reference",
+)
+"""The methods' names in an audit."""
 
 WIDEST = 4096
 """Width of states up to which LEACE is fitted: its cost grows with the cube of it."""
 
-Rows = Callable[[Float[Tensor, "row width"]], Float[Tensor, "row width"]]
+_SAME_MEAN = 1e-9
+"""Distance between two means, relative to the spread of the rows, below which there is nothing to project out."""
+
+RowMap = Callable[[Float[Tensor, "row width"]], Float[Tensor, "row width"]]
 """From rows of states to rows of states."""
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
-    """One way of forgetting.
+class Method:
+    """One method of forgetting.
 
     Attributes:
         name: as it stands in the audit.
         host: what runs.
         patch: makes the context in which it runs, for this host or a copy of it; None leaves the host alone.
         answers: from the log-probabilities that come out to those that are given; None leaves them.
-        learns: whether relearning it says anything: a mask stays one, and the host has forgotten nothing.
+        learns: whether relearning it says anything: a mask stays one, and the base model has forgotten nothing.
         without: sites where it has no states to read.
     """
 
     name: str
     host: Host
-    patch: Callable[[Host], AbstractContextManager[Any]] | None = None
+    patch: Callable[[Host], AbstractContextManager[object]] | None = None
     answers: Callable[[Tensor], Tensor] | None = None
     learns: bool = True
     without: Sequence[str] = ()
 
-    def running(self, host: Host | None = None) -> AbstractContextManager[Any]:
+    def running(self, host: Host | None = None) -> AbstractContextManager[object]:
         """Return the context in which its host, or a copy of it, runs."""
         return nullcontext() if self.patch is None else self.patch(host or self.host)
 
-    def seen(self, batches: Batches, sites: Sequence[str], skip: int) -> Seen:
-        """Call its host on all batches, and read the sites where it has states."""
+    def passed(self, batch: Batch, sites: Sequence[str], skip: int) -> LabelledPass:
+        """Call its host on a batch, and read the sites where it has states."""
         sites = [site for site in sites if site not in self.without]
-        return self.answered(Seen.of(self.host, batches, sites, skip=skip, patch=self.running()))
+        with self.running():
+            return self.answered(LabelledPass.of(self.host, batch, sites, skip))
 
-    def answered(self, seen: Seen) -> Seen:
-        """Put the answers that are given in the place of those that came out."""
-        return seen if self.answers is None else replace(seen, logp=self.answers(seen.logp))
-
-
-def named(mode: Mode, at: At) -> str:
-    """Name the edit's own row by how it is patched."""
-    return f"edit ({mode if at == 'target' else at})"
+    def answered(self, own: LabelledPass) -> LabelledPass:
+        """Put the answers that it gives in the place of those of a pass."""
+        return own if self.answers is None else replace(own, logp=self.answers(own.logp))
 
 
-def logit_mask(host: Host, label: int) -> Way:
-    """Forbid the class at the output; the representation stays the host's."""
+def edited(patch: Patch) -> Method:
+    """Run a patch, itself and no copy of it; in a copy of its host, the same patch of that.
+
+    Raises:
+        InputError: it is no patch, or is installed, so that there is no base model to measure beside it.
+    """
+    if not isinstance(patch, Patch):
+        raise InputError(
+            f"An audit judges a patch; got {type(patch).__name__}. Make one: "
+            "audit(patched(model, koopman, edit), held_out=(x, y))."
+        )
+    with patch:
+        pass  # which refuses what is installed
+    options = patch.options
+    name = f"edit ({options.mode if options.at == 'target' else options.at})"
+    return Method(name, patch.host, lambda host: patch if host is patch.host else patch.on(host), without=patch.without)
+
+
+def logit_mask(host: Host, labels: Sequence[int]) -> Method:
+    """Forbid the classes at the output; the representation stays the base model's."""
 
     def masked(logp: Tensor) -> Tensor:
-        return log_softmax(logp.index_fill(1, torch.tensor([label]), -torch.inf), dim=1)
+        return log_softmax(logp.index_fill(1, torch.tensor(labels), -torch.inf), dim=1)
 
-    return Way("logit mask", host, answers=masked, learns=False)
+    return Method(MASK, host, answers=masked, learns=False)
 
 
-def mean_difference(host: Host, site: str, states: Float[Tensor, "row width"], forgotten: Bool[Tensor, " row"]) -> Way:
-    """Project out the difference of the two means at a site."""
-    centre = states[~forgotten].mean(0)
-    direction = normalize(states[forgotten].mean(0) - centre, dim=0)
+def mean_difference(
+    host: Host, site: str, states: Float[Tensor, "row width"], labels: Int[Tensor, " row"], forget: Sequence[int]
+) -> Method:
+    """Project out, at a site, the differences between the means of some classes and the mean of the other rows.
+
+    Args:
+        host: the base model.
+        site: where.
+        states: float64 rows of that site to fit on.
+        labels: class of each.
+        forget: the classes; of several, the span of their differences is projected out.
+
+    Returns:
+        The method.
+    """
+    centre = states[~torch.isin(labels, torch.tensor(forget))].mean(0)
+    differences = torch.stack([states[labels == label].mean(0) - centre for label in forget], 1)
+    directions, lengths, _ = torch.linalg.svd(differences, full_matrices=False)
+    spread = (states - states.mean(0)).square().sum(1).mean().sqrt()
+    basis = directions[:, lengths > _SAME_MEAN * spread]
 
     def project(rows: Tensor) -> Tensor:
-        d, c = direction.to(rows), centre.to(rows)
-        return rows - ((rows - c) @ d)[:, None] * d
+        B, c = basis.to(rows), centre.to(rows)
+        return rows - (rows - c) @ B @ B.T
 
-    return Way("mean difference", host, _rewriting(site, project))
+    return Method(MEAN_DIFFERENCE, host, _rewriting(site, project))
 
 
 def has_leace() -> bool:
@@ -107,24 +148,37 @@ def why_no_leace(width: int) -> str | None:
     return None
 
 
-def leace(host: Host, site: str, states: Float[Tensor, "row width"], forgotten: Bool[Tensor, " row"]) -> Way:
-    """Erase the class at a site by LEACE (Belrose et al., arXiv 2306.03819), with concept-erasure's own defaults.
+def leace(
+    host: Host, site: str, states: Float[Tensor, "row width"], labels: Int[Tensor, " row"], forget: Sequence[int]
+) -> Method:
+    """Erase classes at a site by LEACE (Belrose et al., arXiv 2306.03819), with concept-erasure's own defaults.
+
+    Args:
+        host: the base model.
+        site: where.
+        states: float64 rows of that site to fit on.
+        labels: class of each.
+        forget: the classes; the concept has a column for each, 1 for its rows.
+
+    Returns:
+        The method.
 
     Raises:
         InputError: concept-erasure is not installed.
     """
     if not has_leace():
         raise InputError('LEACE needs the package concept-erasure: pip install "koopman-interp[leace]".')
-    eraser = importlib.import_module("concept_erasure").LeaceEraser.fit(states, forgotten.to(states)[:, None])
+    concept = (labels[:, None] == torch.tensor(forget)).to(states)
+    eraser = importlib.import_module("concept_erasure").LeaceEraser.fit(states, concept)
 
     def erase(rows: Tensor) -> Tensor:
         left, right, bias = (part.to(rows) for part in (eraser.proj_left, eraser.proj_right, eraser.bias))
         return rows - (rows - bias) @ right.T @ left.T
 
-    return Way("LEACE", host, _rewriting(site, erase))
+    return Method(LEACE, host, _rewriting(site, erase))
 
 
-def _rewriting(site: str, change: Rows) -> Callable[[Host], AbstractContextManager[Any]]:
+def _rewriting(site: str, change: RowMap) -> Callable[[Host], AbstractContextManager[None]]:
     """Make the context in which each state of a site is rewritten row by row."""
 
     def rewrite(state: Tensor) -> Tensor:

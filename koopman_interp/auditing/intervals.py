@@ -1,6 +1,6 @@
 """How far a figure from a sample can be trusted: an interval for a share, an area under a curve with its error.
 
-Both are closed forms and cost nothing beside the passes that the figures come from. Knows nothing of hosts.
+Both are closed forms and cost nothing beside the passes that the figures come from. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def wilson(share: float, rows: int) -> tuple[float, float]:
     [0.0, 0.0713]
 
     Args:
-        share: found share, between 0 and 1.
-        rows: of how many rows.
+        share: the share, between 0 and 1.
+        rows: how many rows it is a share of.
 
     Returns:
         Its lower and upper end.

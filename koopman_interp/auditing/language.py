@@ -11,30 +11,26 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from koopman_interp.auditing.baselines import named
+from koopman_interp.auditing.baselines import BASE, edited
 from koopman_interp.auditing.intervals import wilson
-from koopman_interp.edits.operator_edit import OperatorEdit
-from koopman_interp.errors import InputError
-from koopman_interp.files import jsonable, write_json
-from koopman_interp.hosts.finding import host_for
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import jsonable, read_json, write_json
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.observing.batches import calls
+from koopman_interp.labels import IGNORED
+from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
-from koopman_interp.patching.motion import Mode
-from koopman_interp.patching.options import At
-from koopman_interp.patching.patch import patched
-from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import table
+from koopman_interp.patching.patch import Patch
+from koopman_interp.results import Result
+from koopman_interp.tables import Column, Table, columns_of, digits, percents
 
-_BATCH = 16
+KIND = "language audit"
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class LanguageChecks:
         text: unrelated texts, for the perplexity.
         samples: prompts to go on from, greedily.
         new_tokens: length of each sample.
-        tokenizer: of Hugging Face's kind; None is the host's own.
+        tokenizer: of Hugging Face's kind; None is the model's own.
     """
 
     unwanted: tuple[int, ...] = ()
@@ -71,13 +67,13 @@ class LanguageChecks:
 
 
 @dataclass(frozen=True)
-class LanguageReading:
+class LanguageScores:
     """What a language model did. Shares lie between 0 and 1; None where nothing was asked.
 
     Attributes:
         reliability: share of the edited prompts after which no unwanted token is the likeliest.
         generality: the same of the rephrased ones.
-        locality: share of the unrelated prompts whose likeliest next token is the unedited host's.
+        locality: share of the unrelated prompts whose likeliest next token is the base model's.
         perplexity: `exp` of the mean negative log-likelihood of the next token on the unrelated texts.
         samples: how each prompt goes on, prompt included.
         intervals: 95 % intervals of the shares by Wilson's score, by name.
@@ -91,23 +87,23 @@ class LanguageReading:
     intervals: dict[str, tuple[float, float]]
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LanguageReading:
+    def from_dict(cls, values: Mapping[str, Any]) -> LanguageScores:
         """Rebuild from the plain values of JSON."""
         intervals = {name: (low, high) for name, (low, high) in values["intervals"].items()}
         return cls(**{**values, "samples": tuple(values["samples"]), "intervals": intervals})
 
 
 @dataclass(frozen=True, repr=False)
-class LanguageAudit:
+class LanguageAudit(Result):
     """What `audit_language` found.
 
     Attributes:
         edit: description of the edit.
-        rows: readings by name, the host's first and the edit's last.
+        rows: scores by name, the base model's first and the edit's last.
     """
 
     edit: str
-    rows: dict[str, LanguageReading]
+    rows: dict[str, LanguageScores]
 
     def __repr__(self) -> str:
         before, *_, after = self.rows.values()
@@ -119,148 +115,146 @@ class LanguageAudit:
         moved = "" if after.perplexity is None else f", perplexity {before.perplexity:.2f} → {after.perplexity:.2f}"
         return f"LanguageAudit({self.edit}: {shares}{moved})"
 
-    def __str__(self) -> str:
-        return language_table(self.rows)
+    def tables(self) -> Sequence[Table]:
+        """Return the scores as one table."""
+        return [language_table(self.rows)]
+
+    def notes(self) -> Sequence[str]:
+        """Return the samples, each behind the name of its row."""
+        return language_samples(self.rows)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON."""
-        write_json(path, jsonable(self.as_dict()))
+        """Write as JSON; a figure that is not finite becomes null."""
+        write_json(path, jsonable({"kind": KIND, **self.as_dict()}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LanguageAudit:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileFormatError: it is not JSON, not an audit of a language model, or incomplete.
+        """
+        values = read_json(path)
+        if not isinstance(values, dict) or values.get("kind") != KIND:
+            raise FileFormatError(f"{path} does not hold an audit of a language model.")
+        try:
+            rows = {name: LanguageScores.from_dict(scores) for name, scores in values["rows"].items()}
+            return cls(values["edit"], rows)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(
+                f"{path} lacks parts of an audit ({error}). Write it again from its source."
+            ) from error
 
 
 @torch.no_grad()
-def audit_language(
-    model: nn.Module | Host,
-    koopman: KoopmanAutoencoder,
-    edit: OperatorEdit | Sequence[OperatorEdit],
-    checks: LanguageChecks,
-    *,
-    mode: Mode = "delta",
-    source: str | int | None = None,
-    target: str | int | None = None,
-    at: At = "target",
-    skip: int = 0,
-) -> LanguageAudit:
+def audit_language(patch: Patch, checks: LanguageChecks, *, batch_size: int = BATCH_SIZE) -> LanguageAudit:
     """Ask a language model the same before and under an edit; needs no labels.
 
+    Leading positions that the surrogate was not fitted on do not count in the perplexity.
+
     Args:
-        model: the host.
-        koopman: the surrogate.
-        edit: the edit, or several.
+        patch: the edit, as it is deployed.
         checks: what is asked.
-        mode: how the edit is patched.
-        source: where the patched span starts; see `patched`.
-        target: where it ends.
-        at: where edits are written; see `patched`.
-        skip: leading positions of each sequence that are not patched and whose tokens are not judged.
+        batch_size: prompts and texts that the model is called with at once.
 
     Returns:
-        One reading of the host and one of the edited host.
+        The scores of the base model and of the patched one.
 
     Raises:
-        InputError: the host is not called with tokens, or there is no tokenizer.
-        HostMismatchError: surrogate or edit belong to another host.
+        InputError: the model is not called with tokens, there is no tokenizer, or the patch is installed.
     """
-    host = host_for(model)
-    edits = (edit,) if isinstance(edit, OperatorEdit) else tuple(edit)
-    positions = slice(skip, None) if skip else None
-    patch = patched(host, koopman, edits, mode=mode, source=source, target=target, at=at, positions=positions)
-    answers = next_tokens(host, checks.unrelated, checks)
-    before = read_language(host, checks, answers, skip)
-    after = read_language(host, checks, answers, skip, patch)
-    return LanguageAudit(", then ".join(one.description for one in edits), {"host": before, named(mode, at): after})
+    method = edited(patch)
+    host, skip = patch.host, patch.koopman.config.skip
+    before, answers = language_scores(host, checks, None, skip, batch_size)
+    with method.running():
+        after, _ = language_scores(host, checks, answers, skip, batch_size)
+    described = ", then ".join(edit.description for edit in patch.edits)
+    return LanguageAudit(described, {BASE: before, method.name: after})
 
 
-def read_language(
-    host: Host,
-    checks: LanguageChecks,
-    answers: Int[Tensor, " prompt"],
-    skip: int = 0,
-    patch: AbstractContextManager[Any] | None = None,
-) -> LanguageReading:
+def language_scores(
+    host: Host, checks: LanguageChecks, answers: Int[Tensor, " prompt"] | None, skip: int, batch_size: int
+) -> tuple[LanguageScores, Int[Tensor, " prompt"]]:
     """Ask a host.
 
     Args:
-        host: the host.
+        host: the host; a patch of it that is installed is heard.
         checks: what is asked.
-        answers: the unedited host's likeliest next tokens after the unrelated prompts.
+        answers: the base model's likeliest next tokens after the unrelated prompts; None of the base model itself.
         skip: leading positions whose tokens do not count in the perplexity.
-        patch: in which it answers.
+        batch_size: prompts and texts at once.
 
     Returns:
-        Its answers.
+        Its scores, and its likeliest next tokens after the unrelated prompts.
     """
-    if patch is not None:
-        with patch:
-            return read_language(host, checks, answers, skip)
-    shares: dict[str, float | None] = {}
-    intervals: dict[str, tuple[float, float]] = {}
-    for name, prompts in (
-        ("reliability", checks.edited),
-        ("generality", checks.rephrased),
-        ("locality", checks.unrelated),
-    ):
-        if not prompts:
-            shares[name] = None
-            continue
-        guess = next_tokens(host, prompts, checks)
-        hits = guess == answers if name == "locality" else ~torch.isin(guess, torch.tensor(checks.unwanted))
-        shares[name] = share = float(hits.double().mean())
-        intervals[name] = wilson(share, len(hits))
-    likelihood = _perplexity(host, checks, skip) if checks.text else None
-    samples = tuple(_continued(host, prompt, checks) for prompt in checks.samples)
-    return LanguageReading(**shares, perplexity=likelihood, samples=samples, intervals=intervals)
+    unwanted = torch.tensor(checks.unwanted)
+    hits = {
+        name: ~torch.isin(next_tokens(host, prompts, checks, batch_size), unwanted)
+        for name, prompts in (("reliability", checks.edited), ("generality", checks.rephrased))
+        if prompts
+    }
+    unrelated = next_tokens(host, checks.unrelated, checks, batch_size)
+    if checks.unrelated:
+        hits["locality"] = unrelated == (unrelated if answers is None else answers)
+    shares = {name: float(hit.double().mean()) for name, hit in hits.items()}
+    scores = LanguageScores(
+        reliability=shares.get("reliability"),
+        generality=shares.get("generality"),
+        locality=shares.get("locality"),
+        perplexity=_perplexity(host, checks, skip, batch_size) if checks.text else None,
+        samples=tuple(_continued(host, prompt, checks) for prompt in checks.samples),
+        intervals={name: wilson(share, len(hits[name])) for name, share in shares.items()},
+    )
+    return scores, unrelated
 
 
-def next_tokens(host: Host, prompts: Sequence[str], checks: LanguageChecks) -> Int[Tensor, " prompt"]:
+def next_tokens(host: Host, prompts: Sequence[str], checks: LanguageChecks, batch_size: int) -> Int[Tensor, " prompt"]:
     """Return the likeliest next token after each prompt."""
-    found = [torch.empty(0, dtype=torch.long)]
-    for x, _ in calls(host, list(prompts), batch_size=_BATCH, tokenizer=checks.tokenizer) if prompts else ():
+    likeliest = [torch.empty(0, dtype=torch.long)]
+    for x, _ in calls(host, list(prompts), batch_size=batch_size, tokenizer=checks.tokenizer) if prompts else ():
         output = Output.of(host, x)
         _, counts = output.samples.entry.unique_consecutive(return_counts=True)
-        found.append(output.logp[counts.cumsum(0) - 1].argmax(1))
-    return torch.cat(found)
+        likeliest.append(output.logp[counts.cumsum(0) - 1].argmax(1))
+    return torch.cat(likeliest)
 
 
-def _perplexity(host: Host, checks: LanguageChecks, skip: int) -> float:
+def _perplexity(host: Host, checks: LanguageChecks, skip: int, batch_size: int) -> float:
     losses = []
-    for x, _ in calls(host, list(checks.text), batch_size=_BATCH, tokenizer=checks.tokenizer):
+    for x, _ in calls(host, list(checks.text), batch_size=batch_size, tokenizer=checks.tokenizer):
         output = Output.of(host, x, skip)
-        samples = output.samples
-        if samples.ids is None or len(samples) != len(output.logp):
-            raise InputError("Perplexity needs a host that is called with token ids and gives logits for each.")
-        follows = samples.entry[1:] == samples.entry[:-1]
-        losses.append(-output.logp[:-1].gather(1, samples.ids[1:, None]).squeeze(1)[follows])
+        if output.samples.ids is None or len(output.samples) != len(output.logp):
+            raise InputError("Perplexity needs a model that is called with token ids and gives logits for each.")
+        follows = output.following()
+        judged = (follows != IGNORED).nonzero().flatten()
+        losses.append(-output.logp[judged, follows[judged]])
     return math.exp(float(torch.cat(losses).mean()))
 
 
 def _continued(host: Host, prompt: str, checks: LanguageChecks) -> str:
     """Go on greedily from a prompt; every pass sees the whole sequence, so that a patch needs no cache."""
-    tokenizer = checks.tokenizer or getattr(host.model, "tokenizer", None)
+    tokenizer = checks.tokenizer or host.tokenizer
     if tokenizer is None:
         raise InputError("Samples are shown as text, for which the tokenizer is needed: LanguageChecks(tokenizer=…).")
     ((x, _),) = calls(host, [prompt], tokenizer=checks.tokenizer)
     ids = x["input_ids"] if isinstance(x, Mapping) else x
+    assert isinstance(ids, torch.Tensor)  # which is what calls() makes of a text
     for _ in range(checks.new_tokens):
         ids = torch.cat([ids, Output.of(host, ids).logp[-1:].argmax(1, keepdim=True).to(ids)], 1)
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 
-def language_table(rows: Mapping[str, LanguageReading]) -> str:
-    """Tabulate readings, and their samples below."""
-    names = ("reliability", "generality", "locality")
-    cells = [
-        [
-            name,
-            *("–" if (share := getattr(row, measure)) is None else f"{100 * share:.1f}" for measure in names),
-            "–" if row.perplexity is None else f"{row.perplexity:.3f}",
-        ]
-        for name, row in rows.items()
-    ]
-    lines = [table(["%", *names, "perplexity"], cells)]
-    for name, row in rows.items():
-        lines += [f"{name}: {sample}" for sample in row.samples]
-    return "\n".join(lines)
+def language_table(rows: Mapping[str, LanguageScores]) -> Table:
+    """Tabulate scores by the name of their method."""
+    shown = {"reliability": percents(1), "generality": percents(1), "locality": percents(1), "perplexity": digits(3)}
+    columns = (Column("method", tuple(rows)), *columns_of([*rows.values()], **shown))
+    return Table(columns, "What the language model does: shares in %.", len(rows) - 1)
+
+
+def language_samples(rows: Mapping[str, LanguageScores]) -> list[str]:
+    """List the samples, each behind the name of its method."""
+    return [f"{name}: {sample}" for name, row in rows.items() for sample in row.samples]

@@ -1,4 +1,4 @@
-"""Can it be told which rows of the forgotten class a host was trained on?
+"""Can it be told which rows of the classes to forget a model was trained on?
 
 The two simplest attacks: a row that was trained on has a lower loss (Yeom et al., arXiv 1709.01604) or a surer answer
 (Salem et al., arXiv 1806.01246). An edit that only turns the answer away can still treat the rows that it was made
@@ -19,7 +19,7 @@ from koopman_interp.auditing.intervals import area_under_curve
 
 @dataclass(frozen=True)
 class Membership:
-    """Two membership attacks on the forgotten class: training rows against held-out rows.
+    """Two membership attacks on the classes to forget: training rows against held-out rows.
 
     Two-sided: an area below 0.5 tells as much as the one mirrored at 0.5, since an attacker turns the score around.
 
@@ -42,18 +42,20 @@ class Membership:
 
 
 def membership(
-    training: Float[Tensor, "training class"], held_out: Float[Tensor, "row class"], label: int
+    true: Float[Tensor, " training"],
+    top: Float[Tensor, " training"],
+    held_out_true: Float[Tensor, " row"],
+    held_out_top: Float[Tensor, " row"],
 ) -> Membership:
-    """Attack the membership of the rows of one class.
+    """Attack the membership of the rows of the classes to forget.
 
     Args:
-        training: log-probabilities of rows of the class that the host was trained on.
-        held_out: log-probabilities of rows of the class that it was not trained on.
-        label: the class.
+        true: log-probability of its own class, of each row that the model was trained on.
+        top: log-probability of the likeliest class, of each such row.
+        held_out_true: as `true`, of rows that the model was not trained on.
+        held_out_top: as `top`, of these.
 
     Returns:
         Both attacks' areas, with their standard errors.
     """
-    loss = area_under_curve(training[:, label], held_out[:, label])
-    confidence = area_under_curve(training.amax(1), held_out.amax(1))
-    return Membership(*loss, *confidence)
+    return Membership(*area_under_curve(true, held_out_true), *area_under_curve(top, held_out_top))

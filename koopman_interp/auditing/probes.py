@@ -1,12 +1,13 @@
-"""What can still be read of a class in a representation: probes and few-shot prototypes.
+"""What can still be read of some classes in a representation: probes and few-shot prototypes.
 
 All are trained on one half of the given rows and judged on the other. Chance is 50 % for the probes, whose two
-sides are balanced, and one over the number of classes for the prototype. Knows nothing of hosts.
+sides are balanced, and one over the number of classes for the prototypes. Knows nothing of models.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -36,16 +37,16 @@ DRAWS = 20
 def probe_accuracy(
     states: Float[Tensor, "sample width"], forgotten: Bool[Tensor, " sample"], *, kernel: Kernel, seed: int = 0
 ) -> float:
-    """Train a probe to tell the forgotten class from the rest, and judge it on other rows.
+    """Train a probe to tell forget rows from the rest, and judge it on other rows.
 
     Args:
         states: rows of a representation.
-        forgotten: which rows are of the forgotten class.
+        forgotten: which rows are of the classes to forget.
         kernel: `linear` (logistic regression), `rbf` (support vector machine) or `mlp` (one hidden layer).
         seed: of the balanced draw, the split and the hidden layer.
 
     Returns:
-        Accuracy on the half that was not trained on, both classes weighing the same.
+        Accuracy on the half that was not trained on, both sides weighing the same.
     """
     generator = torch.Generator().manual_seed(seed)
     sides = [forgotten.nonzero().squeeze(1), (~forgotten).nonzero().squeeze(1)]
@@ -53,13 +54,12 @@ def probe_accuracy(
     drawn = [side[torch.randperm(len(side), generator=generator)[:size]] for side in sides]
     train = torch.cat([side[: size // 2] for side in drawn])
     test = torch.cat([side[size // 2 :] for side in drawn])
-    x, y = states.double().numpy(), forgotten.numpy()
     model = make_pipeline(StandardScaler(), _classifier(kernel, seed))
     with warnings.catch_warnings():
         # A probe that has not converged is still a probe: its accuracy is a lower bound either way.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(x[train], y[train])
-    return float((model.predict(x[test]) == y[test]).mean())
+        model.fit(states[train].double().numpy(), forgotten[train].numpy())
+    return float((model.predict(states[test].double().numpy()) == forgotten[test].numpy()).mean())
 
 
 def probed_rows(forgotten: Bool[Tensor, " sample"]) -> int:
@@ -85,7 +85,7 @@ def _classifier(kernel: Kernel, seed: int) -> ClassifierMixin:
 def prototype_recall(
     states: Float[Tensor, "sample width"],
     labels: Int[Tensor, " sample"],
-    label: int,
+    forget: Sequence[int],
     *,
     shots: int = 10,
     seed: int = 0,
@@ -95,12 +95,12 @@ def prototype_recall(
     Args:
         states: rows of a representation.
         labels: class of each.
-        label: the forgotten class.
+        forget: the classes that are looked for.
         shots: examples a class.
         seed: of the draws.
 
     Returns:
-        Share of the forgotten class's other rows that are named rightly, averaged over `DRAWS` draws.
+        Share of a class's other rows that are named rightly, averaged over the classes and over `DRAWS` draws.
     """
     rng = np.random.default_rng(seed)
     members = {int(c): (labels == c).nonzero().squeeze(1).numpy() for c in torch.unique(labels)}
@@ -109,6 +109,7 @@ def prototype_recall(
     for _ in range(DRAWS):
         shuffled = {c: rng.permutation(own) for c, own in members.items()}
         prototypes = torch.stack([rows[own[:shots]].mean(0) for own in shuffled.values()])
-        named = torch.cdist(rows[shuffled[label][shots:]], prototypes).argmin(1)
-        recalls.append(float((named == list(members).index(label)).double().mean()))
+        for label in forget:
+            named = torch.cdist(rows[shuffled[label][shots:]], prototypes).argmin(1)
+            recalls.append(float((named == list(members).index(label)).double().mean()))
     return float(np.mean(recalls))

@@ -1,4 +1,4 @@
-"""One way of forgetting and all that was measured of it, as a value.
+"""One method of forgetting and all that was measured of it, as a value.
 
 Everything that an audit was not asked for is None or empty. Computes nothing.
 """
@@ -8,45 +8,48 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from koopman_interp.auditing.language import LanguageReading
+from koopman_interp.auditing.language import LanguageScores
 from koopman_interp.auditing.membership import Membership
-from koopman_interp.auditing.probe_scores import Reading
+from koopman_interp.auditing.probe_scores import ProbeScores
 from koopman_interp.auditing.relearning import RelearningCurve
+from koopman_interp.files import Json
 
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One way of forgetting. Shares lie between 0 and 1, and are of held-out rows unless said otherwise.
+    """One method of forgetting. Shares lie between 0 and 1, and are of held-out rows unless said otherwise.
+
+    *Forget* rows are those of the classes to forget, *retain* rows all others.
 
     Attributes:
-        name: of the way.
-        forgotten: share of the forgotten class's rows that are still predicted as it.
-        retained: accuracy on the other rows.
-        kl: mean `KL(this ‖ host)` on the other rows, in nats; in this direction, since a masked logit leaves a
+        name: of the method.
+        forget_accuracy: share of the forget rows that are still predicted as their own class.
+        retain_accuracy: accuracy on the retain rows.
+        kl: mean `KL(this ‖ base model)` on the retain rows, in nats; in this direction, since a masked logit leaves a
             probability of zero.
-        linear_probe: accuracy of a balanced linear probe for the class on the last site's states; chance is 0.5.
+        linear_probe: accuracy of a balanced linear probe for forget rows on the last site's states; 0.5 at chance.
         rbf_probe: the same with an RBF kernel.
-        prototype: recall of the class by nearest 10-shot class prototypes at the last site.
+        prototype: recall of the classes by nearest 10-shot class prototypes at the last site.
         mlp_probe: as the linear probe, with a hidden layer.
         one_shot, five_shot: as the prototype, from fewer examples.
-        js: mean Jensen-Shannon divergence to the host on the other rows, in bits: 0 is the same, 1 nothing shared.
-        retrained_kl: mean `KL(this ‖ retrained)` on the forgotten class's rows, in nats.
-        retrained_js: mean Jensen-Shannon divergence to the retrained model on the forgotten class's rows, in bits.
-        drift: root mean square by which the others' states move at the last site, relative to the root mean square
-            spread of the host's states there. None for another model.
-        forgotten_training, retained_training: as `forgotten` and `retained`, on rows that were trained on.
-        membership: attacks that tell the class's training rows from held-out ones.
-        depths: readings at every site that was reached, if asked for; the last is that of the probes above.
-        relearning: how the class comes back under fine-tuning.
+        js: mean Jensen-Shannon divergence to the base model on the retain rows, in bits: 0 is the same, 1 nothing
+            shared.
+        retrained_kl: mean `KL(this ‖ retrained reference)` on the forget rows, in nats.
+        retrained_js: mean Jensen-Shannon divergence to the retrained reference on the forget rows, in bits.
+        drift: root mean square by which the retain rows' states move at the last site, relative to the root mean
+            square spread of the base model's states there. None for another model.
+        forget_accuracy_training, retain_accuracy_training: the accuracies on rows that were trained on.
+        membership: attacks that tell the training rows of the classes from held-out ones.
+        depths: probe scores at every site that was reached, if asked for; the last are those of the probes above.
+        relearning: how the classes come back under fine-tuning.
         language: what a language model does, if asked for.
         intervals: 95 % intervals, by the name of the measure: Wilson's for shares.
     """
 
     name: str
-    forgotten: float
-    retained: float
+    forget_accuracy: float
+    retain_accuracy: float
     kl: float
     linear_probe: float | None
     rbf_probe: float | None
@@ -58,30 +61,30 @@ class AuditRow:
     retrained_kl: float | None = None
     retrained_js: float | None = None
     drift: float | None = None
-    forgotten_training: float | None = None
-    retained_training: float | None = None
+    forget_accuracy_training: float | None = None
+    retain_accuracy_training: float | None = None
     membership: Membership | None = None
-    depths: tuple[Reading, ...] = ()
+    depths: tuple[ProbeScores, ...] = ()
     relearning: tuple[RelearningCurve, ...] = ()
-    language: LanguageReading | None = None
+    language: LanguageScores | None = None
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
-    def found(self) -> float | None:
-        """Accuracy of the best probe; None without any."""
+    def best_probe(self) -> float | None:
+        """Accuracy of the best probe at the last site; None without any."""
         return max(
             (probe for probe in (self.linear_probe, self.rbf_probe, self.mlp_probe) if probe is not None), default=None
         )
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> AuditRow:
+    def from_dict(cls, values: Mapping[str, Json]) -> AuditRow:
         """Rebuild from the plain values of JSON, in which a figure that was not finite is None."""
         parts = {**values, "kl": _finite_or_nan(values["kl"])}
-        if (found := parts["membership"]) is not None:
-            parts["membership"] = Membership(**{name: _finite_or_nan(figure) for name, figure in found.items()})
+        if (attacks := parts["membership"]) is not None:
+            parts["membership"] = Membership(**{name: _finite_or_nan(figure) for name, figure in attacks.items()})
         if parts["language"] is not None:
-            parts["language"] = LanguageReading.from_dict(parts["language"])
-        parts["depths"] = tuple(map(Reading.from_dict, parts["depths"]))
+            parts["language"] = LanguageScores.from_dict(parts["language"])
+        parts["depths"] = tuple(map(ProbeScores.from_dict, parts["depths"]))
         parts["relearning"] = tuple(map(RelearningCurve.from_dict, parts["relearning"]))
         parts["intervals"] = {name: tuple(ends) for name, ends in parts["intervals"].items()}
         return cls(**parts)

@@ -1,124 +1,125 @@
-"""The tables of an audit, for terminals: output, representation, depths, relearning, language.
+"""The tables of an audit: output, training rows, representation, depths, relearning, language.
 
 Columns and tables that nothing was measured for are left out. Computes nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from koopman_interp.auditing.language import language_table
-from koopman_interp.auditing.membership import Membership
 from koopman_interp.auditing.rows import AuditRow
-from koopman_interp.tables import table
+from koopman_interp.tables import NOTHING, Column, Table, digits, percent, percents
 
-Column = tuple[str, Callable[[AuditRow], str]]
+Pair = tuple[float, float]
+
+_METHOD = "method"
 
 
-def printed(rows: Sequence[AuditRow]) -> str:
-    """Tabulate all that was measured."""
-    parts = [
-        _table("at the output, %", _output(), rows),
-        _table("on training rows, %", _training(), rows),
-        _table("in the last states, %", _states(), rows),
+def audit_tables(rows: Sequence[AuditRow], held_out: str, training: str) -> tuple[Table, ...]:
+    """Tabulate all that was measured.
+
+    Args:
+        rows: the methods, the edit last.
+        held_out: how many held-out rows there are, in words.
+        training: how many training rows.
+
+    Returns:
+        The tables, the one of the output first.
+    """
+    method = Column(_METHOD, tuple(row.name for row in rows))
+    last = len(rows) - 1
+    tables = [
+        Table((method, *_output(rows)), f"At the output, % (KL in nats; 95 % intervals). {held_out}.", last),
+        Table((method, *_training(rows)), f"On rows that were trained on, %. {training}.", last),
+        Table((method, *_states(rows)), "What the last states still hold, %; probes have 50 at chance.", last),
         _by_depth(rows),
         _by_step(rows),
+        language_table({row.name: row.language for row in rows if row.language is not None}),
     ]
-    spoken = {row.name: row.language for row in rows if row.language is not None}
-    if spoken:
-        parts.append(language_table(spoken))
-    return "\n\n".join(part for part in parts if part)
+    return tuple(table for table in (table.without_empty() for table in tables) if len(table.columns) > 1)
 
 
-def share(value: float | None, digits: int = 1) -> str:
-    """Show a share in per cent, or a dash."""
-    return "–" if value is None else f"{100 * value:.{digits}f}"
-
-
-def within(row: AuditRow, name: str) -> str:
-    """Show the ends of an interval of a share, or a dash."""
-    ends = row.intervals.get(name)
-    return "–" if ends is None else f"{100 * ends[0]:.1f} … {100 * ends[1]:.1f}"
-
-
-def attack(area: float | None, error: float | None) -> str:
-    """Show an area under a curve with its standard error, or a dash."""
-    return "–" if area is None or error is None else f"{100 * area:.1f} ± {100 * error:.1f}"
-
-
-def _of_membership(read: Callable[[Membership], str]) -> Callable[[AuditRow], str]:
-    return lambda row: "–" if row.membership is None else read(row.membership)
-
-
-def _output() -> list[Column]:
+def _output(rows: Sequence[AuditRow]) -> list[Column]:
     return [
-        ("forgotten", lambda row: share(row.forgotten, 2)),
-        ("95 % interval", lambda row: within(row, "forgotten")),
-        ("retained", lambda row: share(row.retained, 2)),
-        ("95 % interval", lambda row: within(row, "retained")),
-        ("KL to host", lambda row: f"{row.kl:.4f}"),
-        ("JS to host", lambda row: share(row.js)),
-        ("JS to retrained", lambda row: share(row.retrained_js)),
+        _share(rows, "forget accuracy ↓", lambda row: row.forget_accuracy, 2),
+        _interval(rows, "forget, 95 %", "forget_accuracy"),
+        _share(rows, "retain accuracy ↑", lambda row: row.retain_accuracy, 2),
+        _interval(rows, "retain, 95 %", "retain_accuracy"),
+        Column("KL to base model", tuple(None if math.isnan(row.kl) else row.kl for row in rows), digits(4)),
+        _share(rows, "JS to base model", lambda row: row.js),
+        _share(rows, "JS to retrained", lambda row: row.retrained_js),
     ]
 
 
-def _training() -> list[Column]:
+def _training(rows: Sequence[AuditRow]) -> list[Column]:
+    attacks = [row.membership for row in rows]
+    by_loss = tuple(None if one is None else (one.loss, one.loss_error) for one in attacks)
+    by_confidence = tuple(None if one is None else (one.confidence, one.confidence_error) for one in attacks)
     return [
-        ("forgotten", lambda row: share(row.forgotten_training, 2)),
-        ("retained", lambda row: share(row.retained_training, 2)),
-        ("membership by loss", _of_membership(lambda found: attack(found.loss, found.loss_error))),
-        ("by confidence", _of_membership(lambda found: attack(found.confidence, found.confidence_error))),
+        _share(rows, "forget accuracy ↓", lambda row: row.forget_accuracy_training, 2),
+        _share(rows, "retain accuracy ↑", lambda row: row.retain_accuracy_training, 2),
+        Column("membership by loss", by_loss, _with_error),
+        Column("membership by confidence", by_confidence, _with_error),
     ]
 
 
-def _states() -> list[Column]:
+def _states(rows: Sequence[AuditRow]) -> list[Column]:
     return [
-        ("linear probe", lambda row: share(row.linear_probe)),
-        ("RBF probe", lambda row: share(row.rbf_probe)),
-        ("MLP probe", lambda row: share(row.mlp_probe)),
-        ("1-shot prototype", lambda row: share(row.one_shot)),
-        ("5-shot", lambda row: share(row.five_shot)),
-        ("10-shot", lambda row: share(row.prototype)),
-        ("drift of the others", lambda row: share(row.drift)),
+        _share(rows, "linear probe", lambda row: row.linear_probe),
+        _share(rows, "RBF probe", lambda row: row.rbf_probe),
+        _share(rows, "MLP probe", lambda row: row.mlp_probe),
+        _share(rows, "1-shot prototype", lambda row: row.one_shot),
+        _share(rows, "5-shot", lambda row: row.five_shot),
+        _share(rows, "10-shot", lambda row: row.prototype),
+        _share(rows, "drift (retain)", lambda row: row.drift),
     ]
 
 
-def _table(title: str, columns: Sequence[Column], rows: Sequence[AuditRow]) -> str:
-    """Put columns together, those left out that are dashes all the way down; nothing without any."""
-    cells = [(name, [show(row) for row in rows]) for name, show in columns]
-    kept = [(name, column) for name, column in cells if set(column) != {"–"}]
-    if not kept:
-        return ""
-    body = [[row.name, *(column[index] for _, column in kept)] for index, row in enumerate(rows)]
-    return table([title, *(name for name, _ in kept)], body)
+def _by_depth(rows: Sequence[AuditRow]) -> Table:
+    """Tabulate the best probe and the prototype at each site."""
+    read = [{scores.site: scores for scores in row.depths} for row in rows if row.depths]
+    columns = [Column(_METHOD, tuple(row.name for row in rows if row.depths))]
+    for site in max(read, key=len, default={}):
+        at_site = [scores.get(site) for scores in read]
+        pairs = tuple(None if one is None else (one.best_probe, one.prototypes[10]) for one in at_site)
+        columns.append(Column(site, pairs, _probe_and_prototype))
+    caption = "By depth: best probe / 10-shot prototype, %. Sites upstream of a patch hold the base model's own states."
+    return Table(tuple(columns), caption, len(read) - 1)
 
 
-def _by_depth(rows: Sequence[AuditRow]) -> str:
-    """Tabulate the best probe and the prototype at each site: one line a way."""
-    read = [row for row in rows if row.depths]
-    if not read:
-        return ""
-    sites = [reading.site for reading in max((row.depths for row in read), key=len)]
-    body = []
-    for row in read:
-        found = {
-            one.site: f"{share(max(one.probes.values(), default=None))} / {share(one.prototypes[10])}"
-            for one in row.depths
-        }
-        body.append([row.name, *(found.get(site, "–") for site in sites)])
-    return table(["by depth: best probe / 10-shot prototype, %", *sites], body)
-
-
-def _by_step(rows: Sequence[AuditRow]) -> str:
-    """Tabulate relearning: recognised / others right, after each number of steps."""
+def _by_step(rows: Sequence[AuditRow]) -> Table:
+    """Tabulate relearning after each number of steps."""
     curves = [(row.name, curve) for row in rows for curve in row.relearning]
-    if not curves:
-        return ""
-    body = [
-        [
-            f"{name}, {curve.moved}",
-            *(f"{100 * a:.0f} / {100 * b:.0f}" for a, b in zip(curve.forgotten, curve.retained, strict=True)),
-        ]
-        for name, curve in curves
-    ]
-    return table(["relearned after steps: forgotten / retained, %", *map(str, curves[0][1].steps)], body)
+    columns = [Column(f"{_METHOD}, what moves", tuple(f"{name}, {curve.moved}" for name, curve in curves))]
+    for place, step in enumerate(curves[0][1].steps if curves else ()):
+        pairs = tuple((curve.forget_accuracy[place], curve.retain_accuracy[place]) for _, curve in curves)
+        columns.append(Column(f"step {step}", pairs, _two_shares))
+    caption = "Relearning, with the method left in place: forget accuracy / retain accuracy, %."
+    return Table(tuple(columns), caption)
+
+
+def _share(rows: Sequence[AuditRow], name: str, read: Callable[[AuditRow], float | None], count: int = 1) -> Column:
+    return Column(name, tuple(map(read, rows)), percents(count))
+
+
+def _interval(rows: Sequence[AuditRow], name: str, measure: str) -> Column:
+    return Column(name, tuple(row.intervals.get(measure) for row in rows), _between)
+
+
+def _between(ends: Pair) -> str:
+    return f"{percent(ends[0], 1)} … {percent(ends[1], 1)}"
+
+
+def _with_error(figure: Pair) -> str:
+    area, error = (NOTHING if math.isnan(part) else percent(part, 1) for part in figure)
+    return f"{area} ± {error}"
+
+
+def _probe_and_prototype(figures: tuple[float | None, float]) -> str:
+    return f"{percent(figures[0], 1)} / {percent(figures[1], 1)}"
+
+
+def _two_shares(shares: Pair) -> str:
+    return f"{percent(shares[0], 0)} / {percent(shares[1], 0)}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import overload
 
 from koopman_interp.depths import depth_of
 from koopman_interp.edits.operator_edit import OperatorEdit
@@ -117,7 +117,7 @@ class EditSet(Sequence[OperatorEdit], Result):
         ]
         return EditSet(tuple(both), f"{first.description}, then {self.description}")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return what is known of the edits as plain values for JSON."""
         return {"description": self.description, "edits": [edit.as_dict() for edit in self.edits]}
 

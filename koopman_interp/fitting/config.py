@@ -1,13 +1,15 @@
-"""What a fit can be told: one frozen value, checked when it is made."""
+"""What a descent and a fit can be told: frozen values, checked when they are made."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from numbers import Integral
-from typing import Any, Literal
+from typing import Literal
 
 from koopman_interp.errors import InputError
+from koopman_interp.files import Json
 from koopman_interp.fitting.losses import Isometry
 from koopman_interp.surrogates.autoencoder import ARCHITECTURES, Architecture
 from koopman_interp.surrogates.normalization import NormalizationConfig
@@ -17,9 +19,83 @@ Pairs = Literal["sampled", "all", "endpoints"]
 Schedule = Literal["cosine", "cyclic", "constant"]
 
 
-@dataclass(frozen=True)
-class FitConfig:
-    """How a Koopman autoencoder is built and fitted.
+@dataclass(frozen=True, kw_only=True)
+class DescentConfig:
+    """How a descent steps, how it is judged, and when it stops.
+
+    Attributes:
+        steps: gradient steps at most.
+        batch_size: how many of what it is trained on a step takes.
+        learning_rate: the largest that the schedule reaches.
+        schedule: cosine, from a warm-up down to zero; cyclic, triangles between a tenth of `learning_rate` and all of
+            it; or constant.
+        cycle: steps of a triangle.
+        warm_up: share of the steps over which the cosine schedule rises.
+        averaging: decay of the running average of the weights, which is what is judged and kept; 0 judges and keeps
+            the latest.
+        clip: norm that a longer gradient is shortened to; None leaves all gradients as they are.
+        weight_decay: share of a weight, relative to the learning rate, that each step takes off it, apart from the
+            gradient (AdamW; Loshchilov & Hutter, arXiv 1711.05101).
+        validation: share of the inputs that is held out to judge by.
+        evaluate_every: steps between looks at what is held out, and between checkpoints.
+        patience: looks without improvement after which it stops; None takes all steps.
+        seed: of all that is drawn: what is held out, the order of batches, what a step draws, initial weights.
+    """
+
+    steps: int = 500
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    schedule: Schedule = "cosine"
+    cycle: int = 500
+    warm_up: float = 0.1
+    averaging: float = 0.99
+    clip: float | None = 1.0
+    weight_decay: float = 1e-4
+    validation: float = 0.1
+    evaluate_every: int = 100
+    patience: int | None = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._require_choice("schedule", ("cosine", "cyclic", "constant"))
+        self._require_whole("steps", "batch_size", "evaluate_every", "cycle", "patience")
+        self._require_positive("learning_rate", "clip")
+        self._require_not_negative("weight_decay", "warm_up")
+        if not 0.0 < self.validation < 1.0:
+            raise InputError(f"validation is a share between 0 and 1, both excluded; got {self.validation}.")
+        if not 0.0 <= self.averaging < 1.0:
+            raise InputError(f"averaging is a decay between 0 (none) and 1, excluded; got {self.averaging}.")
+
+    def _require_choice(self, name: str, allowed: Iterable[str]) -> None:
+        if getattr(self, name) not in allowed:
+            raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+
+    def _require_whole(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, Integral) or int(value) < 1):
+                raise InputError(f"{name} must be a whole number, 1 or more; got {value}.")
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be positive and finite; got {value}.")
+
+    def _require_not_negative(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"{name} must be finite and not negative; got {value}.")
+
+    def as_dict(self) -> dict[str, Json]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(DescentConfig):
+    """How a Koopman autoencoder is built and fitted; how it descends stands in `DescentConfig`.
 
     Attributes:
         observables: width of the observable space; None is half as much again as the normalised width.
@@ -32,27 +108,17 @@ class FitConfig:
         pairs: of depths to predict between, at each step: the whole span and one other pair, drawn; all of them;
             or the ends alone. The held-out loss takes all pairs, unless only the ends are fitted.
         drawn: weight of the drawn pair beside the whole span.
-        reconstruction, prediction, linearity: weights of the losses.
+        reconstruction: weight of how far the decoder is from undoing the encoder.
+        prediction: weight of how far the decoded motion is from the states.
+        linearity: weight of how far the motion is from linear in the observables.
         isometry: pairs of samples over which distances are compared: a random matching of the batch, all pairs,
             or chords (Jacobian-vector products).
-        isometry_weight: its weight; None is one over the normalised width, which puts a mean over pairs on the
-            scale of the other losses' means over entries.
-        steps: gradient steps at most.
-        batch_size: trajectories a step.
-        learning_rate: its peak.
+        isometry_weight: weight of how far distances are from those before the encoder; None is one over the
+            normalised width, which puts a mean over pairs on the scale of the other losses' means over entries.
         operator_rate: learning rate of K, relative to the rest. K is applied many times over, so the same step
             moves it much farther.
-        averaging: decay of the running average of the weights, which is what is judged and kept; 0 keeps the latest.
-        clip: largest norm of the gradient; None does not clip.
-        weight_decay: of AdamW.
-        schedule: cosine to zero after a tenth of warm-up, triangular cycles, or constant.
-        cycle: steps of a triangular cycle.
         warm_start: start K by ridge regression on the encoder's first observables.
         ridge: regularisation of least squares, relative to the mean square of an observable.
-        validation: share of the observed inputs that is held out.
-        evaluate_every: steps between looks at the held-out rows, and between checkpoints.
-        patience: looks without improvement after which the fit stops; None never stops early.
-        seed: of initial weights, split, batches and matchings.
         device: where to fit; None is CUDA where there is one, else the CPU.
     """
 
@@ -69,59 +135,24 @@ class FitConfig:
     linearity: float = 1.0
     isometry: Isometry = "matching"
     isometry_weight: float | None = None
-    steps: int = 500
-    batch_size: int = 128
-    learning_rate: float = 3e-3
     operator_rate: float = 0.05
-    averaging: float = 0.99
-    clip: float | None = 1.0
-    weight_decay: float = 1e-4
-    schedule: Schedule = "cosine"
-    cycle: int = 500
     warm_start: bool = True
     ridge: float = 1e-4
-    validation: float = 0.1
-    evaluate_every: int = 100
-    patience: int | None = 5
-    seed: int = 0
     device: str | None = None
 
     def __post_init__(self) -> None:
-        choices: dict[str, tuple[str, ...]] = {
-            "architecture": tuple(ARCHITECTURES),
-            "operator": tuple(OPERATORS),
-            "pairs": ("sampled", "all", "endpoints"),
-            "isometry": ("matching", "all_pairs", "chords"),
-            "schedule": ("cosine", "cyclic", "constant"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
-        for name in ("steps", "batch_size", "evaluate_every", "cycle"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or int(value) < 1:
-                raise InputError(f"{name} must be a whole number, 1 or more; got {value}.")
+        super().__post_init__()
+        self._require_choice("architecture", ARCHITECTURES)
+        self._require_choice("operator", OPERATORS)
+        self._require_choice("pairs", ("sampled", "all", "endpoints"))
+        self._require_choice("isometry", ("matching", "all_pairs", "chords"))
         if self.observables is not None and self.observables < 2:
             raise InputError(f"A fit needs 2 observables or more; got {self.observables}.")
-        if not 0.0 < self.validation < 1.0:
-            raise InputError(f"validation is a share between 0 and 1, both excluded; got {self.validation}.")
-        for name in ("learning_rate", "operator_rate", "clip"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{name} must be positive and finite; got {value}.")
-        if not 0.0 <= self.averaging < 1.0:
-            raise InputError(f"averaging is a decay between 0 (none) and 1, excluded; got {self.averaging}.")
-        for name in ("reconstruction", "prediction", "linearity", "drawn", "isometry_weight", "ridge", "weight_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise InputError(f"{name} must be finite and not negative; got {value}.")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+        self._require_positive("operator_rate")
+        self._require_not_negative("reconstruction", "prediction", "linearity", "drawn", "isometry_weight", "ridge")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> FitConfig:
+    def from_dict(cls, values: dict[str, Json]) -> FitConfig:
         """Rebuild from plain values.
 
         Raises:

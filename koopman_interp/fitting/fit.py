@@ -1,22 +1,25 @@
 """fit(): from trajectories to a surrogate.
 
-Holds out rows, normalises, starts K by least squares, descends (or stops there), and keeps the moments that the
-closed-form edits need. Memory: one float32 copy of the normalised trajectories.
+Holds out inputs, normalises, starts K by least squares, descends (or stops there), and keeps the moments that the
+closed-form edits need, and the record of all that. Memory: one float32 copy of the normalised trajectories.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict
+from importlib.metadata import version
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from koopman_interp.errors import InputError
+from koopman_interp.fitting.checkpoint import Checkpoint
 from koopman_interp.fitting.config import FitConfig
-from koopman_interp.fitting.descent import Trainer, held_out_figures
+from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.least_squares import (
     random_features,
     refit_decoder,
@@ -24,9 +27,11 @@ from koopman_interp.fitting.least_squares import (
     start_operator,
     start_rows,
 )
+from koopman_interp.fitting.objective import FitObjective, held_out_figures
+from koopman_interp.hashing import tensor_digest
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
-from koopman_interp.surrogates.moments import Moments
 from koopman_interp.surrogates.normalization import Normalization, fit_normalization
+from koopman_interp.surrogates.record import FitRecord, Look
 from koopman_interp.trajectories import Trajectories
 
 Method = Literal["gradient", "least_squares"]
@@ -47,7 +52,7 @@ def fit(
 
     Args:
         trajectories: what was observed; a share of the inputs is held out for early stopping and certificates.
-        config: how to fit; the defaults suit a residual stream.
+        config: how to build and fit it; the defaults suit a residual stream.
         method: `gradient` (ridge start, then AdamW) or `least_squares` (random features and ridge regression, no
             gradient steps at all).
         checkpoint: file that holds the fit's state at each look at the held-out rows; it is left in place.
@@ -62,6 +67,7 @@ def fit(
         FitInterrupted: Ctrl-C; the message says what was kept and how to go on.
         NonFiniteError: states that are not finite, or losses that diverged.
     """
+    started = time.perf_counter()
     config = config or FitConfig()
     if method not in ("gradient", "least_squares"):
         raise InputError(f"method={method!r} is neither 'gradient' nor 'least_squares'.")
@@ -81,21 +87,73 @@ def fit(
     surrogate.to(device)
     states, judged = _normalized(train, normalization, device), _normalized(held_out, normalization, device)
     if method == "least_squares":
-        random_features(surrogate, torch.Generator().manual_seed(config.seed))
-    enough = states if method == "least_squares" else start_rows(states, surrogate.config.observables)
-    start_encoder(surrogate, enough)
-    if method == "least_squares" or config.warm_start:
-        start_operator(surrogate, enough, config.ridge)
-    if method == "least_squares":
-        refit_decoder(surrogate, states, config.ridge)
-        with torch.no_grad():
-            history = [held_out_figures(surrogate, judged, surrogate.config.times)]
+        history = _solve(surrogate, config, states, judged)
     else:
-        history = Trainer(surrogate, config, states, judged, checkpoint).run(resume=resume, progress=progress)
-    surrogate.config = replace(surrogate.config, history=tuple(history))
-    _gather(surrogate.moments, surrogate, states, train.labels)
-    _gather(surrogate.heldout_moments, surrogate, judged, held_out.labels)
+        history = _descend(surrogate, config, states, judged, checkpoint, resume=resume, progress=progress)
+    surrogate.record = FitRecord(
+        history=tuple(history),
+        held_out=torch.unique(held_out.digests),
+        method=method,
+        seed=config.seed,
+        validation=config.validation,
+        settings=config.as_dict(),
+        versions={"koopman-interp": version("koopman-interp"), "torch": torch.__version__},
+        seconds=time.perf_counter() - started,
+    )
+    surrogate.gather_moments(trajectories)
     return surrogate.cpu().eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _solve(surrogate: KoopmanAutoencoder, config: FitConfig, train: Tensor, held_out: Tensor) -> list[Look]:
+    """Fit by least squares on random features; return the held-out figures."""
+    random_features(surrogate, torch.Generator().manual_seed(config.seed))
+    start_encoder(surrogate, train)
+    start_operator(surrogate, train, config.ridge)
+    refit_decoder(surrogate, train, config.ridge)
+    return [held_out_figures(surrogate, held_out, surrogate.config.times)]
+
+
+def _descend(
+    surrogate: KoopmanAutoencoder,
+    config: FitConfig,
+    train: Tensor,
+    held_out: Tensor,
+    checkpoint: str | os.PathLike[str] | None,
+    *,
+    resume: bool,
+    progress: bool | None,
+) -> list[Look]:
+    """Fit by gradient steps from a start by least squares; return the held-out figures of each look."""
+    enough = start_rows(train, surrogate.config.observables)
+    start_encoder(surrogate, enough)
+    if config.warm_start:
+        start_operator(surrogate, enough, config.ridge)
+    objective = FitObjective(surrogate, config, train, held_out)
+    descent = Descent(
+        [
+            (list(surrogate.encoder.parameters()), 1.0),
+            (list(surrogate.operator.parameters()), config.operator_rate),
+            (list(surrogate.decoder.parameters()), 1.0),
+        ],
+        objective,
+        objective.judged,
+        config,
+        Checkpoint(checkpoint, _identity(surrogate, config), "fit"),
+    )
+    return descent.run(resume=resume, progress=progress)
+
+
+def _identity(surrogate: KoopmanAutoencoder, config: FitConfig) -> dict[str, object]:
+    """What must agree for a checkpoint to be this fit's: settings, sites, host, and the data's normalisation."""
+    c = surrogate.config
+    return {
+        "settings": {name: value for name, value in config.as_dict().items() if name != "device"},
+        "sites": c.sites,
+        "times": c.times,
+        "host": asdict(c.host),
+        "data": tensor_digest(surrogate.normalization.named_buffers()),
+    }
 
 
 def _surrogate_config(trajectories: Trajectories, config: FitConfig, dimension: int) -> SurrogateConfig:
@@ -143,10 +201,3 @@ def _normalized(trajectories: Trajectories, normalization: Normalization, device
             rows = state[start : start + _CHUNK].to(device)
             whole[depth, start : start + _CHUNK] = normalization.normalize(rows, depth)
     return whole
-
-
-@torch.no_grad()
-def _gather(moments: Moments, surrogate: KoopmanAutoencoder, states: Tensor, labels: Tensor | None) -> None:
-    for start in range(0, states.shape[1], _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        moments.update(surrogate.encoder(states[:, rows]), None if labels is None else labels[rows])

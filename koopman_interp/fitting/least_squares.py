@@ -115,7 +115,6 @@ def refit_decoder(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sa
 
 def _turn(surrogate: KoopmanAutoencoder, Q: Float[Tensor, "observable observable"]) -> None:
     """Turn the observable space, `z → z Q`, with encoder and decoder following."""
-    assert isinstance(surrogate.encoder.layers_out, object)
     for layer in surrogate.encoder.layers_out():
         layer.weight.copy_(Q.T @ layer.weight)
         if layer.bias is not None:

@@ -129,7 +129,7 @@ class Forgetting(Result):
         )
         return (asked, *(f"Not tried: {name}. {reason}" for name, reason in self.refused))
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON; the edit's own file is written by `edit.save`."""
         names = ("label", "asked", "met", "forget_rows", "retain_rows")
         return {
@@ -151,7 +151,7 @@ def forget(
     koopman: KoopmanAutoencoder,
     *,
     fitted: Trajectories,
-    held_out: Any,
+    held_out: object,
     label: int,
     most: float = 0.01,
     weight: float | None = None,
@@ -229,7 +229,7 @@ class _Split:
     labels: Int[Tensor, " sample"]
 
     @classmethod
-    def of(cls, host: Host, held_out: Any, label: int, skip: int, batch_size: int) -> _Split:
+    def of(cls, host: Host, held_out: object, label: int, skip: int, batch_size: int) -> _Split:
         """Run the base model.
 
         Raises:
@@ -242,7 +242,7 @@ class _Split:
         _require_classes(labels, logp.shape[1], label)
         return cls(host, batches, label, skip, logp, labels)
 
-    def outputs(self, patch: AbstractContextManager[Any]) -> Float[Tensor, "sample class"]:
+    def outputs(self, patch: AbstractContextManager[object]) -> Float[Tensor, "sample class"]:
         """Return the log-probabilities of the patched model."""
         return _outputs(self.host, self.batches, self.skip, patch)[0]
 
@@ -269,7 +269,7 @@ class _Split:
 
 
 def _outputs(
-    host: Host, batches: Sequence[tuple[Any, Any]], skip: int, patch: AbstractContextManager[Any]
+    host: Host, batches: Sequence[tuple[object, object]], skip: int, patch: AbstractContextManager[object]
 ) -> tuple[Float[Tensor, "sample class"], Int[Tensor, " sample"]]:
     """Return log-probabilities and labels of all judged rows."""
     logp, labels = [], []
@@ -336,7 +336,7 @@ def _nearest(tried: Sequence[tuple[Edit, Trial]], most: float, weight: float | N
     return edit, trial, asked, False
 
 
-def _cut(held_out: Any, batch_size: int) -> Any:
+def _cut(held_out: object, batch_size: int) -> Any:
     """Cut one pair of inputs and labels into batches; what is no such pair is passed on.
 
     A mapping, and labels of another length than the inputs, one a token say, stay whole.

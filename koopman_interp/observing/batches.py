@@ -15,6 +15,7 @@ from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.labels import one_hot, whole_numbers
 from koopman_interp.observing.model_inputs import (
     Batch,
@@ -49,7 +50,7 @@ def calls(
     inputs: Inputs = None,
     column: str | None = None,
     batch_size: int = BATCH_SIZE,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer = None,
 ) -> Iterator[tuple[Batch, Any]]:
     """Go through batches as what to call the host with, and labels.
 

@@ -20,15 +20,6 @@ from koopman_interp.labels import IGNORED
 from koopman_interp.observing.samples import Samples
 
 
-def divergences(own: Float[Tensor, "sample class"], other: Float[Tensor, "sample class"]) -> Float[Tensor, " sample"]:
-    """`KL(own ‖ other) = Σ p (log p − log q)` of each row, in nats, from log-probabilities.
-
-    A class that the first forbids, with a logit of −∞, adds nothing.
-    """
-    terms = own.exp() * (own - other)
-    return terms.masked_fill(own == -torch.inf, 0).sum(1)
-
-
 @dataclass(frozen=True, eq=False)
 class Output:
     """What came out of one forward pass.

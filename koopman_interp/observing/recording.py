@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Tokens
+from koopman_interp.observing.digests import input_digests
 from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import Samples, none_left
 from koopman_interp.trajectories import Trajectories
@@ -42,18 +44,25 @@ class Recording:
         self.layout = layout
         self.fingerprint = HostFingerprint.of(host)
         self.running = False
+        self._batch: object = None
         self.passes: list[Samples] = []
         self._rows: list[list[Tensor]] = [[] for _ in sites]
         self._sequences: list[Tensor] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._digests: list[Int[Tensor, " sample"] | None] = []
+        self._of_inputs: Int[Tensor, " input"] | None = None
         self._recorded = 0
         self._inputs = 0
         self._next_place: Tensor | None = None
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Record the passes that are made while the context lasts."""
-        self.running = True
+    def listening(self, batch: object = None) -> Iterator[None]:
+        """Record the passes that are made while the context lasts.
+
+        Args:
+            batch: what the host is called with, by which inputs are known again; None takes the arguments of the pass.
+        """
+        self.running, self._batch = True, batch
         try:
             with recorded(self.host, self.sites, self.skip, self._add, rows_alone=True):
                 yield
@@ -68,12 +77,30 @@ class Recording:
         record.require_finite(f"batch {self._recorded} (counted from 0)")
         samples = record.of_states
         with _ADDING:
-            for rows, site in zip(self._rows, self.sites, strict=True):
-                rows.append(record.states[site])
-            self._shapes = {site: shape[1:] if len(shape) == 4 else shape[-1:] for site, shape in record.shapes.items()}
-            self._sequences.append(samples.entry + self._first_input(samples, record.tokens))
-            self.passes.append(samples)
-            self._recorded += 1
+            self._append(record, samples)
+
+    def _append(self, record: PassRecord, samples: Samples) -> None:
+        for rows, site in zip(self._rows, self.sites, strict=True):
+            rows.append(record.states[site])
+        self._shapes = {site: shape[1:] if len(shape) == 4 else shape[-1:] for site, shape in record.shapes.items()}
+        inputs_before = self._inputs
+        self._sequences.append(samples.entry + self._first_input(samples, record.tokens))
+        if self._inputs > inputs_before:  # else the pass goes on in the inputs of the one before
+            self._of_inputs = self._digested(record, samples)
+        self._digests.append(None if self._of_inputs is None else self._of_inputs[samples.entry])
+        self.passes.append(samples)
+        self._recorded += 1
+
+    def _digested(self, record: PassRecord, samples: Samples) -> Int[Tensor, " input"] | None:
+        """Digest the inputs of a pass; None where it is not known which entry is which input."""
+        batch = self._batch
+        if batch is None:
+            tensors = {name: value for name, value in record.arguments.items() if isinstance(value, Tensor)}
+            batch = tensors if len(tensors) > 1 else next(iter(tensors.values()), None)
+        try:
+            return input_digests(batch, samples)
+        except InputError:
+            return None
 
     def _first_input(self, samples: Samples, tokens: Tokens | None) -> int:
         """Return the number of the pass's first sequence: a new one, unless the pass goes on from a cache."""
@@ -113,7 +140,7 @@ class Recording:
         if not self.passes:
             raise InputError("No forward pass was recorded: the model was not called on the batch.")
         found, samples = self._joined(times), self.passes
-        self._rows, self._sequences, self.passes = [[] for _ in self.sites], [], []
+        self._rows, self._sequences, self.passes, self._digests = [[] for _ in self.sites], [], [], []
         return found, samples
 
     def _joined(self, times: tuple[float, ...]) -> Trajectories:
@@ -121,6 +148,7 @@ class Recording:
             if len(parts) > 1:
                 parts[:] = [torch.cat(parts)]
         ids = [one.ids for one in self.passes if one.ids is not None]
+        digests = [each for each in self._digests if each is not None]
         return Trajectories(
             states=tuple(parts[0] for parts in self._rows),
             sites=self.sites,
@@ -131,5 +159,6 @@ class Recording:
             tokens=torch.cat(ids) if len(ids) == len(self.passes) else None,
             shapes=tuple(self._shapes[site] for site in self.sites),
             skip=self.skip,
+            **({"digests": torch.cat(digests)} if len(digests) == len(self.passes) else {}),
             layout=self.layout,
         )

@@ -21,6 +21,7 @@ from koopman_interp.errors import InputError, UnsupportedHostError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.listing import SiteTable
 from koopman_interp.hosts.protocol import Host, SiteSelection
+from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.recording import Recording
 from koopman_interp.observing.samples import Samples, labels_of_samples, none_left
@@ -144,11 +145,11 @@ class Tap:
 
     def observe(
         self,
-        batches: Any,
-        labels: Any = None,
+        batches: object,
+        labels: object = None,
         *,
         inputs: str | Callable[[Any], Any] | None = None,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer = None,
         batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
     ) -> Trajectories:
@@ -192,11 +193,11 @@ class Tap:
 
     def observed(
         self,
-        batches: Any,
-        labels: Any = None,
+        batches: object,
+        labels: object = None,
         *,
         inputs: str | Callable[[Any], Any] | None = None,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer = None,
         batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
     ) -> tuple[Trajectories, Int[Tensor, " sample"] | None, list[Samples]]:
@@ -230,11 +231,11 @@ class Tap:
 
     def stream(
         self,
-        batches: Any,
+        batches: object,
         labels: str | None = None,
         *,
         inputs: str | Callable[[Any], Any] | None = None,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer = None,
         batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
     ) -> Iterator[Trajectories]:
@@ -265,10 +266,10 @@ class Tap:
 
     def _driven(
         self,
-        batches: Any,
+        batches: object,
         inputs: str | Callable[[Any], Any] | None,
         column: str | None,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         batch_size: int,
         progress: bool | None,
     ) -> Iterator[tuple[Trajectories, list[Samples], Any]]:
@@ -278,7 +279,7 @@ class Tap:
         none = True
         for x, y in tqdm(found, desc="observe", unit="batch", disable=None if progress is None else not progress):
             none = False
-            with torch.no_grad(), recording.listening():
+            with torch.no_grad(), recording.listening(x):
                 self.host.call(x)
             yield (*recording.drained(self.times), y)
         if none:

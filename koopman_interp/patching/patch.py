@@ -256,7 +256,7 @@ class Patch:
             setattr(copied, name, None if name == "_installed" else deepcopy(value, memo))
         return copied
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # As for a copy: the pickled model's hooks are its own.
         return vars(self) | {"_installed": None}
 

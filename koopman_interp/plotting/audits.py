@@ -10,29 +10,30 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy import ndarray
 
-from koopman_interp.auditing.findings import Audit
+from koopman_interp.auditing.baselines import BASE, LEACE, MASK, MEAN_DIFFERENCE, RETRAINED
 from koopman_interp.auditing.relearning import OPERATOR
+from koopman_interp.auditing.result import Audit
 from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import BLUE, GREEN, GREY, LINES, ORANGE, PURPLE, plain, ticks_of_sites
 
 _LOOKS = {
-    "host": ("k", "o", LINES[0]),
-    "logit mask": (GREY, "v", LINES[3]),
-    "mean difference": (BLUE, "s", LINES[1]),
-    "LEACE": (PURPLE, "^", LINES[2]),
-    "retrained": (GREEN, "P", LINES[3]),
+    BASE: ("k", "o", LINES[0]),
+    MASK: (GREY, "v", LINES[3]),
+    MEAN_DIFFERENCE: (BLUE, "s", LINES[1]),
+    LEACE: (PURPLE, "^", LINES[2]),
+    RETRAINED: (GREEN, "P", LINES[3]),
 }
 _EDIT = (ORANGE, "D", LINES[0])
 _KERNELS = {"linear": "linear", "rbf": "RBF", "mlp": "MLP"}
 
 
 def plot_audit(audit: Audit, axes: ndarray | None = None) -> ndarray:
-    """Draw what each way of forgetting suppresses at the output, and what the representation still holds.
+    """Draw what each method of forgetting suppresses at the output, and what the representation still holds.
 
-    One panel a measure, one line a way: the host first, the edit last. A grey bar runs from the host's value; a thin
-    line is the 95 % interval. The axes are those of forgotten, retained, the divergence to a retrained model if there
-    is one, each probe that was made, and the 10-shot prototype.
+    One panel a measure, one line a method: the base model first, the edit last. A grey bar runs from the base model's
+    value; a thin line is the 95 % interval. The axes are those of forget accuracy, retain accuracy, the divergence to
+    the retrained reference if there is one, each probe that was made, and the 10-shot prototype.
 
     Raises:
         InputError: the axes given are not as many as the measures.
@@ -40,9 +41,9 @@ def plot_audit(audit: Audit, axes: ndarray | None = None) -> ndarray:
     measures = [
         (name, title, colour, chance)
         for name, title, colour, chance in (
-            ("forgotten", f"OUTPUT\nclass {audit.label} still predicted", GREEN, None),
-            ("retained", "OUTPUT\nother classes right", GREEN, None),
-            ("retrained_js", f"OUTPUT on class {audit.label}\napart from retrained (JS)", GREEN, None),
+            ("forget_accuracy", "OUTPUT\nforget accuracy ↓", GREEN, None),
+            ("retain_accuracy", "OUTPUT\nretain accuracy ↑", GREEN, None),
+            ("retrained_js", "OUTPUT on forget rows\nJS to retrained ↓", GREEN, None),
             ("linear_probe", "STATES\nlinear probe finds it", ORANGE, 50.0),
             ("rbf_probe", "STATES\nRBF probe finds it", ORANGE, 50.0),
             ("mlp_probe", "STATES\nMLP probe finds it", ORANGE, 50.0),
@@ -66,18 +67,18 @@ def plot_audit(audit: Audit, axes: ndarray | None = None) -> ndarray:
 
 
 def plot_forgetting_by_depth(audit: Audit, axes: ndarray | None = None) -> ndarray:
-    """Draw what is found of the class at each site: one panel a probe and one for the 10-shot prototype.
+    """Draw what is found of the classes at each site: one panel a probe and one for the 10-shot prototype.
 
-    One line a way. Sites upstream of a patch hold what the host's own hold, so the lines part where a way begins to
-    act; the host's markers are drawn large, so that they show around others. Chance is dashed.
+    One line a method. Sites upstream of a patch hold the base model's own states, so the lines part where a method
+    begins to act; the base model's markers are drawn large, so that they show around others. Chance is dashed.
 
     Raises:
         InputError: the audit did not read every depth, or the axes given are not one a panel.
     """
-    rows = [row for row in audit.rows if row.depths and row.name != "logit mask"]
+    rows = [row for row in audit.rows if row.depths and row.name != MASK]
     if not rows:
         raise InputError('There is nothing by depth in this audit. Make it with depths="all".')
-    sites = [reading.site for reading in rows[0].depths]
+    sites = [scores.site for scores in rows[0].depths]
     kernels = list(rows[0].depths[-1].probes)
     if axes is None:
         figure = Figure(figsize=(1.6 + 2.8 * (len(kernels) + 1), 3.8), layout="constrained")
@@ -88,28 +89,28 @@ def plot_forgetting_by_depth(audit: Audit, axes: ndarray | None = None) -> ndarr
     for ax, kernel in zip(axes, [*kernels, None], strict=True):
         for row in rows:
             colour, marker, line = _LOOKS.get(row.name, _EDIT)
-            found = {one.site: one.prototypes[10] if kernel is None else one.probes[kernel] for one in row.depths}
+            shares = [one.prototypes[10] if kernel is None else one.probes[kernel] for one in row.depths]
             ax.plot(
-                [sites.index(site) for site in found], [100 * share for share in found.values()], color=colour,
+                [sites.index(one.site) for one in row.depths], [100 * share for share in shares], color=colour,
                 marker=marker, linestyle=line, markersize=11 if row is rows[0] else 6, label=row.name,
                 markerfacecolor=colour if row is rows[-1] else "white",
             )  # fmt: skip
         if kernel is not None:
             ax.axhline(50, color="k", linestyle="--", linewidth=1)
-            ax.text(0, 51, "chance", fontsize=8, ha="left", va="bottom")
+            ax.text(0, 51, "at chance", fontsize=8, ha="left", va="bottom")
         ax.set_title("10-shot prototype" if kernel is None else f"{_KERNELS.get(kernel, kernel)} probe", fontsize=10)
         plain(ax)
         ticks_of_sites(ax, sites)
-    axes[0].set(ylim=(-3, 104), ylabel=f"class {audit.label} found, %")
+    axes[0].set(ylim=(-3, 104), ylabel=f"{audit.classes} found, %")
     axes[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return axes
 
 
 def plot_relearning(audit: Audit, axes: ndarray | None = None) -> ndarray:
-    """Draw how the class comes back under relearning, and what that costs the others: one line a way.
+    """Draw how the classes come back under relearning, and what that costs the others: one line a method.
 
-    The upper axes are the share of the class's held-out rows that are recognised, the lower the accuracy on the
-    others. Steps are spread evenly, since they are usually chosen in growing gaps.
+    The upper axes are the forget accuracy on held-out rows, the lower the retain accuracy. Steps are spread evenly,
+    since they are usually chosen in growing gaps.
 
     Raises:
         InputError: the audit tried no relearning, or the axes given are not two.
@@ -122,24 +123,24 @@ def plot_relearning(audit: Audit, axes: ndarray | None = None) -> ndarray:
         axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     axes = np.asarray(axes).ravel()
     if len(axes) != 2:
-        raise InputError(f"Relearning is drawn on two axes, recognised and retained; got {len(axes)}.")
-    host = audit.rows[0]
+        raise InputError(f"Relearning is drawn on two axes, forget and retain accuracy; got {len(axes)}.")
+    base = audit.rows[0]
     for name, curve in curves:
         colour, marker, line = _LOOKS.get(name, _EDIT)
         own = name not in _LOOKS
         look = {"color": colour, "marker": marker, "linestyle": ":" if curve.moved == OPERATOR else line}
         look["markerfacecolor"] = colour if own and curve.moved != OPERATOR else "white"
         label = f"{name}, {curve.moved}" if own else name
-        for ax, shares in zip(axes, (curve.forgotten, curve.retained), strict=True):
+        for ax, shares in zip(axes, (curve.forget_accuracy, curve.retain_accuracy), strict=True):
             ax.plot([100 * share for share in shares], markersize=6, label=label, **look)
-    for ax, level in zip(axes, (host.forgotten, host.retained), strict=True):
-        ax.axhline(100 * level, color="k", linewidth=1, linestyle="--", label="host")
+    for ax, level in zip(axes, (base.forget_accuracy, base.retain_accuracy), strict=True):
+        ax.axhline(100 * level, color="k", linewidth=1, linestyle="--", label=BASE)
         plain(ax)
     steps = curves[0][1].steps
     axes[1].set_xticks(range(len(steps)), [str(step) for step in steps])
-    axes[1].set_xlabel("steps of fine-tuning, the way of forgetting left in place")
-    axes[0].set(ylabel=f"class {audit.label} recognised, %", ylim=(-4, 104))
-    axes[1].set_ylabel("others right, %")
+    axes[1].set_xlabel("steps of fine-tuning, the method left in place")
+    axes[0].set(ylabel="forget accuracy ↓, %", ylim=(-4, 104))
+    axes[1].set_ylabel("retain accuracy ↑, %")
     axes[0].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return axes
 
@@ -150,7 +151,7 @@ def _dots(ax: Axes, rows: Sequence[AuditRow], measure: str, colour: str, chance:
     last = len(rows) - 1
     if chance is not None:
         ax.axvline(chance, color="k", linestyle="--", linewidth=1, zorder=1)
-        ax.text(chance, -0.57, " chance", fontsize=7.5, va="top", ha="left")
+        ax.text(chance, -0.57, " at chance", fontsize=7.5, va="top", ha="left")
     ax.hlines(range(len(rows)), values[0], values, color="#cccccc", linewidth=4, zorder=1)
     for index, row in enumerate(rows):
         if (ends := row.intervals.get(measure)) is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any
 
 from matplotlib.axes import Axes
 from numpy import ndarray
@@ -18,11 +17,12 @@ from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
-from koopman_interp.auditing.findings import Audit
+from koopman_interp.auditing.result import Audit
 from koopman_interp.errors import InputError
 from koopman_interp.forgetting.frontier import Frontier
 from koopman_interp.plotting.audits import plot_audit
 from koopman_interp.plotting.fidelity import plot_fidelity
+from koopman_interp.plotting.fits import plot_fit
 from koopman_interp.plotting.frontiers import plot_frontier
 from koopman_interp.plotting.lens import plot_lens, plot_lens_comparison
 from koopman_interp.plotting.modes import plot_mode_growth
@@ -34,11 +34,12 @@ from koopman_interp.plotting.topology_by_depth import (
     plot_topology_distances,
 )
 from koopman_interp.plotting.trajectories import plot_trajectories
+from koopman_interp.surrogates.record import FitRecord
 from koopman_interp.trajectories import Trajectories
 
 
 @singledispatch
-def plot(value: object, **_: Any) -> Axes | ndarray:
+def plot(value: object, **_: object) -> Axes | ndarray:
     """Draw a value by the `plot_…` function for its kind, with that function's options, and return its axes.
 
     Of kinds that have several figures this is the first. Another package adds figures of its own kinds by
@@ -53,6 +54,7 @@ def plot(value: object, **_: Any) -> Axes | ndarray:
 
 plot.register(Audit, plot_audit)
 plot.register(Fidelity, plot_fidelity)
+plot.register(FitRecord, plot_fit)
 plot.register(Frontier, plot_frontier)
 plot.register(IntrinsicDimension, plot_intrinsic_dimension)
 plot.register(LensComparison, plot_lens_comparison)

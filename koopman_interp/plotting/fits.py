@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from matplotlib.axes import Axes
 
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import BLUE, FLOOR, GREY, ORANGE, label_ends, own_axes, plain
+from koopman_interp.surrogates.record import FitRecord
 
 
-def plot_fit(history: Sequence[Mapping[str, int | float]], ax: Axes | None = None) -> Axes:
-    """Draw the held-out figures of a fit by step.
+def plot_fit(record: FitRecord, ax: Axes | None = None) -> Axes:
+    """Draw the held-out figures of a fit by step, and mark the step whose weights were kept.
 
     Raises:
-        InputError: the history is empty.
+        InputError: the record is of no fit.
     """
+    history = record.history
     if not history:
-        raise InputError("This fit kept no history, so there is nothing to draw.")
+        raise InputError("This record is of no fit, so there is nothing to draw.")
     ax = own_axes(ax, 7.2, 3.8)
-    steps = [entry.get("step", 0) for entry in history]
+    steps = [look.get("step", 0) for look in history]
     ends = {}
     for key, name, colour, style in (
-        ("unexplained", "FVU", BLUE, "o-"),
+        ("fvu", "FVU", BLUE, "o-"),
         ("stress", "isometry stress", ORANGE, "s--"),
     ):
-        shares = [max(entry[key], FLOOR) for entry in history]
+        shares = [max(look[key], FLOOR) for look in history]
         ax.plot(steps, shares, style, color=colour, markersize=5, label=name)
         ends[f"{name}\n{history[-1][key]:.3g}"] = (shares[-1], colour)
-    if all("loss" in entry for entry in history):
-        kept = min(history, key=lambda entry: entry["loss"])
-        ax.axvline(kept["step"], color=GREY, linestyle=":")
-        above = ax.get_xaxis_transform()
-        ax.text(kept["step"], 1.01, "kept", ha="center", va="bottom", fontsize=8, transform=above)
+    if "step" in record.kept:
+        kept = record.kept["step"]
+        ax.axvline(kept, color=GREY, linestyle=":")
+        ax.text(kept, 1.01, "kept", ha="center", va="bottom", fontsize=8, transform=ax.get_xaxis_transform())
     ax.margins(y=0.15)
     ax.set_yscale("log")
     ax.set(xlabel="step", ylabel="held-out share (log)")

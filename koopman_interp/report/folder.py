@@ -11,15 +11,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
+from koopman_interp.auditing.result import Audit
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.errors import FileFormatError
-from koopman_interp.files import read_json
+from koopman_interp.files import Json, read_json
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 KIND = "koopman-interp run"
 METRICS = "metrics.json"
@@ -45,29 +46,29 @@ class Run:
         command: what was typed, or the call that was made.
         facts: on the model and the data, by name.
         seconds: time of each stage, by name.
-        surrogate: the surrogate in one line, and the history of its fit.
+        koopman: the surrogate, with the record of its fit.
         trajectories: the states in one line; None where none were kept.
         spectrum: of the surrogate.
         topologies: by what they are of.
         fidelity: of the surrogate.
         lens: what a lens reads.
         edits: the edits, one a site.
-        audits: plain values of each audit; the first is the one in the summary.
+        audits: of the edits; the first is the one in the summary.
         figures: images by name, as they stand in a page.
     """
 
     title: str
     command: str
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Json]
     seconds: Mapping[str, float]
-    surrogate: Mapping[str, Any]
+    koopman: KoopmanAutoencoder
     trajectories: str | None
     spectrum: Spectrum | None
     topologies: Mapping[str, Topology]
     fidelity: Fidelity | None
     lens: LensReading | None
     edits: EditSet | None
-    audits: tuple[Mapping[str, Any], ...]
+    audits: tuple[Audit, ...]
     figures: Mapping[str, str]
 
 
@@ -92,7 +93,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         ) from error
 
 
-def _read(folder: Path, values: Mapping[str, Any]) -> Run:
+def _read(folder: Path, values: Mapping[str, Json]) -> Run:
     figures = {name: _image(folder / FIGURES / f"{name}.svg") for name in values["figures"]}
     topologies = enumerate(values["topologies"])
     return Run(
@@ -100,14 +101,14 @@ def _read(folder: Path, values: Mapping[str, Any]) -> Run:
         command=values["command"],
         facts=values["facts"],
         seconds=values["seconds"],
-        surrogate=values["surrogate"],
+        koopman=KoopmanAutoencoder.from_pretrained(folder / KOOPMAN),
         trajectories=values["trajectories"],
         spectrum=None if values["spectrum"] is None else Spectrum.load(folder / SPECTRUM),
         topologies={name: Topology.load(folder / topology_file(index)) for index, name in topologies},
         fidelity=None if values["fidelity"] is None else Fidelity.from_dict(values["fidelity"]),
         lens=None if values["lens"] is None else LensReading.load(folder / LENS),
         edits=None if values["edits"] is None else EditSet.load(folder / EDIT),
-        audits=tuple(values["audits"]),
+        audits=tuple(map(Audit.from_dict, values["audits"])),
         figures=figures,
     )
 

@@ -20,15 +20,18 @@ from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.analysis.substitutes.stand_ins import SURROGATE
+from koopman_interp.auditing.result import Audit
+from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.errors import FileFormatError
 from koopman_interp.files import write_text
 from koopman_interp.report.audit_section import audit_section
 from koopman_interp.report.folder import METRICS, Run, read_run
 from koopman_interp.report.lens_section import lens_section
-from koopman_interp.report.parts import figure, number, percent, section, shown, strong
+from koopman_interp.report.parts import figure, section, shown, strong
 from koopman_interp.report.text import FILES, PAGE, STYLE
-from koopman_interp.tables import Column, Table, digits
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.tables import Column, Table, digits, percent
 
 PAGE_FILE = "report.html"
 
@@ -66,7 +69,7 @@ def _page(run: Run) -> str:
         lens_section(run.lens, run.figures) if run.lens else "",
         _spectrum(run.spectrum, run.figures) if run.spectrum else "",
         *(_topology(name, each, index, run.figures) for index, (name, each) in enumerate(run.topologies.items())),
-        _fit(run.surrogate, run.figures),
+        _fit(run.koopman, run.figures),
         _trajectories(run.trajectories, run.figures) if run.trajectories else "",
         FILES,
     ]
@@ -81,7 +84,7 @@ def _page(run: Run) -> str:
     )
 
 
-def _result(audits: Sequence[Mapping[str, Any]], fidelity: Fidelity | None) -> str:
+def _result(audits: Sequence[Audit], fidelity: Fidelity | None) -> str:
     """One sentence with the numbers of the first audit and of the fidelity, as far as there are any."""
     agrees = ""
     if fidelity is not None and fidelity.outputs:
@@ -90,21 +93,22 @@ def _result(audits: Sequence[Mapping[str, Any]], fidelity: Fidelity | None) -> s
     if not audits:
         judged = f"With the surrogate substituted for its span, {agrees}" if agrees else "The output was not judged"
         return f"{judged}; no edit was audited."
-    audit = audits[0]
-    before, after = audit["rows"][0], audit["rows"][-1]
-    without = f"; without the edit and with the surrogate substituted for its span, {agrees}" if agrees else ""
+    audit, without = audits[0], ""
+    before, after = audit.rows[0], audit.rows[-1]
+    if agrees:
+        without = f"; without the edit and with the surrogate substituted for its span, {agrees}"
     return (
-        f"After “{escape(audit['edit'])}”, class {audit['label']} is still predicted on "
-        f"{strong(after['forgotten'])} of its held-out rows (base model: {percent(before['forgotten'])} %) and "
-        f"{strong(after['retained'])} of the others are right (base model: {percent(before['retained'])} %), "
-        f"while probes find the class in the representation at {_probes(after)}, where chance is 50 %{without}."
+        f"After “{escape(audit.edit)}”, the forget accuracy of {audit.classes} on held-out rows is "
+        f"{strong(after.forget_accuracy)} (base model: {percent(before.forget_accuracy, 1)} %) and the retain "
+        f"accuracy {strong(after.retain_accuracy)} (base model: {percent(before.retain_accuracy, 1)} %), while "
+        f"probes find it in the representation at {_probes(after)}, where 50 % is at chance{without}."
     )
 
 
-def _probes(row: Mapping[str, Any]) -> str:
-    names = {"linear_probe": "linear", "rbf_probe": "RBF", "mlp_probe": "MLP"}
-    shown = [f"{strong(row[name])} ({kind})" for name, kind in names.items() if row[name] is not None]
-    return ", ".join(shown) or "no accuracy that was measured"
+def _probes(row: AuditRow) -> str:
+    probes = {"linear": row.linear_probe, "RBF": row.rbf_probe, "MLP": row.mlp_probe}
+    measured = [f"{strong(share)} ({kind})" for kind, share in probes.items() if share is not None]
+    return ", ".join(measured) or "no accuracy that was measured"
 
 
 def _edit(edits: EditSet) -> str:
@@ -124,13 +128,13 @@ def _fidelity(fidelity: Fidelity, figures: Mapping[str, str]) -> str:
         f"<p>On {fidelity.rows:,} held-out rows. Identity is the state as it was at the first depth; the mean and the "
         "linear maps were fitted on the surrogate's rows. The output has the last word.</p>",
         *map(_beside_surrogate, at_output),
-        _drawn(figures, "output", "Dot plot of agreement and accuracy by substitute, as in the table above."),
+        figure(figures, "output", "Dot plot of agreement and accuracy by substitute, as in the table above."),
         _beside_surrogate(fidelity.by_depth()),
         "<p>Linearity residual: how far observables miss K's step from the depth before. Isometry: quantiles "
         "of the ratio of distances in observables to distances in states; 1 keeps shapes.</p>",
-        _drawn(figures, "fidelity", "FVU over depth, one line a predictor, as in the table above."),
+        figure(figures, "fidelity", "FVU over depth, one line a predictor, as in the table above."),
         *map(_beside_surrogate, fidelity.by_span()),
-        _drawn(figures, "spans", "KL to the model by where the span starts, one line a substitute."),
+        figure(figures, "spans", "KL to the model by where the span starts, one line a substitute."),
         *(f"<p>{escape(note)}</p>" for note in fidelity.notes()),
     )
 
@@ -139,10 +143,6 @@ def _beside_surrogate(table: Table) -> str:
     """Show a table with the surrogate's column, where it has one, set off."""
     ours = [place for place, column in enumerate(table.columns) if column.name.endswith(SURROGATE)]
     return shown(table, marked_column=ours[0] if ours else None)
-
-
-def _drawn(figures: Mapping[str, str], name: str, alt: str) -> str:
-    return figure(figures, name, alt) if name in figures else ""
 
 
 def _spectrum(spectrum: Spectrum, figures: Mapping[str, str]) -> str:
@@ -175,18 +175,13 @@ def _topology(name: str, topology: Topology, index: int, figures: Mapping[str, s
     )
 
 
-def _fit(surrogate: Mapping[str, Any], figures: Mapping[str, str]) -> str:
-    history = surrogate["history"]
-    if not history:
-        return section("fit", "Fit", f"<p>{escape(surrogate['description'])}; no history was kept.</p>")
-    kept = min(history, key=lambda entry: entry["loss"]) if "loss" in history[-1] else history[-1]
-    when = f"kept weights: step {kept['step']:,}" if "step" in kept else "one least-squares solve"
-    shares = f"unexplained variance {number(kept['unexplained'], 4)}, stress {number(kept['stress'], 4)}"
+def _fit(koopman: KoopmanAutoencoder, figures: Mapping[str, str]) -> str:
+    record = koopman.record
     return section(
         "fit",
         "Fit",
-        f"<p>{escape(surrogate['description'])}; {when}, with held-out {shares}.</p>",
-        figure(figures, "fit", f"Held-out figures by step; {when}, {shares}."),
+        *(f"<p>{escape(line)}</p>" for line in (repr(koopman), repr(record), *record.notes())),
+        figure(figures, "fit", f"Held-out figures by step. {record!r}"),
     )
 
 
@@ -200,7 +195,7 @@ def _trajectories(description: str, figures: Mapping[str, str]) -> str:
     )
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
+def _facts(facts: Mapping[str, object]) -> str:
     body = "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(_fact(value))}</dd>" for name, value in facts.items())
     return f"<dl>{body}</dl>"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from numpy import ndarray
@@ -19,7 +18,7 @@ from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
-from koopman_interp.auditing.findings import Audit
+from koopman_interp.auditing.result import Audit
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.files import jsonable, write_json
@@ -45,7 +44,7 @@ def write_run(
     audits: Sequence[Audit] = (),
     title: str = "Koopman run",
     command: str = "",
-    facts: Mapping[str, Any] | None = None,
+    facts: Mapping[str, object] | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> Path:
     """Write all that a run made to a folder, and its page; what is not given has no part in it.
@@ -89,7 +88,11 @@ def write_run(
         "command": command,
         "facts": facts or {},
         "seconds": seconds or {},
-        "surrogate": {"description": repr(koopman), "history": koopman.config.history},
+        "surrogate": {
+            "description": repr(koopman),
+            "history": koopman.record.history,
+            "notes": koopman.record.notes(),
+        },
         "trajectories": None if trajectories is None else repr(trajectories),
         "spectrum": _plain(spectrum),
         "topologies": {name: topology.as_dict() for name, topology in topologies.items()},
@@ -103,7 +106,7 @@ def write_run(
     return build_page(to)
 
 
-def _plain(result: Spectrum | Fidelity | LensReading | None) -> dict[str, Any] | None:
+def _plain(result: Spectrum | Fidelity | LensReading | None) -> dict[str, object] | None:
     return None if result is None else result.as_dict()
 
 
@@ -131,8 +134,8 @@ def _of_surrogate(
         drawn["trajectories"] = plotting.plot_trajectories(trajectories)
     if lens is not None:
         drawn["lens"] = plotting.plot_lens(lens)
-    if koopman.config.history:
-        drawn["fit"] = plotting.plot_fit(koopman.config.history)
+    if koopman.record.history:
+        drawn["fit"] = plotting.plot_fit(koopman.record)
     return drawn
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 AUDIT_KEY = """<details open><summary>What the columns say</summary><dl>
-<dt>forgotten</dt><dd>Share of the forgotten class still predicted as it: low is what was wanted.</dd>
-<dt>retained</dt><dd>Accuracy on the other classes. It can exceed the host's: one wrong answer is gone.</dd>
-<dt>intervals</dt><dd>Where the true share lies at 95 %, by Wilson's score.</dd>
-<dt>KL, JS to host</dt><dd>How far the other classes' probabilities move: Kullback-Leibler in nats, Jensen-Shannon
+<dt>forget accuracy ↓</dt><dd>Share of the rows of the classes to forget that are still predicted as their own: low is
+what was wanted.</dd>
+<dt>retain accuracy ↑</dt><dd>Accuracy on the other classes. It can exceed the base model's: one wrong answer
+is gone.</dd>
+<dt>95 %</dt><dd>Where the true share lies at 95 %, by Wilson's score.</dd>
+<dt>KL, JS to base model</dt><dd>How far the other classes' probabilities move: Kullback-Leibler in nats, Jensen-Shannon
 in per cent of its largest value. 0 is not at all.</dd>
-<dt>JS to retrained</dt><dd>How far the forgotten class's rows are answered from as a model answers that never saw the
-class: 0 is the same, 100 has nothing in common. Another seed of that model is not at 0 either.</dd>
-<dt>training</dt><dd>The same on rows that the host was trained on.</dd>
-<dt>membership</dt><dd>How well training rows of the class are told from held-out ones, by loss and by confidence: area
-under the curve in %, ± one standard error. 50 tells nothing; below it tells as much as above.</dd>
-<dt>linear, RBF, MLP probe</dt><dd>How well a fresh balanced classifier finds the class at the last site:
-50 % is chance; well above it, the class is still there.</dd>
-<dt>prototype</dt><dd>Recall of the class from 1, 5 and 10 examples a class at the last site.</dd>
-<dt>drift</dt><dd>How far the others' last states move, in per cent of the spread of all.</dd>
+<dt>JS to retrained</dt><dd>How far the rows to forget are answered from as the retrained reference answers, which never
+saw their classes: 0 is the same, 100 has nothing in common. Another seed of that model is not at 0 either.</dd>
+<dt>training</dt><dd>The same on rows that the model was trained on.</dd>
+<dt>membership</dt><dd>How well training rows of the classes are told from held-out ones, by loss and by confidence:
+area under the curve in %, ± one standard error. 50 is at chance; below it tells as much as above.</dd>
+<dt>linear, RBF, MLP probe</dt><dd>How well a fresh balanced classifier finds the classes at the last site:
+50 % is at chance; well above it, they are still there.</dd>
+<dt>prototype</dt><dd>Recall of the classes from 1, 5 and 10 examples a class at the last site.</dd>
+<dt>drift</dt><dd>How far the other classes' last states move, in per cent of the spread of all.</dd>
 <dt>rows</dt><dd>“logit mask” only forbids the answer and changes no representation; “mean difference” and “LEACE”
-project the last site; “retrained”, if given, never saw the class: the yardstick.</dd>
+project the last site; “retrained reference”, if given, never saw the classes: by it the others are measured.</dd>
 </dl></details>"""
 
 FILES = """<section aria-labelledby="files">

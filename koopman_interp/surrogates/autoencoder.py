@@ -1,37 +1,43 @@
 """The Koopman autoencoder: normalisation → encoder → K → decoder.
 
 `KoopmanAutoencoder` is the fitted value that everything downstream takes. It saves and loads through
-huggingface_hub's mixin as safetensors and config.json. How it is fitted stands in `fitting`.
+huggingface_hub's mixin as safetensors and config.json, with the record of its fit. How it is fitted stands in
+`fitting`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import read_tensors, write_json, write_tensors, write_text
+from koopman_interp.files import Json, read_tensors, write_json, write_tensors, write_text
+from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.surrogates.moments import Moments
 from koopman_interp.surrogates.normalization import Normalization
 from koopman_interp.surrogates.operators import operator
+from koopman_interp.surrogates.record import FitRecord
+from koopman_interp.trajectories import Trajectories
 
 Architecture = Literal["linear_plus_nonlinear", "mlp"]
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+_HELD_OUT = "record.held_out"
+"""Name, among the weights, of the digests of the inputs held out: too many for a header."""
+_CHUNK = 8192
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,6 @@ class SurrogateConfig:
         rank: of the low-rank kinds.
         classes: labels that the fit has seen.
         host: fingerprint of the host.
-        history: held-out figures by step, for the record.
-        distilled: the same of a distillation that went on from the fit; empty without one.
     """
 
     sites: tuple[str, ...]
@@ -71,14 +75,11 @@ class SurrogateConfig:
     host: HostFingerprint
     skip: int = 0
     layout: str | None = None
-    history: tuple[dict[str, float], ...] = field(default=(), repr=False)
-    distilled: tuple[dict[str, float], ...] = field(default=(), repr=False)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> SurrogateConfig:
+    def from_dict(cls, values: dict[str, Json]) -> SurrogateConfig:
         """Rebuild from what `dataclasses.asdict` and JSON made of it."""
-        names = ("sites", "times", "widths", "hidden", "classes", "history", "distilled")
-        tuples = {name: tuple(values[name]) for name in names if name in values}
+        tuples = {name: tuple(values[name]) for name in ("sites", "times", "widths", "hidden", "classes")}
         shapes = tuple(map(tuple, values["shapes"]))
         return cls(**(values | tuples | {"shapes": shapes, "host": HostFingerprint(**values["host"])}))
 
@@ -161,6 +162,7 @@ class KoopmanAutoencoder(
         decoder: from observables to the common space.
         moments: class means and covariances of the observables on the rows fitted.
         heldout_moments: the same on the held-out rows.
+        record: of the fit: its held-out figures by step, the inputs that were held out, its settings.
     """
 
     def __init__(self, config: SurrogateConfig) -> None:
@@ -176,6 +178,7 @@ class KoopmanAutoencoder(
         self.decoder = build(config.observables, config.hidden[::-1], config.dimension)
         self.moments = Moments(depths, config.classes, config.observables)
         self.heldout_moments = Moments(depths, config.classes, config.observables)
+        self.record = FitRecord()
 
     def __repr__(self) -> str:
         c = self.config
@@ -235,14 +238,28 @@ class KoopmanAutoencoder(
         z = self.operator.advance(self.encode(states, first), self.steps(first, last))
         return self.decode(z, last)
 
+    def is_held_out(self, trajectories: Trajectories) -> Bool[Tensor, " sample"]:
+        """Mark the rows of inputs that the fit held out: neither it nor a distillation was trained on them."""
+        return self.record.is_held_out(trajectories.digests)
+
+    @torch.no_grad()
+    def gather_moments(self, trajectories: Trajectories) -> None:
+        """Gather both moments anew from the trajectories of the fit: held-out rows apart from those fitted on."""
+        c, device = self.config, next(self.encoder.parameters()).device
+        self.moments, self.heldout_moments = (
+            Moments(len(c.sites), c.classes, c.observables).to(device) for _ in range(2)
+        )
+        for start in range(0, len(trajectories), _CHUNK):
+            rows = trajectories[start : start + _CHUNK]
+            z = torch.stack([self.encode(state.to(device), depth) for depth, state in enumerate(rows.states)])
+            held_out = self.is_held_out(rows)
+            for moments, side in ((self.moments, ~held_out), (self.heldout_moments, held_out)):
+                moments.update(z[:, side.to(device)], None if rows.labels is None else rows.labels[side])
+
     def digest(self) -> str:
         """Digest all that gives an edit of K its meaning: normalisation, encoder and operator."""
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (self.normalization, self.encoder, self.operator):
-            for name, tensor in part.state_dict().items():
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        parts = (self.normalization, self.encoder, self.operator)
+        return tensor_digest(named for part in parts for named in part.state_dict().items())
 
     def save_pretrained(
         self,
@@ -275,9 +292,12 @@ class KoopmanAutoencoder(
         return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        config = asdict(self.config)
-        write_json(save_directory / CONFIG_FILE, config)
-        write_tensors(save_directory / WEIGHTS_FILE, self.state_dict(), kind="surrogate", header={"config": config})
+        record = self.record.as_dict()
+        del record["held_out"]
+        header = {"config": asdict(self.config), "record": record}
+        write_json(save_directory / CONFIG_FILE, header["config"] | {"record": record})
+        tensors = self.state_dict() | {_HELD_OUT: self.record.held_out}
+        write_tensors(save_directory / WEIGHTS_FILE, tensors, kind="surrogate", header=header)
 
     @classmethod
     def from_pretrained(
@@ -310,6 +330,7 @@ class KoopmanAutoencoder(
         tensors, header = read_tensors(weights, kind="surrogate")
         try:
             surrogate = cls(SurrogateConfig.from_dict(header["config"]))
+            surrogate.record = FitRecord.from_dict(header["record"] | {"held_out": tensors.pop(_HELD_OUT)})
             # Assigned, not copied, so that the dtype that was saved is the dtype that comes back.
             surrogate.load_state_dict(tensors, assign=True)
         except (KeyError, TypeError, RuntimeError) as error:

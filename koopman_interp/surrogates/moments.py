@@ -50,11 +50,13 @@ class Moments(nn.Module):
     def update(
         self, observables: Float[Tensor, "depth sample observable"], labels: Int[Tensor, " sample"] | None
     ) -> None:
-        """Add a chunk of rows.
+        """Add a chunk of rows; one without rows adds nothing.
 
         The running mean and covariance are merged with the chunk's (Chan, Golub & LeVeque 1983), which stays
         accurate where the mean is large beside the spread.
         """
+        if not observables.shape[1]:
+            return
         z = observables.double()
         if labels is None or not self.classes:
             group = torch.zeros(z.shape[1], dtype=torch.long, device=z.device)

@@ -74,7 +74,7 @@ class HostContract(PassLaws):
         """Return a batch of so many inputs, for `Host.call`: a tensor, or a mapping of tensors."""
         raise NotImplementedError
 
-    def watch(self, model: nn.Module, site: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], Any]:
+    def watch(self, model: nn.Module, site: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], object]:
         """Place a hook by the framework's own means, after those already there, and return how to remove it."""
         raise NotImplementedError
 

@@ -61,7 +61,7 @@ class PassLaws:
         """Return a batch of so many inputs."""
 
     @abstractmethod
-    def watch(self, model: nn.Module, site: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], Any]:
+    def watch(self, model: nn.Module, site: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], object]:
         """Place a hook by the framework's own means."""
 
     def test_the_first_pass_is_as_the_tenth(self) -> None:

@@ -8,6 +8,7 @@ from koopman_interp.testing import ResidualMLP, train_classifier
 
 CENTRES = torch.tensor([[2.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 2.0, 0]])
 LABEL = 1
+PATCHED = ("mode", "source", "target", "at", "positions")
 
 
 def blobs(rows, seed):
@@ -33,20 +34,23 @@ class Case:
     def __init__(self):
         self.model = trained([0, 1, 2])
         self.retrained = trained([0, 2])
-        x, y = blobs(600, seed=0)
+        self.training = x, y = blobs(600, seed=0)
         self.forget_training = x[y == LABEL], y[y == LABEL]
         self.retain_training = x[y != LABEL], y[y != LABEL]
         trajectories = ki.attach(self.model).observe(x, y, progress=False)
         self.koopman = ki.fit(trajectories, ki.FitConfig(observables=14), method="least_squares")
         self.edit = ki.erase_class(self.koopman, label=LABEL)
-        x, y = blobs(300, seed=1)
+        self.held_out = x, y = blobs(300, seed=1)
         self.forget = x[y == LABEL], y[y == LABEL]
         self.retain = x[y != LABEL], y[y != LABEL]
 
+    def patch(self, edit=None, **options):
+        return ki.patched(self.model, self.koopman, self.edit if edit is None else edit, **options)
+
     def audited(self, **changes):
-        settings = {"forget": self.forget, "retain": self.retain}
-        edit = changes.pop("edit", self.edit)
-        return ki.audit(self.model, self.koopman, edit, **(settings | changes))
+        """Audit the edit, or another; what `patched` takes goes there."""
+        options = {name: changes.pop(name) for name in ("edit", *PATCHED) if name in changes}
+        return ki.audit(self.patch(**options), **({"held_out": self.held_out} | changes))
 
     def states_and_logits(self, model):
         """At the last site, then at the output; forgotten rows first."""
@@ -73,9 +77,8 @@ def whole(case):
     """All that an audit can measure of a classifier."""
     return case.audited(
         retrained=case.retrained,
-        forget_training=case.forget_training,
-        retain_training=case.retain_training,
+        training=case.training,
         probes=("linear", "rbf", "mlp"),
         depths="all",
-        relearn=ki.Relearning(at=(0, 1, 5), rate=3e-3),
+        relearn=ki.Relearning(steps=(0, 1, 5), rate=3e-3),
     )

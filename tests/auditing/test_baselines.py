@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import koopman_interp as ki
-from koopman_interp.auditing import baselines as ways
+from koopman_interp.auditing import baselines
 from koopman_interp.auditing.baselines import has_leace, leace
-from koopman_interp.auditing.passes import drawn
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.finding import host_for
 
@@ -16,8 +15,7 @@ LABEL = 1
 @pytest.fixture(scope="module")
 def audits(case):
     """Fitted on half of the held-out rows, and on the training rows."""
-    more = {"forget_training": case.forget_training, "retain_training": case.retain_training}
-    return case.audited(probes=()), case.audited(probes=(), **more)
+    return case.audited(probes=()), case.audited(probes=(), training=case.training)
 
 
 def last_states(case, forget, retain):
@@ -45,7 +43,7 @@ def test_leace_is_concept_erasures_on_the_rows_it_may_see(case, audits, trained)
         fitted, forgotten = last_states(case, case.forget_training, case.retain_training)
     erased = concept_erasure.LeaceEraser.fit(fitted, forgotten.double()[:, None])(states)
     row = audits[trained]["LEACE"]
-    assert (row.forgotten, row.retained) == pytest.approx(judged(case, erased), abs=1e-12)
+    assert (row.forget_accuracy, row.retain_accuracy) == pytest.approx(judged(case, erased), abs=1e-12)
     spread = (states - states.mean(0)).square().sum(1).mean().sqrt()
     drift = (erased - states)[~gone].square().sum(1).mean().sqrt() / spread
     assert row.drift == pytest.approx(float(drift), rel=1e-5)
@@ -58,7 +56,7 @@ def test_mean_difference_is_fitted_on_training_rows_where_there_are_some(case, a
     direction = torch.nn.functional.normalize(fitted[forgotten].mean(0) - centre, dim=0)
     moved = states - torch.outer((states - centre) @ direction, direction)
     row = audits[1]["mean difference"]
-    assert (row.forgotten, row.retained) == pytest.approx(judged(case, moved), abs=1e-12)
+    assert (row.forget_accuracy, row.retain_accuracy) == pytest.approx(judged(case, moved), abs=1e-12)
     assert row.drift != audits[0]["mean difference"].drift
 
 
@@ -69,7 +67,7 @@ def test_after_leace_no_linear_probe_finds_the_class_in_the_rows_it_was_fitted_o
     found = []
     host = host_for(case.model)
     read = host.hooked({site: lambda state: found.append(state.double())})
-    with torch.no_grad(), leace(host, site, states, gone).running(), read:
+    with torch.no_grad(), leace(host, site, states, gone.long(), [1]).running(), read:
         case.model(torch.cat([case.forget[0], case.retain[0]]))
     means = found[0][gone].mean(0) - found[0][~gone].mean(0)
     # To what concept-erasure's own shrinkage of the covariance leaves: its guarantee is for the shrunk one.
@@ -78,56 +76,24 @@ def test_after_leace_no_linear_probe_finds_the_class_in_the_rows_it_was_fitted_o
 
 
 def test_without_concept_erasure_the_row_is_missing_and_the_audit_says_so(case, monkeypatch):
-    monkeypatch.setattr(ways, "has_leace", lambda: False)
+    monkeypatch.setattr(baselines, "has_leace", lambda: False)
     found = case.audited(probes=())
     assert "LEACE" not in [row.name for row in found.rows]
     assert 'pip install "koopman-interp[leace]"' in str(found)
     with pytest.raises(InputError, match=r"koopman-interp\[leace\]"):
-        leace(host_for(case.model), "head", torch.zeros(4, 2), torch.tensor([True, False, True, False]))
+        leace(host_for(case.model), "head", torch.zeros(4, 2), torch.tensor([1, 0, 1, 0]), [1])
 
 
 def test_states_too_wide_for_leace_go_without_and_the_audit_says_so(case, monkeypatch):
     pytest.importorskip("concept_erasure")
-    monkeypatch.setattr(ways, "WIDEST", 9)
+    monkeypatch.setattr(baselines, "WIDEST", 9)
     found = case.audited(probes=())
     assert "LEACE" not in [row.name for row in found.rows]
     assert "as wide as the states, 10; the limit is 9" in str(found)
 
 
 def test_with_it_nothing_is_noted(case, audits):
-    assert audits[0].notes == () or not has_leace()
-
-
-# --- a few rows for relearning --------------------------------------------------------------------------------
-
-
-def test_drawn_rows_keep_their_labels_and_are_drawn_once():
-    x = torch.arange(30.0)[:, None]
-    batches = [(x[:10], torch.arange(10)), (x[10:], torch.arange(10, 30))]
-    found = drawn(batches, 7, seed=0)
-    rows = torch.cat([part for part, _ in found]).squeeze(1)
-    assert torch.equal(rows.long(), torch.cat([labels for _, labels in found]))
-    assert len(set(rows.tolist())) == 7
-    assert [y.tolist() for _, y in drawn(batches, 7, seed=0)] == [y.tolist() for _, y in found]
-    assert [y.tolist() for _, y in drawn(batches, 7, seed=1)] != [y.tolist() for _, y in found]
-    assert sum(len(y) for _, y in drawn(batches, 99, seed=0)) == 30
-    assert drawn([], 3, seed=0) == []
-
-
-def test_rows_of_mappings_are_drawn_with_all_their_columns():
-    ids = torch.arange(12).view(6, 2)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    ((x, y),) = drawn([(batch, list(range(6)))], 3, seed=0)
-    assert torch.equal(x["input_ids"], ids[y])
-    assert x["attention_mask"].shape == (3, 2)
-    assert x["use_cache"] is False
-
-
-def test_a_batch_with_a_label_a_token_is_drawn_whole():
-    ids = torch.arange(12).view(6, 2)
-    ((x, y),) = drawn([(ids, list(range(12)))], 3, seed=0)
-    assert x is ids
-    assert y == list(range(12))
+    assert audits[0].left_out == () or not has_leace()
 
 
 def test_the_audit_names_are_in_the_catalogue():

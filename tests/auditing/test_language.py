@@ -8,7 +8,8 @@ import torch
 from scipy.stats import binomtest
 
 import koopman_interp as ki
-from koopman_interp.errors import InputError
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import write_json
 from koopman_interp.hosts.finding import host_for
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -56,6 +57,22 @@ def language():
     return model, koopman, edit, checks
 
 
+@pytest.fixture(scope="module")
+def skipping(language):
+    """The same of a surrogate that was fitted without the first two positions."""
+    model, _, _, checks = language
+    x = torch.tensor([[1 + (3 * i + j * j) % (VOCABULARY - 1) for j in range(6)] for i in range(60)])
+    data = ki.attach(model, skip=2).observe(x, (x % 3).flatten(), progress=False)
+    koopman = ki.fit(data, ki.FitConfig(observables=24), method="least_squares")
+    return model, koopman, ki.erase_class(koopman, label=1, strength=4.0, site=1), checks
+
+
+def labelled_tokens():
+    """Sixteen sequences of which all tokens are of class 1, and as many of class 2."""
+    x = [torch.tensor([[2 + (label * i + j) % 20 for j in range(5)] for i in range(16)]) for label in (1, 2)]
+    return torch.cat(x), torch.tensor([[label] * 5 for label in (1, 2) for _ in range(16)])
+
+
 @torch.no_grad()
 def answers(model, prompts):
     return [int(model(torch.tensor(Letters()([text])["input_ids"])).logits[0, -1].argmax()) for text in prompts]
@@ -81,9 +98,9 @@ def expected(model, checks, before):
     }
 
 
-def test_host_and_edited_host_are_asked_directly(language):
+def test_the_model_and_the_patched_model_are_asked_directly(language):
     model, koopman, edit, checks = language
-    found = ki.audit_language(model, koopman, edit, checks)
+    found = ki.audit_language(ki.patched(model, koopman, edit), checks)
     before = answers(model, checks.unrelated)
     plain = expected(model, checks, before)
     with ki.patched(model, koopman, edit):
@@ -96,12 +113,12 @@ def test_host_and_edited_host_are_asked_directly(language):
         for name, rows in (("reliability", 10), ("generality", 10), ("locality", 12)):
             ends = binomtest(round(getattr(row, name) * rows), rows).proportion_ci(0.95, method="wilson")
             assert row.intervals[name] == pytest.approx((ends.low, ends.high), abs=1e-9)
-    assert list(found.rows) == ["host", "edit (delta)"]
+    assert list(found.rows) == ["base model", "edit (delta)"]
 
 
 def test_samples_are_greedy_generation(language):
     model, koopman, edit, checks = language
-    found = ki.audit_language(model, koopman, edit, checks)
+    found = ki.audit_language(ki.patched(model, koopman, edit), checks)
 
     def generated():
         told = []
@@ -111,95 +128,133 @@ def test_samples_are_greedy_generation(language):
             told.append(Letters().decode(out[0]))
         return tuple(told)
 
-    assert found.rows["host"].samples == generated()
+    assert found.rows["base model"].samples == generated()
     with ki.patched(model, koopman, edit):
         assert found.rows["edit (delta)"].samples == generated()
 
 
-def test_skipped_positions_are_neither_patched_nor_judged(language):
-    model, koopman, edit, checks = language
-    found = ki.audit_language(model, koopman, edit, checks, skip=2)
-    assert found.rows["host"].perplexity == pytest.approx(perplexity(model, checks.text, skip=2), rel=1e-4)
+def test_positions_that_were_not_fitted_are_neither_patched_nor_judged(skipping):
+    model, koopman, edit, checks = skipping
+    found = ki.audit_language(ki.patched(model, koopman, edit), checks)
+    assert found.rows["base model"].perplexity == pytest.approx(perplexity(model, checks.text, skip=2), rel=1e-4)
     with ki.patched(model, koopman, edit, positions=slice(2, None)):
         assert found.rows["edit (delta)"].perplexity == pytest.approx(perplexity(model, checks.text, skip=2), rel=1e-4)
 
 
-def test_a_null_edit_is_the_host(language):
+@torch.no_grad()
+@pytest.mark.parametrize("positions", [[3], slice(1, None, 2), lambda place: place > 2], ids=["list", "slice", "mask"])
+def test_positions_are_audited_as_they_are_patched(language, positions):
     model, koopman, edit, checks = language
-    host, edited = ki.audit_language(model, koopman, edit.scaled(0.0), checks).rows.values()
-    assert host == edited
+    patch = ki.patched(model, koopman, edit, positions=positions)
+    x, y = labelled_tokens()
+    own = model(x[y[:, 0] == 2]).logits.double().log_softmax(2)
+    with patch:
+        ours = model(x[y[:, 0] == 2]).logits.double().log_softmax(2)
+        expected = perplexity(model, checks.text)
+    assert ki.audit_language(patch, checks).rows["edit (delta)"].perplexity == pytest.approx(expected, rel=1e-4)
+    row = ki.audit(patch, held_out=(x, y), probes=()).rows[-1]
+    assert row.kl == pytest.approx(float((ours.exp() * (ours - own)).sum(2).mean()), rel=1e-3)
+    assert row.kl > 0
+
+
+def test_each_question_is_asked_once(language):
+    model, koopman, edit, checks = language
+    calls = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    ki.audit_language(ki.patched(model, koopman, edit), checks)
+    handle.remove()
+    # Three sets of prompts and a text, and five tokens of two samples: by the base model, then under the edit.
+    assert len(calls) == 2 * (3 + 1 + 2 * 5)
+
+
+def test_a_patch_that_is_installed_is_refused(language):
+    model, koopman, edit, checks = language
+    with ki.patched(model, koopman, edit) as patch, pytest.raises(InputError, match="installed already"):
+        ki.audit_language(patch, checks)
+
+
+def test_a_null_edit_is_the_base_model(language):
+    model, koopman, edit, checks = language
+    base, edited = ki.audit_language(ki.patched(model, koopman, edit.scaled(0.0)), checks).rows.values()
+    assert base == edited
 
 
 def test_what_is_not_asked_is_not_answered(language):
     model, koopman, edit, _ = language
-    found = ki.audit_language(model, koopman, edit, ki.LanguageChecks(text=PROMPTS[:3]))
-    row = found.rows["host"]
+    found = ki.audit_language(ki.patched(model, koopman, edit), ki.LanguageChecks(text=PROMPTS[:3]))
+    row = found.rows["base model"]
     assert (row.reliability, row.generality, row.locality, row.samples) == (None, None, None, ())
     assert row.perplexity > 1
     assert "–" in str(found)
     assert "perplexity" in repr(found)
 
 
-def test_an_audit_of_labelled_tokens_asks_every_way_but_the_mask(language, tmp_path):
+def test_an_audit_of_labelled_tokens_asks_every_method_but_the_mask(language, tmp_path):
     model, koopman, edit, checks = language
-    x = {label: torch.tensor([[2 + (label * i + j) % 20 for j in range(5)] for i in range(16)]) for label in (1, 2)}
-    batches = {label: [(rows, torch.full_like(rows, label))] for label, rows in x.items()}
-    found = ki.audit(model, koopman, edit, forget=batches[1], retain=batches[2], language=checks, probes=())
+    patch = ki.patched(model, koopman, edit)
+    found = ki.audit(patch, held_out=labelled_tokens(), language=checks, probes=())
     spoken = {row.name: row.language for row in found.rows}
     assert spoken.pop("logit mask") is None
-    assert all(reading is not None for reading in spoken.values())
-    direct = ki.audit_language(model, koopman, edit, checks)
-    assert spoken["host"] == direct.rows["host"]
+    assert all(scores is not None for scores in spoken.values())
+    direct = ki.audit_language(patch, checks)
+    assert spoken["base model"] == direct.rows["base model"]
     assert found.rows[-1].language == direct.rows["edit (delta)"]
-    assert spoken["mean difference"] != spoken["host"]
+    assert spoken["mean difference"] != spoken["base model"]
     found.save(tmp_path / "audit.json")
     assert ki.Audit.load(tmp_path / "audit.json") == found
-    assert f"host: {spoken['host'].samples[0]}" in str(found)
+    assert f"base model: {spoken['base model'].samples[0]}" in str(found)
 
 
 @torch.no_grad()
 def test_written_at_each_site_the_host_carries_on(language):
     model, koopman, edit, checks = language
-    found = ki.audit_language(model, koopman, edit, checks, at="each site")
+    found = ki.audit_language(ki.patched(model, koopman, edit, at="each site"), checks)
     with ki.patched(model, koopman, edit, at="each site"):
         expected = perplexity(model, checks.text)
     assert found.rows["edit (each site)"].perplexity == pytest.approx(expected, rel=1e-4)
-    assert expected != pytest.approx(ki.audit_language(model, koopman, edit, checks).rows["edit (delta)"].perplexity)
+    carried = ki.audit_language(ki.patched(model, koopman, edit), checks)
+    assert expected != pytest.approx(carried.rows["edit (delta)"].perplexity)
 
 
 @torch.no_grad()
-def test_positions_an_audit_skips_are_neither_patched_nor_judged(language):
-    model, koopman, edit, _ = language
-    x = {label: torch.tensor([[2 + (label * i + j) % 20 for j in range(5)] for i in range(16)]) for label in (1, 2)}
-    batches = {label: [(rows, torch.full_like(rows, label))] for label, rows in x.items()}
-    found = ki.audit(model, koopman, edit, forget=batches[1], retain=batches[2], skip=2, probes=())
+def test_an_audit_judges_the_positions_that_were_fitted(skipping):
+    model, koopman, edit, _ = skipping
+    found = ki.audit(ki.patched(model, koopman, edit), held_out=labelled_tokens(), probes=())
+    x, y = labelled_tokens()
     logp = []
     for positions in (slice(0, 0), slice(2, None)):
         with ki.patched(model, koopman, edit, positions=positions):
-            logp.append(model(x[2]).logits[:, 2:].double().log_softmax(2))
+            logp.append(model(x[y[:, 0] == 2]).logits[:, 2:].double().log_softmax(2))
     own, ours = logp
     assert found.rows[-1].kl == pytest.approx(float((ours.exp() * (ours - own)).sum(2).mean()), rel=1e-3)
     assert (found.forget_rows, found.retain_rows) == (48, 48)
 
 
-def test_values_are_json(language, tmp_path):
+def test_values_are_json_and_come_back_from_it(language, tmp_path):
     model, koopman, edit, checks = language
-    found = ki.audit_language(model, koopman, edit, checks)
+    found = ki.audit_language(ki.patched(model, koopman, edit), checks)
     found.save(tmp_path / "language.json")
-    assert json.loads((tmp_path / "language.json").read_text()) == json.loads(json.dumps(found.as_dict()))
+    stored = json.loads((tmp_path / "language.json").read_text())
+    assert stored == {"kind": "language audit", **json.loads(json.dumps(found.as_dict()))}
+    assert ki.LanguageAudit.load(tmp_path / "language.json") == found
+    for broken, told in ((stored | {"kind": "audit"}, "does not hold"), (stored | {"rows": {"": {}}}, "lacks parts")):
+        write_json(tmp_path / "language.json", broken)
+        with pytest.raises(FileFormatError, match=told):
+            ki.LanguageAudit.load(tmp_path / "language.json")
 
 
 def test_a_model_under_relearning_learns_from_tokens(language):
     model, koopman, edit, _ = language
     x = torch.tensor([[2 + (5 * i + j) % 20 for j in range(5)] for i in range(16)])
-    rows = {label: [(x, torch.full_like(x, label))] for label in (1, 2)}
-    found = ki.audit(
-        model, koopman, edit, forget=rows[1], retain=rows[2], forget_training=rows[1], retain_training=rows[2],
-        probes=(), relearn=ki.Relearning(at=(0, 3), rate=1e-2),
-    )  # fmt: skip
+    rows = torch.cat([x, x]), torch.cat([torch.full_like(x, label) for label in (1, 2)])
+    relearn = ki.Relearning(steps=(0, 3), rate=1e-2)
+    found = ki.audit(ki.patched(model, koopman, edit), held_out=rows, training=rows, probes=(), relearn=relearn)
     curve = found.rows[-1].relearning[0]
-    assert (curve.forgotten[0], curve.retained[0]) == (found.rows[-1].forgotten, found.rows[-1].retained)
-    assert curve.forgotten[1] + curve.retained[1] > curve.forgotten[0] + curve.retained[0]
+    assert (curve.forget_accuracy[0], curve.retain_accuracy[0]) == (
+        found.rows[-1].forget_accuracy,
+        found.rows[-1].retain_accuracy,
+    )
+    assert curve.forget_accuracy[1] + curve.retain_accuracy[1] > curve.forget_accuracy[0] + curve.retain_accuracy[0]
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
@@ -218,7 +273,8 @@ def test_samples_need_a_tokenizer_and_perplexity_tokens(language):
     bare.load_state_dict(model.state_dict())
     checks = ki.LanguageChecks(samples=("a",))
     with pytest.raises(InputError, match="tokenizer"):
-        ki.audit_language(bare, koopman, edit, checks)
+        ki.audit_language(ki.patched(bare, koopman, edit), checks)
     given = ki.LanguageChecks(samples=("abc",), new_tokens=2, tokenizer=Letters())
-    assert len(ki.audit_language(bare, koopman, edit, given).rows["host"].samples[0]) >= 3
+    found = ki.audit_language(ki.patched(bare, koopman, edit), given)
+    assert len(found.rows["base model"].samples[0]) >= 3
     assert host_for(bare).model is bare

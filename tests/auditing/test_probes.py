@@ -71,7 +71,7 @@ def test_a_probe_takes_rows_of_a_narrow_dtype_and_leaves_randomness_alone():
     np.random.seed(0)
     before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
     assert probe_accuracy(states, forgotten, kernel="linear") == 1
-    assert prototype_recall(states, forgotten.long(), 1) == 1
+    assert prototype_recall(states, forgotten.long(), [1]) == 1
     assert torch.equal(torch.get_rng_state(), before)
     assert (np.random.get_state()[1] == numpys).all()
 
@@ -98,34 +98,34 @@ def clusters(classes=5, rows=60, apart=12.0, seed=0):
 @pytest.mark.parametrize("label", range(5))
 def test_prototypes_of_clusters_are_right(label):
     states, labels = clusters()
-    assert prototype_recall(states, labels, label) == 1
+    assert prototype_recall(states, labels, [label]) == 1
 
 
 def test_labels_need_not_count_from_nothing():
     states, labels = clusters()
-    assert prototype_recall(states, 7 * labels + 3, 17) == 1
+    assert prototype_recall(states, 7 * labels + 3, [17]) == 1
     # The clusters of classes 1 and 2 in one place are a coin's throw.
     states[labels == 2] = states[labels == 1]
-    assert prototype_recall(states, 7 * labels + 3, 17) == pytest.approx(0.5, abs=0.15)
+    assert prototype_recall(states, 7 * labels + 3, [17]) == pytest.approx(0.5, abs=0.15)
 
 
 def test_prototypes_of_shuffled_labels_know_nothing():
     states, labels = clusters(rows=400)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    recalls = [prototype_recall(states, labels[order], label) for label in range(5)]
+    recalls = [prototype_recall(states, labels[order], [label]) for label in range(5)]
     assert sum(recalls) / 5 == pytest.approx(1 / 5, abs=0.05)
 
 
 def test_a_class_on_top_of_the_others_is_not_recalled_more_than_by_chance():
     states, labels = clusters()
     states[labels == 3] = states[labels == 0]
-    assert prototype_recall(states, labels, 3) == pytest.approx(0.5, abs=0.15)
-    assert prototype_recall(states, labels, 4) == 1
+    assert prototype_recall(states, labels, [3]) == pytest.approx(0.5, abs=0.15)
+    assert prototype_recall(states, labels, [4]) == 1
 
 
 def test_more_shots_recall_more():
     states, labels = clusters(apart=1.5, rows=200)
-    few, many = (prototype_recall(states, labels, 0, shots=shots) for shots in (1, 100))
+    few, many = (prototype_recall(states, labels, [0], shots=shots) for shots in (1, 100))
     assert few < many - 0.05
 
 
@@ -133,7 +133,7 @@ def test_examples_are_not_judged_themselves():
     # With many coordinates every row is nearest to itself, and else to a row of any class.
     labels = torch.arange(20) % 5
     recalls = [
-        prototype_recall(noise(20, width=300, seed=seed), labels, label, shots=1)
+        prototype_recall(noise(20, width=300, seed=seed), labels, [label], shots=1)
         for label in range(5)
         for seed in range(4)
     ]
@@ -142,7 +142,7 @@ def test_examples_are_not_judged_themselves():
 
 def test_a_seed_fixes_the_prototypes():
     states, labels = clusters(apart=1.0)
-    found = [prototype_recall(states, labels, 0, seed=seed) for seed in (0, 0, 1)]
+    found = [prototype_recall(states, labels, [0], seed=seed) for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
 
 

@@ -192,8 +192,9 @@ def test_a_patched_pass_gives_what_hooks_by_hand_give(drawn: tuple[Plan, Cut]) -
 def test_a_compiled_host_is_patched_as_it_is(drawn: tuple[Plan, Cut], elsewhere: bool) -> None:
     """Compiled before it is patched; what is patched is the compiled module, or the one that it was made from."""
     plan, cut = drawn
-    whole_passes = tuple(replace(forward, entry="whole") for forward in plan.passes)
-    plan = replace(plan, passes=whole_passes, hooks=(), threads=False, gradients=False, checkpointed=False)
+    # Compiled, a model whose control flow depends on its arguments is wrong at times by itself (torch 2.13).
+    passes = tuple(replace(forward, entry="whole", drop=(), stop=None) for forward in plan.passes)
+    plan = replace(plan, passes=passes, hooks=(), threads=False, gradients=False, checkpointed=False)
     expected, _ = by_hand(plan, by_formula(plan, cut))
     whole = build(plan)
     torch.compiler.reset()

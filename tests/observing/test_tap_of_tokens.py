@@ -448,13 +448,12 @@ def test_an_audit_of_padded_tokens_is_that_of_unpadded_ones(model, form):
         inputs = [torch.tensor([one]) for one in found] if not pad else [padded(found, "left")]
         return [(x, y) for x, y in zip(inputs, labels, strict=True)]
 
-    audits = [
-        ki.audit(model, koopman, edit, forget=batches(1, pad), retain=batches(3, pad), skip=1) for pad in (False, True)
-    ]
+    patch = ki.patched(model, koopman, edit)
+    audits = [ki.audit(patch, held_out=[*batches(1, pad), *batches(3, pad)]) for pad in (False, True)]
     assert audits[0].forget_rows == audits[1].forget_rows == sum(len(one) - 1 for one in groups[1])
     assert audits[0].retain_rows == audits[1].retain_rows == sum(len(one) - 1 for one in groups[3])
     for ours, theirs in zip(*(audit.rows for audit in audits), strict=True):
-        assert ours.forgotten == pytest.approx(theirs.forgotten, abs=0.01)
+        assert ours.forget_accuracy == pytest.approx(theirs.forget_accuracy, abs=0.01)
         assert ours.kl == pytest.approx(theirs.kl, rel=1e-2, abs=1e-6)
         assert ours.linear_probe == pytest.approx(theirs.linear_probe, abs=0.05)
 
@@ -475,10 +474,8 @@ def test_an_audit_of_one_row_of_logits_an_input_probes_the_mean_of_its_tokens():
     koopman = ki.fit(data, ki.FitConfig(observables=24), method="least_squares")
     edit = ki.erase_class(koopman, label=1)
 
-    def part(chosen):
-        return {"input_ids": ids[chosen], "attention_mask": mask[chosen]}, labels[chosen]
-
-    found = ki.audit(model, koopman, edit, forget=part(labels == 1), retain=part(labels != 1))
+    rows = {"input_ids": ids, "attention_mask": mask}
+    found = ki.audit(ki.patched(model, koopman, edit), held_out=(rows, labels))
     assert (found.forget_rows, found.retain_rows) == (30, 60)
     faith = ki.fidelity(model, koopman, held_out=[{"input_ids": ids, "attention_mask": mask}], labels=labels)
     with torch.no_grad():

@@ -12,15 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
+import koopman_interp as ki
 from koopman_interp import plotting
 from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import DepthFidelity, Fidelity, OutputFidelity, SpanFidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
-from koopman_interp.auditing.findings import Audit
-from koopman_interp.auditing.probe_scores import Reading
+from koopman_interp.auditing.probe_scores import ProbeScores
 from koopman_interp.auditing.relearning import Relearning, RelearningCurve
+from koopman_interp.auditing.result import Audit
 from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.errors import InputError
 from koopman_interp.plotting import plot_trajectories
@@ -105,28 +106,30 @@ LENSES = LensComparison(
     ),
 )
 AUDIT = Audit(
-    label=4,
+    labels=(4,),
     edit="erase class 4",
     rows=(
-        AuditRow("host", 0.98, 0.97, 0.0, 0.99, 0.995, 0.95),
+        AuditRow("base model", 0.98, 0.97, 0.0, 0.99, 0.995, 0.95),
         AuditRow("logit mask", 0.0, 0.975, 0.01, 0.99, 0.995, 0.95),
         AuditRow("edit (delta)", 0.01, 0.965, 0.02, 0.71, 0.93, 0.4),
     ),
     forget_rows=60,
     retain_rows=140,
 )
-HISTORY = [
-    {"step": 0, "loss": 3.0, "unexplained": 0.9, "stress": 0.1},
-    {"step": 20, "loss": 1.0, "unexplained": 0.2, "stress": 0.05},
-    {"step": 40, "loss": 2.0, "unexplained": 0.3, "stress": 0.0},
-]
+RECORD = ki.FitRecord(
+    (
+        {"step": 0, "loss": 3.0, "fvu": 0.9, "stress": 0.1},
+        {"step": 20, "loss": 1.0, "fvu": 0.2, "stress": 0.05},
+        {"step": 40, "loss": 2.0, "fvu": 0.3, "stress": 0.0},
+    )
+)
 SINGLE = {
     "spectrum": lambda ax=None: plotting.plot_spectrum(SPECTRUM, ax=ax),
     "betti-0": lambda ax=None: plotting.plot_topology(TOPOLOGY, 0, ax=ax),
     "betti-1": lambda ax=None: plotting.plot_topology(TOPOLOGY, 1, ax=ax),
     "fidelity": lambda ax=None: plotting.plot_fidelity(FIDELITY, ax=ax),
     "output": lambda ax=None: plotting.plot_output_fidelity(FIDELITY, ax=ax),
-    "fit": lambda ax=None: plotting.plot_fit(HISTORY, ax=ax),
+    "fit": lambda ax=None: plotting.plot_fit(RECORD, ax=ax),
     "spans": lambda ax=None: plotting.plot_span_fidelity(SPANS, ax=ax),
     "lens": lambda ax=None: plotting.plot_lens(READING, ax=ax),
     "lenses": lambda ax=None: plotting.plot_lens_comparison(LENSES, ax=ax),
@@ -159,7 +162,7 @@ def test_nothing_global_changes(trajectories, tmp_path):
         draw()
     plot_trajectories(trajectories)
     plotting.plot_audit(AUDIT)
-    plotting.save_figure(plotting.plot_fit(HISTORY), tmp_path, "fit")
+    plotting.save_figure(plotting.plot_fit(RECORD), tmp_path, "fit")
     assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == open_before
 
@@ -269,17 +272,21 @@ def test_output_fidelity_shows_agreement_and_accuracy_where_there_is_one():
 
 
 def test_a_fit_marks_the_weights_it_kept():
-    ax = plotting.plot_fit(HISTORY)
+    ax = plotting.plot_fit(RECORD)
     assert lines(ax, ["FVU"])[0].get_ydata().tolist() == [0.9, 0.2, 0.3]
     kept = next(text for text in ax.texts if text.get_text() == "kept")
     assert kept.get_position()[0] == 20
+    of_record = RECORD.plot()
+    assert [line.get_ydata().tolist() for line in of_record.lines[:2]] == [
+        line.get_ydata().tolist() for line in ax.lines[:2]
+    ]
 
 
 def test_a_least_squares_fit_is_one_dot_each():
-    ax = plotting.plot_fit([{"unexplained": 0.1, "stress": 0.02}])
+    ax = plotting.plot_fit(ki.FitRecord(({"fvu": 0.1, "stress": 0.02},)))
     assert [len(line.get_xdata()) for line in ax.lines] == [1, 1]
-    with pytest.raises(InputError, match="no history"):
-        plotting.plot_fit([])
+    with pytest.raises(InputError, match="of no fit"):
+        plotting.plot_fit(ki.FitRecord())
 
 
 def test_trajectories_show_every_class_at_every_depth_with_its_own_mark(trajectories):
@@ -325,7 +332,7 @@ def test_trajectories_draw_on_the_axes_given(trajectories):
         plot_trajectories(trajectories, Figure().subplots(3, 3))
 
 
-def test_an_audit_shows_every_way_under_every_measure_with_chance_for_the_probes():
+def test_an_audit_shows_every_method_under_every_measure_with_chance_for_the_probes():
     axes = plotting.plot_audit(AUDIT)
     expected = [
         [98.0, 0.0, 1.0],
@@ -337,9 +344,9 @@ def test_an_audit_shows_every_way_under_every_measure_with_chance_for_the_probes
     for ax, values in zip(axes, expected, strict=True):
         *_, others, edit = ax.lines
         assert [*others.get_xdata(), *edit.get_xdata()] == pytest.approx(values)
-        assert [text for text in words(ax) if text.strip() != "chance"] == [f"{value:.1f}" for value in values]
-    assert ["chance" in " ".join(words(ax)) for ax in axes] == [False, False, True, True, False]
-    assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["host", "logit mask", "edit (delta)"]
+        assert [text for text in words(ax) if text.strip() != "at chance"] == [f"{value:.1f}" for value in values]
+    assert ["at chance" in " ".join(words(ax)) for ax in axes] == [False, False, True, True, False]
+    assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["base model", "logit mask", "edit (delta)"]
     top, bottom = (axes[0].transData.transform((0, row))[1] for row in (0, 2))
     assert top > bottom
 
@@ -355,25 +362,25 @@ def test_an_audit_draws_on_one_axes_a_measure():
 
 def test_intervals_are_drawn_where_there_are_some():
     ends = (0.02, 0.13)
-    rows = (*AUDIT.rows[:-1], replace(AUDIT.rows[-1], intervals={"forgotten": ends}))
+    rows = (*AUDIT.rows[:-1], replace(AUDIT.rows[-1], intervals={"forget_accuracy": ends}))
     axes = plotting.plot_audit(replace(AUDIT, rows=rows))
     drawn = [[segment[:, 0].tolist() for one in ax.collections[1:] for segment in one.get_segments()] for ax in axes]
     assert drawn == [[[100 * ends[0], 100 * ends[1]]], [], [], [], []]
 
 
 def measured_all_the_way(name, at_depths, curves=()):
-    readings = tuple(
-        Reading(site, {"linear": share, "rbf": share - 0.1}, {10: 0.5}, {})
+    scores = tuple(
+        ProbeScores(site, {"linear": share, "rbf": share - 0.1}, {10: 0.5}, {})
         for site, share in zip("abc", at_depths, strict=True)
     )
-    return AuditRow(name, 0.9, 0.95, 0.0, at_depths[-1], None, 0.5, depths=readings, relearning=curves)
+    return AuditRow(name, 0.9, 0.95, 0.0, at_depths[-1], None, 0.5, depths=scores, relearning=curves)
 
 
 THROUGH = Audit(
-    4,
+    (4,),
     "erase class 4",
     (
-        measured_all_the_way("host", (0.7, 0.8, 0.9)),
+        measured_all_the_way("base model", (0.7, 0.8, 0.9)),
         measured_all_the_way("logit mask", (0.7, 0.8, 0.9)),
         measured_all_the_way(
             "edit (delta)",
@@ -386,7 +393,7 @@ THROUGH = Audit(
     ),
     60,
     140,
-    relearn=Relearning(at=(0, 1, 5)),
+    relearn=Relearning(steps=(0, 1, 5)),
 )
 
 
@@ -396,7 +403,7 @@ def test_forgetting_by_depth_is_drawn_for_each_probe_and_the_prototype():
     hosts, edits = ([70, 80, 90], [60, 70, 80], [50] * 3), ([70, 80, 60], [60, 70, 50], [50] * 3)
     for ax, host, edit in zip(axes, hosts, edits, strict=True):
         lines = {line.get_label(): line.get_ydata() for line in ax.lines if len(line.get_xdata()) == 3}
-        assert lines == {"host": pytest.approx(host), "edit (delta)": pytest.approx(edit)}
+        assert lines == {"base model": pytest.approx(host), "edit (delta)": pytest.approx(edit)}
         assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b", "c"]
     looks = {(line.get_marker(), line.get_markerfacecolor()) for line in axes[0].lines if len(line.get_xdata()) == 3}
     assert len(looks) == 2
@@ -421,8 +428,8 @@ def test_relearning_shows_what_comes_back_and_what_it_costs():
 
 
 def test_saved_figures_are_the_same_bytes_each_time_and_carry_no_date(tmp_path):
-    first = plotting.save_figure(plotting.plot_fit(HISTORY), tmp_path / "a", "fit")
-    second = plotting.save_figure(plotting.plot_fit(HISTORY).figure, tmp_path / "b", "fit")
+    first = plotting.save_figure(plotting.plot_fit(RECORD), tmp_path / "a", "fit")
+    second = plotting.save_figure(plotting.plot_fit(RECORD).figure, tmp_path / "b", "fit")
     assert [path.name for path in first] == ["fit.png", "fit.svg"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert first[0].read_bytes().startswith(b"\x89PNG")

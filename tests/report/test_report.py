@@ -14,11 +14,11 @@ import torch
 import koopman_interp as ki
 from koopman_interp.analysis.spectra.eigen import PRINTED
 from koopman_interp.analysis.substitutes.fidelity import DepthFidelity, Fidelity, OutputFidelity
-from koopman_interp.auditing.findings import Audit
-from koopman_interp.auditing.language import LanguageReading
+from koopman_interp.auditing.language import LanguageScores
 from koopman_interp.auditing.membership import Membership
-from koopman_interp.auditing.probe_scores import Reading
+from koopman_interp.auditing.probe_scores import ProbeScores
 from koopman_interp.auditing.relearning import Relearning, RelearningCurve
+from koopman_interp.auditing.result import Audit
 from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.errors import FileFormatError
 from koopman_interp.files import read_json, write_json
@@ -37,24 +37,24 @@ def run(tmp_path_factory, surrogate, trajectories):
     end = DepthFidelity(EVIL, {"surrogate": 0.0789, **FREE}, float("nan"), (0.9, 1.0, 1.1))
     outputs = (OutputFidelity("base model", None, 1.0, 0.0), OutputFidelity("surrogate", None, 0.9123, 0.0712))
     rows = (
-        AuditRow("host", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567),
+        AuditRow("base model", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567),
         AuditRow(EVIL, 0.0, 0.9756, 0.0111, 0.9978, 0.9989, 0.9501),
         AuditRow("edit (delta)", 0.0123, 0.9645, float("inf"), 0.7167, 0.9389, 0.4012),
     )
     everything = (
         AuditRow(
-            "host", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567, 0.9911, 0.5012, 0.8123, 0.0012, 1.5, 0.9698, 0.0,
+            "base model", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567, 0.9911, 0.5012, 0.8123, 0.0012, 1.5, 0.9698, 0.0,
             0.9999, 0.9888, Membership(0.5612, 0.0412, 0.5213, float("nan")),
-            tuple(Reading(site, {"linear": 0.8111}, {10: 0.5}, {"linear": (0.7, 0.9)}) for site in ("a", EVIL)),
-            intervals={"forgotten": (0.9111, 0.9921)},
+            tuple(ProbeScores(site, {"linear": 0.8111}, {10: 0.5}, {"linear": (0.7, 0.9)}) for site in ("a", EVIL)),
+            intervals={"forget_accuracy": (0.9111, 0.9921)},
         ),
         AuditRow(
             EVIL, 0.0123, 0.9645, 0.0345, 0.7167, 0.9389, 0.4012, 0.8222, 0.1111, 0.2222, 0.0333, 0.7, 0.4321, 0.0876,
             0.0062, 0.9876, Membership(0.4321, 0.0423, 0.4987, 0.0401),
-            tuple(Reading(site, {"linear": 0.7222}, {10: 0.4}, {"linear": (0.6, 0.8)}) for site in ("a", EVIL)),
+            tuple(ProbeScores(site, {"linear": 0.7222}, {10: 0.4}, {"linear": (0.6, 0.8)}) for site in ("a", EVIL)),
             (RelearningCurve("K alone", (0, 2), (0.0123, 0.6612), (0.9645, 0.9345)),),
-            LanguageReading(0.9, 0.8, None, 3.4567, (EVIL,), {}),
-            {"forgotten": (0.0021, 0.0553)},
+            LanguageScores(0.9, 0.8, None, 3.4567, (EVIL,), {}),
+            {"forget_accuracy": (0.0021, 0.0553)},
         ),
     )  # fmt: skip
     edit = ki.erase_class(surrogate, label=2, held_out=trajectories)
@@ -66,8 +66,8 @@ def run(tmp_path_factory, surrogate, trajectories):
         "fidelity": Fidelity((start, end), outputs, 1234),
         "edit": replace(edit, description=EVIL),
         "audits": [
-            Audit(2, EVIL, rows, 4321, 9876),
-            Audit(3, EVIL, everything, 4322, 9877, 11, 12, Relearning(at=(0, 2)), (EVIL,)),
+            Audit((2,), EVIL, rows, 4321, 9876),
+            Audit((3,), EVIL, everything, 4322, 9877, 11, 12, Relearning(steps=(0, 2)), (EVIL,)),
         ],
     }
     folder = tmp_path_factory.mktemp("run")
@@ -147,12 +147,12 @@ def test_the_numbers_are_those_of_the_values_and_are_finite(run):
     assert found["spectrum"]["residuals"] == pytest.approx(values["spectrum"].residuals.tolist(), rel=1e-12)
     assert found["topologies"][EVIL] == values["topologies"][EVIL].as_dict()
     assert found["fidelity"]["rows"] == 1234
-    assert found["surrogate"]["history"] == list(values["koopman"].config.history)
+    assert found["surrogate"]["history"] == list(values["koopman"].record.history)
 
 
 def shown(page, audit, name):
     """The cells of a row in the tables of an audit, from the output's to that of the last states."""
-    counts = f"At the output. {audit['forget_rows']:,} held-out rows"
+    counts = f"At the output, % (KL in nats; 95 % intervals). {audit['forget_rows']:,} held-out rows"
     tables = page.split("<caption>")
     first = next(index for index, part in enumerate(tables) if part.startswith(counts))
     last = next(index for index in range(first, len(tables)) if tables[index].startswith("What the last states"))
@@ -170,32 +170,32 @@ def test_the_page_shows_every_number_of_the_audit(run, page):
     for row in audit["rows"]:
         output, states = shown(page, audit, row["name"])
         kl = "–" if row["kl"] is None else f"{row['kl']:.4f}"
-        assert output == [f"{100 * row['forgotten']:.1f}", f"{100 * row['retained']:.1f}", kl]
+        assert output == [f"{100 * row['forget_accuracy']:.2f}", f"{100 * row['retain_accuracy']:.2f}", kl]
         assert states == [f"{100 * row[name]:.1f}" for name in ("linear_probe", "rbf_probe", "prototype")]
-    assert "Reversible suppression: a probe still finds the class at 93.9 %" in page
+    assert "Reversible suppression: a probe still finds class 2 at 93.9 %" in page
 
 
 def test_the_page_shows_what_else_was_measured(run, page):
     audit = read_json(run[0] / "metrics.json")["audits"][1]
     output, training, states = shown(page, audit, EVIL)
-    assert output == ["1.2", "0.2 … 5.5", "96.5", "0.0345", "3.3", "43.2"]
-    assert training == ["0.6", "98.8", "43.2 ± 4.2", "49.9 ± 4.0"]
+    assert output == ["1.23", "0.2 … 5.5", "96.45", "0.0345", "3.3", "43.2"]
+    assert training == ["0.62", "98.76", "43.2 ± 4.2", "49.9 ± 4.0"]
     assert states == ["71.7", "93.9", "82.2", "11.1", "22.2", "40.1", "8.8"]
-    assert shown(page, audit, "host")[1][-1] == "52.1 ± –"
+    assert shown(page, audit, "base model")[1][-1] == "52.1 ± –"
     assert "<td>1 / 96</td><td>66 / 93</td>" in page
     assert "<td>72.2 / 40.0</td><td>72.2 / 40.0</td>" in page
-    assert "<td>90.0</td><td>80.0</td><td>–</td><td>3.457</td>" in page
+    assert "<td>90.0</td><td>80.0</td><td>3.457</td>" in page
     for name in ("audit-1-depths", "audit-1-relearning"):
         assert f'aria-label="Figure: {name}"' in page
 
 
 def test_only_the_edit_is_highlighted_in_the_audit(page):
     marked = re.findall(r'<tr class="marked"><th scope="row">(.*?)</th>', page)
-    assert marked == [*["edit (delta)"] * 2, *[escape(EVIL)] * 4, "surrogate"]
+    assert marked == [*["edit (delta)"] * 2, *[escape(EVIL)] * 5, "surrogate"]
 
 
 def test_the_page_shows_fidelity_beside_what_is_free(page):
-    for number in ("0.0123", "0.0789", "1.5321", "1.0001", "0.3456", "91.2", "0.0712"):
+    for number in ("0.0123", "0.0789", "1.5321", "1.0001", "0.3456", "91.23", "0.0712"):
         assert f">{number}</td>" in page
 
 
@@ -300,21 +300,26 @@ def test_the_page_shows_spans_a_lens_and_an_edit_at_several_sites(longer):
     folder, values = longer
     page = (folder / "report.html").read_text(encoding="utf-8")
     faith, lens, edits = values["fidelity"], values["lens"], values["edit"]
-    _, *rows = cells(page, "At the host&#x27;s output, with each predictor in place of a shorter span")
+    for result in (faith, lens):
+        for table in result.tables():
+            header, *rows = cells(page, escape(table.caption))
+            assert header == [escape(column.name) for column in table.columns]
+            assert rows == [
+                [escape(cell) for cell in row] for row in zip(*(c.cells() for c in table.columns), strict=True)
+            ]
+    _, *rows = cells(page, "KL to the model, nats, with each substitute for a span")
     assert len(rows) == len(faith.spans)
-    for row, one in zip(rows, faith.spans, strict=True):
-        assert row[0] == f"{one.source} → {one.target}"
-        assert row[1:] == [f"{way.kl:,.4f} / {100 * way.agreement:.1f}" for way in one.outputs[1:]]
-    header, kl, agreement = cells(page, "Mean over all samples")
-    assert header == ["from", *lens.sites]
-    assert kl[1:] == [f"{value:.3f}" for value in lens.kl.double().mean(1).tolist()]
-    agreeing = (lens.top[:, :, 0] == lens.top[-1, :, 0]).double().mean(1)
-    assert agreement[1:] == [f"{100 * value:.1f}" for value in agreeing.tolist()]
-    _, *samples = cells(page, "The likeliest output and its probability, first 24")
-    assert len(samples) == 24
+    for row, span in zip(rows, faith.spans, strict=True):
+        assert row[0] == f"{span.source} → {span.target}"
+        assert row[1:] == [f"{output.kl:,.3f}" for output in span.outputs[1:]]
+    _, *depths = cells(page, "Mean over")
+    agreeing = (lens.top[:, :, 0] == lens.top[-1, :, 0]).double().mean(1).tolist()
+    for row, site, kl, share in zip(depths, lens.sites, lens.kl.double().mean(1).tolist(), agreeing, strict=True):
+        assert row == [site, f"{kl:.3f}", f"{100 * share:.1f}"]
+    _, *samples = cells(page, "Likeliest output and its probability")
     for number, row in enumerate(samples):
-        said = [f"{lens.said(d, number)} {lens.probability[d, number, 0]:.2f}" for d in range(len(lens.sites))]
-        assert row == [lens.inputs[number], *map(escape, said)]
+        outputs = [f"{lens.said(d, number)} {lens.probability[d, number, 0]:.2f}" for d in range(len(lens.sites))]
+        assert row == [lens.inputs[number], *map(escape, outputs)]
     header, *rows = cells(page, "What can be said of the edit")
     assert [row[0] for row in rows] == [edit.site for edit in edits]
     drifts = [f"{100 * edit.certificate.retained_drift:.2f}" for edit in edits]

@@ -30,7 +30,6 @@ def config(**changes):
         "rank": None,
         "classes": (1, 4),
         "host": HOST,
-        "history": ({"loss": 0.1, "step": 3},),
     }
     return ki.SurrogateConfig(**(settings | changes))
 

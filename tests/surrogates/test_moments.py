@@ -50,6 +50,12 @@ def test_chunks_give_what_numpy_gives_on_all_rows(sizes, shift):
         np.testing.assert_allclose(moments.covariance[depth].numpy(), expected, rtol=1e-7, atol=1e-9)
 
 
+def test_a_chunk_without_rows_adds_nothing():
+    z, labels = data()
+    whole, with_empty_ones = gathered(z, labels, (150, 50)), gathered(z, labels, (0, 150, 0, 50, 0))
+    assert all(torch.equal(tensor, with_empty_ones.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
 def test_without_labels_all_rows_are_one_group():
     z, _ = data()
     moments = gathered(z, None, (120, 80), classes=())

@@ -24,6 +24,7 @@ from koopman_interp.errors import InputError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -43,10 +44,10 @@ def describe_modes(
     trajectories: Trajectories,
     *,
     model: nn.Module | Host | None = None,
-    batches: Any = None,
+    batches: object = None,
     modes: Sequence[int] | int = 5,
     site: str | int = -1,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer = None,
     names: Sequence[str] | None = None,
     examples: int = 4,
     batch_size: int = BATCH_SIZE,
@@ -159,7 +160,7 @@ def _along(phi: Complex[ndarray, " sample"], axis: complex) -> tuple[Float[ndarr
 
 
 def _examples(
-    along: Float[ndarray, " sample"], trajectories: Trajectories, tokenizer: Any, most: int, sign: int = 1
+    along: Float[ndarray, " sample"], trajectories: Trajectories, tokenizer: Tokenizer, most: int, sign: int = 1
 ) -> tuple[Example, ...]:
     rows = np.argsort(-along, kind="stable")[:most].tolist()
     return tuple(
@@ -167,7 +168,7 @@ def _examples(
     )
 
 
-def _text(row: int, trajectories: Trajectories, tokenizer: Any) -> str:
+def _text(row: int, trajectories: Trajectories, tokenizer: Tokenizer) -> str:
     """Return a sample's token in its text, or its class."""
     if tokenizer is not None and trajectories.tokens is not None:
         return trajectories.text(row, tokenizer, around=8).replace("\n", " ")
@@ -175,7 +176,7 @@ def _text(row: int, trajectories: Trajectories, tokenizer: Any) -> str:
 
 
 def _tokens(
-    along: Float[ndarray, " sample"], trajectories: Trajectories, tokenizer: Any, most: int
+    along: Float[ndarray, " sample"], trajectories: Trajectories, tokenizer: Tokenizer, most: int
 ) -> tuple[tuple[str, float, int], ...]:
     """Tokens whose root mean square amplitude is largest, among those that occur a few times."""
     if trajectories.tokens is None:
@@ -190,14 +191,14 @@ def _tokens(
     )
 
 
-def _name(index: int, tokenizer: Any, names: Sequence[str] | None) -> str:
+def _name(index: int, tokenizer: Tokenizer, names: Sequence[str] | None) -> str:
     if names is not None:
         return names[index]
     return str(index) if tokenizer is None else str(tokenizer.convert_ids_to_tokens(index))
 
 
 def _outputs(
-    change: Float[ndarray, " output"], sign: int, most: int, tokenizer: Any, names: Sequence[str] | None
+    change: Float[ndarray, " output"], sign: int, most: int, tokenizer: Tokenizer, names: Sequence[str] | None
 ) -> tuple[tuple[str, float], ...]:
     order = np.argsort(-sign * change, kind="stable")[:most]
     changed = [output for output in order.tolist() if sign * change[output] > 0]

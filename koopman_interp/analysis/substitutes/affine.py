@@ -54,6 +54,11 @@ class AffineMap:
         """Return this map followed by another, as one."""
         return AffineMap(self.centre, self.weight @ other.weight, other(self.bias))
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> AffineMap:
+        """Return a copy on a device and in a dtype, without a gradient."""
+        parts = (self.centre, self.weight, self.bias)
+        return AffineMap(*(part.detach().to(device, dtype, copy=True) for part in parts))
+
     @property
     def parameters(self) -> int:
         """Fitted numbers: weight and bias."""

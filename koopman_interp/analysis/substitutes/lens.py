@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from koopman_interp.analysis.substitutes.lenses import KoopmanLens, Lens
 from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
 from koopman_interp.observing.own_pass import OwnPass
@@ -116,7 +117,7 @@ class LensReading(Result):
         inputs = tuple(self.inputs[row] for row in rows.tolist())
         return replace(self, sequence=self.sequence[rows], position=self.position[rows], inputs=inputs, **picked)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """Return plain values for JSON."""
         tensors = (*_BY_DEPTH, "sequence", "position")
         return {name: getattr(self, name) for name in ("lens", "sites", "inputs", "names")} | {
@@ -124,7 +125,7 @@ class LensReading(Result):
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LensReading:
+    def from_dict(cls, values: Mapping[str, Json]) -> LensReading:
         """Rebuild from what `as_dict` and JSON made of it."""
         whole = {name: torch.tensor(values[name], dtype=torch.long) for name in ("top", "sequence", "position")}
         shares = {name: torch.tensor(values[name], dtype=torch.float32) for name in ("probability", "kl", "own")}
@@ -268,7 +269,7 @@ def _naming(names: Any, host: Host) -> tuple[Naming, Naming]:
     return of_tokens, of_tokens
 
 
-def _naming_tokens(tokenizer: Any) -> Naming:
+def _naming_tokens(tokenizer: Tokenizer) -> Naming:
     if hasattr(tokenizer, "convert_ids_to_tokens"):
         # Byte-level vocabularies write a leading space as Ġ, others as ▁.
         return lambda number: str(tokenizer.convert_ids_to_tokens(number)).replace("Ġ", "▁")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -76,7 +75,7 @@ def compare_lenses(
     model: nn.Module | Host,
     koopman: KoopmanAutoencoder,
     *,
-    held_out: Any,
+    held_out: object,
     fitted: Trajectories,
     others: Sequence[Lens] = (),
     next_token: bool = False,
@@ -89,7 +88,7 @@ def compare_lenses(
         koopman: the surrogate. Leading positions that it was not fitted on are left out, and keep the model's states.
         held_out: inputs that it was not fitted on, as in `Tap.observe`.
         fitted: trajectories that it was fitted on, for the affine lens, by least squares.
-        others: lenses to judge beside these: one that was trained, another surrogate's; each by a name of its own.
+        others: lenses to judge beside these: one by `tune_lens`, another surrogate's; each by a name of its own.
         next_token: for language models, give the share of cross-entropy recovered too.
         batch_size: of inputs that are to be cut.
 

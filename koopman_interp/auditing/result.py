@@ -1,0 +1,127 @@
+"""What an audit found, as a value: one row a method of forgetting, printable, and kept as JSON.
+
+Computes nothing but what a table shows. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from koopman_interp.auditing.language import language_samples
+from koopman_interp.auditing.relearning import Relearning
+from koopman_interp.auditing.rows import AuditRow
+from koopman_interp.auditing.summary import audit_tables
+from koopman_interp.auditing.verdict import verdict
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import Json, jsonable, read_json, write_json
+from koopman_interp.labels import classes_named
+from koopman_interp.results import Result
+from koopman_interp.tables import Table, percent
+
+KIND = "audit"
+
+
+@dataclass(frozen=True, repr=False)
+class Audit(Result):
+    """What `audit` found: one row a method of forgetting.
+
+    Attributes:
+        labels: the classes to forget.
+        edit: description of the edit.
+        rows: the methods, the base model first and the edit last.
+        forget_rows: held-out rows of the classes to forget.
+        retain_rows: held-out rows of the others.
+        forget_training_rows: training rows of the classes to forget; 0 if none were given.
+        retain_training_rows: training rows of the others.
+        relearn: how relearning was tried, if it was.
+        left_out: what was left out, and why, in sentences.
+    """
+
+    labels: tuple[int, ...]
+    edit: str
+    rows: tuple[AuditRow, ...]
+    forget_rows: int
+    retain_rows: int
+    forget_training_rows: int = 0
+    retain_training_rows: int = 0
+    relearn: Relearning | None = None
+    left_out: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> AuditRow:
+        """Return the row of a name.
+
+        Raises:
+            InputError: there is no such row.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise InputError(f"There is no row {name!r}; there are {', '.join(row.name for row in self.rows)}.")
+
+    def __repr__(self) -> str:
+        ours = self.rows[-1]
+        accuracies = f"{percent(ours.forget_accuracy)} % ↓, retain accuracy {percent(ours.retain_accuracy)} % ↑"
+        probe = "" if ours.best_probe is None else f"; a probe still finds it at {percent(ours.best_probe, 1)} %"
+        return f"Audit({self.edit}: forget accuracy of {self.classes} {accuracies}{probe})"
+
+    @property
+    def classes(self) -> str:
+        """The classes to forget, in words."""
+        return classes_named(self.labels)
+
+    @property
+    def verdict(self) -> str:
+        """What is suppressed and what is still there, in words."""
+        return verdict(self.classes, self.rows)
+
+    def tables(self) -> Sequence[Table]:
+        """Return what was measured as tables, that of the output first."""
+        return audit_tables(
+            self.rows,
+            f"{self.forget_rows:,} held-out rows of {self.classes}, {self.retain_rows:,} of the others",
+            f"{self.forget_training_rows:,} of {self.classes}, {self.retain_training_rows:,} of the others",
+        )
+
+    def notes(self) -> Sequence[str]:
+        """Return samples, how relearning was tried, what was left out, and what it all comes to."""
+        samples = language_samples({row.name: row.language for row in self.rows if row.language is not None})
+        relearning = [] if self.relearn is None else [f"Relearning: {self.relearn}."]
+        return [*samples, *relearning, *self.left_out, self.verdict]
+
+    def as_dict(self) -> dict[str, Json]:
+        """Return plain values for JSON, the verdict among them."""
+        return {**asdict(self), "verdict": self.verdict}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Json]) -> Audit:
+        """Rebuild from the plain values of JSON; what is missing or too much raises KeyError or TypeError."""
+        parts = {name: value for name, value in values.items() if name not in ("kind", "verdict")}
+        parts["labels"], parts["left_out"] = tuple(parts["labels"]), tuple(parts["left_out"])
+        parts["rows"] = tuple(map(AuditRow.from_dict, parts["rows"]))
+        if (settings := parts["relearn"]) is not None:
+            parts["relearn"] = Relearning(**{**settings, "steps": tuple(settings["steps"])})
+        return cls(**parts)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON; a figure that is not finite becomes null."""
+        write_json(path, jsonable({"kind": KIND, **self.as_dict()}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Audit:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileFormatError: it is not JSON, not an audit, or incomplete.
+        """
+        values = read_json(path)
+        if not isinstance(values, dict) or values.get("kind") != KIND:
+            raise FileFormatError(f"{path} does not hold an audit.")
+        try:
+            return cls.from_dict(values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(
+                f"{path} lacks parts of an audit ({error}). Write it again from its source."
+            ) from error

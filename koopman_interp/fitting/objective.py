@@ -1,0 +1,144 @@
+"""The objective of a fit: the four losses over pairs of depths, on a batch and on held-out rows.
+
+Holds the normalised trajectories. Knows nothing of how the loss is lowered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from koopman_interp.fitting.config import FitConfig
+from koopman_interp.fitting.descent import Epochs
+from koopman_interp.fitting.losses import (
+    all_pairs_isometry,
+    chord_isometry,
+    linearity,
+    matching_isometry,
+    prediction,
+    reconstruction,
+)
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.surrogates.operators import Propagator
+
+States = Float[Tensor, "depth sample width"]
+
+_HELD_OUT_ROWS = 2048
+_DRAWN_ROWS = 0.5
+"""Part of a batch on which the drawn pair of depths is fitted: it is there to keep the depths between in line."""
+
+
+class FitObjective:
+    """The losses of a surrogate on trajectories.
+
+    Args:
+        surrogate: what is fitted, on the device of the states.
+        config: weights of the losses, pairs of depths, batches.
+        train: normalised states to fit on.
+        held_out: normalised states to judge by; the first 2,048 are.
+    """
+
+    def __init__(
+        self,
+        surrogate: KoopmanAutoencoder,
+        config: FitConfig,
+        train: States,
+        held_out: Float[Tensor, "depth held_out width"],
+    ) -> None:
+        ends = [0, len(train) - 1]
+        endpoints = config.pairs == "endpoints"
+        times = surrogate.config.times
+        self.surrogate = surrogate
+        self._config = config
+        self._train = train[ends] if endpoints else train
+        self._held_out = held_out[ends, :_HELD_OUT_ROWS] if endpoints else held_out[:, :_HELD_OUT_ROWS]
+        self._times = (times[0], times[-1]) if endpoints else times
+        self._sampled = config.pairs == "sampled" and len(self._train) > 2
+        self._epochs = Epochs(train.shape[1], config.batch_size, config.seed, train.device)
+
+    def __call__(self, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
+        """Weigh the losses on the batch of a step: of all pairs of depths, or of the whole span and one drawn pair."""
+        batch, times = self._train[:, self._epochs(step)], self._times
+        if not self._sampled:
+            return self.weighed(batch, times, generator)
+        others = [pair for pair in combinations(range(len(batch)), 2) if pair != (0, len(batch) - 1)]
+        i, j = others[int(torch.randint(len(others), (1,), generator=generator))]
+        few = batch[[i, j], : max(2, round(_DRAWN_ROWS * batch.shape[1]))]
+        whole = self.weighed(batch[[0, -1]], (times[0], times[-1]), generator)
+        return whole + self._config.drawn * self.weighed(few, (times[i], times[j]), generator)
+
+    def judged(self, generator: torch.Generator) -> dict[str, float]:
+        """Return the weighed losses of all pairs on held-out rows as `loss`, and the figures to watch a fit by."""
+        loss = float(self.weighed(self._held_out, self._times, generator))
+        return held_out_figures(self.surrogate, self._held_out, self._times) | {"loss": loss}
+
+    def weighed(self, states: States, times: Sequence[float], generator: torch.Generator) -> Float[Tensor, ""]:
+        """Weigh the four losses on trajectories, over all pairs of their depths.
+
+        Args:
+            states: of the trajectories.
+            times: of their depths.
+            generator: of the matching.
+
+        Returns:
+            The weighted sum.
+        """
+        config, surrogate = self._config, self.surrogate
+        pairs = list(combinations(range(len(states)), 2))
+        z = surrogate.encoder(states)
+        # Every prediction trains the decoder as well, so that half of the rows are enough for what it undoes.
+        some = slice(0, (states.shape[1] + 1) // 2)
+        total = config.reconstruction * reconstruction(surrogate.decoder(z[:, some]), states[:, some])
+        advanced = torch.stack(self._advanced(z, times, pairs))
+        arriving = [later for _, later in pairs]
+        z_target, x_target = z[arriving], states[arriving]
+        total = total + config.linearity * linearity(advanced, z_target)
+        total = total + config.prediction * prediction(surrogate.decoder(advanced), x_target)
+        weight = 1 / states.shape[-1] if config.isometry_weight is None else config.isometry_weight
+        if weight == 0:
+            return total
+        match config.isometry:
+            case "matching":
+                isometry = matching_isometry(z, states, generator)
+            case "all_pairs":
+                isometry = all_pairs_isometry(z, states)
+            case _:
+                isometry = chord_isometry(surrogate.encoder, states, generator)
+        return total + weight * isometry
+
+    def _advanced(self, z: Tensor, times: Sequence[float], pairs: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Advance the observables of each pair's earlier depth to its later one.
+
+        A rollout that passes through a depth on its way to a later one is continued, not begun anew.
+        """
+        propagators: dict[float, Propagator] = {}
+        reached = {(depth, depth): z[depth] for depth in range(len(z))}
+        for i, j in pairs:
+            nearest = max(k for (start, k) in reached if start == i and k <= j)
+            gap = times[j] - times[nearest]
+            if gap not in propagators:
+                propagators[gap] = self.surrogate.operator.propagator(gap)
+            if nearest < j:
+                reached[i, j] = propagators[gap](reached[i, nearest])
+        return [reached[pair] for pair in pairs]
+
+
+def held_out_figures(surrogate: KoopmanAutoencoder, states: States, times: Sequence[float]) -> dict[str, float]:
+    """Two figures to watch a fit by.
+
+    `fvu` is the fraction of variance of the last depth that the prediction from the first leaves unexplained;
+    `stress` is `Σ(‖z_i−z_j‖ − ‖x_i−x_j‖)² / Σ‖x_i−x_j‖²` over a matching of the rows.
+    """
+    z = surrogate.encoder(states)
+    predicted = surrogate.decoder(surrogate.operator.advance(z[0], times[-1] - times[0]))
+    last = states[-1]
+    smallest = torch.finfo(last.dtype).tiny
+    fvu = (predicted - last).square().sum() / (last - last.mean(0)).square().sum().clamp_min(smallest)
+    before = (states - states.roll(1, dims=1)).norm(dim=-1)
+    after = (z - z.roll(1, dims=1)).norm(dim=-1)
+    stress = (after - before).square().sum() / before.square().sum().clamp_min(smallest)
+    return {"fvu": float(fvu), "stress": float(stress)}
