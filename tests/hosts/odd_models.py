@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from koopman_interp.errors import KoopmanInterpError
-from tests.hosts.identities import change
+from koopman_interp.testing.identities import change
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
 LABELS = X[:, :3].argmax(1)

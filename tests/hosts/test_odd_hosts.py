@@ -19,7 +19,7 @@ from torch._dynamo import eval_frame
 import koopman_interp as ki
 from koopman_interp.errors import KoopmanInterpError
 from koopman_interp.hosts.fingerprint import weight_digest
-from tests.hosts.identities import change, identity, mover
+from koopman_interp.testing.identities import change, identity, mover
 from tests.hosts.lens_models import gpt2_bridge, tokenizer
 from tests.hosts.odd_models import (
     IDS,
@@ -134,6 +134,7 @@ def test_two_threads_in_the_same_patched_model_do_not_meet(mode: str) -> None:
     assert all(map(near, got, right))
 
 
+@pytest.mark.filterwarnings("ignore:A pass went through .* so nothing was patched in it")
 @pytest.mark.parametrize("mode", MODES)
 def test_a_pass_that_leaves_out_the_source_is_refused_and_leaves_nothing_behind(mode: str) -> None:
     model = Stack()
@@ -290,10 +291,9 @@ def test_backward_through_blocks_that_are_run_again(mode: str) -> None:
     model.zero_grad()
     model.checkpointed = True
     with patch_of(model, mode=mode):
-        loss = answer(lambda: model(X).square().mean())
-        if loss is not None:
-            loss.backward()
-            assert near(model.embed.weight.grad, right)
+        answer(lambda: model(X).square().mean().backward())
+    gradient = model.embed.weight.grad
+    assert gradient is None or near(gradient, right)
 
 
 REENTRANT = """
