@@ -269,12 +269,21 @@ def _are_labels(x: object, y: object) -> bool:
 
 
 def _may_be_a_mask(x: object, y: object) -> bool:
-    """Whether what comes with inputs has one truth value a position."""
+    """Whether what comes with inputs has one truth value, or zero or one, a position."""
     if not isinstance(y, Tensor) or y.ndim < 2 or y.shape[1] < 2:
         return False
     if y.dtype == torch.bool:
         return True
     return isinstance(x, Tensor) and is_whole(x) and x.shape == y.shape and bool(((y == 0) | (y == 1)).all())
+
+
+def _looks_padded(mask: Tensor) -> bool:
+    """Whether each row of zeros and ones has its ones on one side, as masks of padded token ids do, and some zeros."""
+    if mask.dtype == torch.bool:
+        return True
+    steps = mask.diff(dim=1)
+    one_sided = bool(((steps <= 0).all(1) | (steps >= 0).all(1)).all())
+    return one_sided and bool((mask == 0).any()) and bool((mask == 1).any(1).all())
 
 
 def _require_labels(x: object, y: object) -> None:
@@ -295,10 +304,10 @@ def _require_labels(x: object, y: object) -> None:
         )
     if isinstance(y, (bool, int, float)) or (isinstance(y, Tensor) and not y.ndim):
         raise InputError(f"A batch is inputs with a single number, {_SINGLE}")
-    if _may_be_a_mask(x, y):
+    if isinstance(y, Tensor) and _may_be_a_mask(x, y) and _looks_padded(y):
         raise InputError(
-            "What comes with the inputs has one truth value a position, so it can be labels or a mask. Give a mask by "
-            'its name, {"input_ids": ids, "attention_mask": mask}, and labels beside: observe(ids, labels=y).'
+            "What comes with the inputs looks like a mask of them, and can be labels too. Give either by its name: "
+            '{"input_ids": ids, "attention_mask": mask}, or {"input_ids": ids, "labels": y}.'
         )
     try:
         whole_numbers(y)

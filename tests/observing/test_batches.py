@@ -192,7 +192,7 @@ REFUSED = {
     "texts as labels": (((X, [NAMES[y] for y in Y]),), r"got texts\. Number them: names = sorted\(set\(y\)\)"),
     "texts as labels beside": ((X, np.array(NAMES)[Y]), r"got texts\. Number them"),
     "labels of fewer inputs": (((X, Y[:40]),), r"got 50 inputs and 40 labels.*observe\(\[first, second\]\)"),
-    "a mask of positions": (((torch.randn(5, 3, 4), torch.ones(5, 3) > 0),), "labels or a mask"),
+    "a mask of positions": (((torch.randn(5, 3, 4), torch.ones(5, 3) > 0),), "looks like a mask"),
     "a data frame": ((pd.DataFrame(X.numpy()),), r"DataFrame.*frame\.to_numpy\(\)"),
     "a data set of frames": ((split(x=[1.0, 2.0]).with_format("pandas"),), r"DataFrame"),
     "splits of a data set": (({"train": split(x=X.tolist()), "test": split(x=X.tolist())},), r"data\['train'\]"),
@@ -322,6 +322,9 @@ def test_what_a_tokenizer_gives_for_one_text_is_one_input():
         ((TEXTS, torch.tensor([4, 5])), [4, 4, 4, 5, 5, 5, 5]),
         ((IDS, [[1, 2, 3], [4, 5], [6, 7, 8, 9]]), list(range(1, 10))),
         ((PADDED, torch.where(PADDED > 0, PADDED, -100)), list(range(2, 11))),
+        ((PADDED, PADDED % 2), (PADDED % 2).flatten().tolist()),
+        ((PADDED, torch.ones_like(PADDED)), [1] * 12),
+        ({"input_ids": PADDED, "labels": (PADDED > 0).long()}, (PADDED > 0).long().flatten().tolist()),
         (({"input_ids": PADDED}, np.array([4, 5, 6])), [4] * 4 + [5] * 4 + [6] * 4),
         ({"text": TEXTS, "label": [4, 5]}, [4, 4, 4, 5, 5, 5, 5]),
         (split(text=TEXTS, label=[4, 5]), [4, 4, 4, 5, 5, 5, 5]),
@@ -333,10 +336,13 @@ def test_tokens_with_labels_take_them_from_pairs_and_columns(batches, labels):
 
 TOKENS_REFUSED = {
     "one text": ("a cat sat", r"observe\(\[text\]\)"),
-    "ids with their mask": ((PADDED, (PADDED > 0).long()), r"labels or a mask.*\"attention_mask\": mask"),
+    "ids with their mask": (
+        (PADDED, (PADDED > 0).long()),
+        r"looks like a mask.*\"attention_mask\": mask.*\"labels\": y",
+    ),
     "ids with their mask, of a DataLoader": (
         DataLoader(TensorDataset(PADDED, (PADDED > 0).long()), batch_size=3),
-        "labels or a mask",
+        "looks like a mask",
     ),
     "two rows of ids": ((torch.tensor([2, 3]), torch.tensor([4, 5])), "two sequences of token ids, or inputs with"),
     "texts with texts": ((TEXTS, NAMES[:2]), r"two batches, or texts with labels.*observe\(\[\*first, \*second\]\)"),
