@@ -1,4 +1,4 @@
-"""Write docs/hosts.md from the tests' own table of situations: python docs/hosts.py (from the folder of the project)."""
+"""Write docs/hosts.md from the tests' own table of situations: python docs/hosts.py."""
 
 from __future__ import annotations
 

@@ -148,7 +148,8 @@ def test_two_threads_in_the_same_patched_model_do_not_meet(mode: str) -> None:
 @refused(
     "Passes that go another way",
     "a pass that drops the block where a patched span starts (layer drop, early exit)",
-    "there is no state to move on from; patch a span that every pass goes through. A `delta` whose target is not reached warns once",
+    "there is no state to move on from; patch a span that every pass goes through. A `delta` whose target is "
+    "not reached warns once",
 )
 @pytest.mark.filterwarnings("ignore:A pass went through .* so nothing was patched in it")
 @pytest.mark.parametrize("mode", MODES)

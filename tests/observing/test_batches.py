@@ -155,7 +155,8 @@ WITH_LABELS = {
 
 @right(
     "Data",
-    "inputs and labels as tensors, numpy arrays, lists, pairs, columns, data sets with a transform or format of their own, loaders",
+    "inputs and labels as tensors, numpy arrays, lists, pairs, columns, data sets with a transform or format "
+    "of their own, loaders",
 )
 @pytest.mark.parametrize("form", list(WITH_LABELS))
 def test_rows_with_labels_are_the_same_in_every_form(form):
