@@ -30,7 +30,7 @@ class Situation:
 
 
 SITUATIONS: list[Situation] = []
-MODULES = ("tests.hosts.test_odd_hosts", "tests.observing.test_batches")
+MODULES = ("tests.hosts.test_odd_hosts", "tests.hosts.test_other_callers", "tests.observing.test_batches")
 """Where tests say what they show, in the order of the page."""
 
 
