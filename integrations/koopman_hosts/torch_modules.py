@@ -17,6 +17,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from koopman_hosts.compiled import eager
@@ -43,12 +44,20 @@ class TorchHost:
 
     Args:
         model: any module; its residual stream is looked for only when no sites are named.
+
+    Raises:
+        UnsupportedHostError: it was traced or scripted.
     """
 
     adapter: ClassVar[str] = "torch"
     priority: ClassVar[int] = 0
 
     def __init__(self, model: nn.Module) -> None:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise UnsupportedHostError(
+                f"Expected a model that runs as Python, got a {type(model).__name__}, whose code TorchScript has taken "
+                "over. Attach to the model that it was traced or scripted from."
+            )
         # A compiled model is a wrapper around the one that was given to torch.compile.
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.basis = "module outputs"

@@ -243,7 +243,7 @@ class OperatorEdit(Result):
             depth=facts["depth"],
             host=HostFingerprint(**facts["host"]),
             operator=facts["operator"],
-            labels=tuple(facts["labels"]),
+            labels=tuple(facts.get("labels", ())),
             certificate=None if known is None else Certificate(**known),
         )
 

@@ -184,7 +184,7 @@ def forget(
     Raises:
         InputError: the split lacks the class or the others, or no candidate exists.
     """
-    split = _Split.of(host_for(model), held_out, label, koopman.config.skip, batch_size)
+    split = _Split.of(host_for(model, koopman.config.layout), held_out, label, koopman.config.skip, batch_size)
     baselines = split.baselines()
     tried: list[tuple[Edit, Trial]] = []
     refused: list[tuple[str, str]] = []

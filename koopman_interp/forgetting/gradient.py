@@ -79,7 +79,7 @@ def gradient_edit(
     edits: list[OperatorEdit] = [start] if isinstance(start, OperatorEdit) else [*start]
     if not all(edit.directions.any() for edit in edits):
         raise InputError("An edit that moves nothing has no slope to start from. Start from another, or from None.")
-    host = host_for(model)
+    host = host_for(model, koopman.config.layout)
     patch = patched(host, koopman, edits, at=at, positions=positions)
     device = device_of(host.model)
     trained = [TrainableMap(edit.map).to(device) for edit in edits]

@@ -46,11 +46,28 @@ class Pass:
 
     @property
     def tokens(self) -> Tokens | None:
-        """Its tokens, as the innermost container whose call has any tells them; None without any."""
+        """Its tokens, as the innermost container whose call tells them; None without any.
+
+        Raises:
+            InputError: there are tokens, and no call tells which of them are padding.
+        """
         if self._tokens is None:
-            told = (self._read(arguments) for arguments in reversed(self._calls))
-            self._tokens = (next((tokens for tokens in told if tokens is not None), None),)
+            self._tokens = (self._told(),)
         return self._tokens[0]
+
+    def _told(self) -> Tokens | None:
+        unclear: InputError | None = None
+        for arguments in reversed(self._calls):
+            try:
+                tokens = self._read(arguments)
+            except InputError as error:  # a mask that a container has made for its layers; one farther out may tell
+                unclear = unclear or error
+                continue
+            if tokens is not None:
+                return tokens
+        if unclear is not None:
+            raise unclear
+        return None
 
     @property
     def cache(self) -> Any:

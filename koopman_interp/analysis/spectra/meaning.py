@@ -91,7 +91,7 @@ def describe_modes(
     axes = _axes(phi[depth])
     changes: Float[ndarray, "mode output"] | None = None
     if model is not None:
-        host = host_for(model)
+        host = host_for(model, koopman.config.layout)
         koopman.config.host.require(HostFingerprint.of(host), "surrogate")
         tokenizer = host.tokenizer if tokenizer is None else tokenizer
         steps = _steps(koopman, spectrum, depth, chosen, axes, phi[depth])

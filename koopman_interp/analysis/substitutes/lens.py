@@ -190,7 +190,7 @@ def koopman_lens(
     """
     if top < 1:
         raise InputError(f"A lens shows 1 output or more; got top={top}.")
-    host = host_for(model)
+    host = host_for(model, koopman.config.layout)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
     naming = _naming(names, host)
     through = KoopmanLens(koopman) if lens is None else lens

@@ -102,7 +102,7 @@ def compare_lenses(
     """
     if isinstance(others, Lens):
         raise InputError(f"Other lenses come in a list; got a single {type(others).__name__}. Give others=[lens].")
-    host = host_for(model)
+    host = host_for(model, koopman.config.layout)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
     require_sites(koopman, fitted)
     lenses: list[Lens] = [KoopmanLens(koopman), LogitLens(koopman.config.widths), AffineLens.fit(fitted), *others]
