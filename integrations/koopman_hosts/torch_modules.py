@@ -32,7 +32,7 @@ from koopman_hosts.torch_layouts import advance_of_positions_first, hook_of_posi
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
 from koopman_interp.hosts.devices import device_of, moved_to
 from koopman_interp.hosts.listing import SiteListing
-from koopman_interp.hosts.passes import Pass, Passes
+from koopman_interp.hosts.passes import Pass, Passes, in_backward
 from koopman_interp.hosts.protocol import Hook, SiteSelection
 from koopman_interp.hosts.tokens import padded
 
@@ -297,7 +297,8 @@ class _OneCall:
     def __call__(self, state: Tensor) -> Tensor | None:
         running = self._passes.current
         if running is None:
-            return None
+            # In a backward pass the calls are not counted, so the hook has to say whether it minds.
+            return self._hook(state) if in_backward() else None
         count = running.kept[self] = running.kept.get(self, 0) + 1
         return self._hook(state) if count == self._call + 1 else None
 

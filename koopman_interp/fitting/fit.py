@@ -39,6 +39,7 @@ Method = Literal["gradient", "least_squares"]
 _CHUNK = 8192
 
 
+@torch.inference_mode(False)  # in whatever context it is called; gradients are switched on where they are taken
 def fit(
     trajectories: Trajectories,
     config: FitConfig | None = None,

@@ -142,3 +142,33 @@ class Passes:
             self._local.stack = []
         stack: list[Pass] = self._local.stack
         return stack
+
+
+def in_backward() -> bool:
+    """Whether this thread is in a backward pass of torch's."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def refuse_recomputation(running: Pass | None) -> None:
+    """Refuse modules that are computed again in the backward pass, where what is written in a pass would be missing.
+
+    Args:
+        running: the pass that is under way; None for a module that is called by itself, or again.
+
+    Raises:
+        InputError: this is the second time, or it is known that there will be one.
+    """
+    if in_backward() if running is None else _is_checkpointed():
+        raise InputError(
+            "This model computes its blocks again in the backward pass (activation checkpointing), where a patch "
+            "would be missing. Switch checkpointing off while the model is patched "
+            "(model.gradient_checkpointing_disable() in Hugging Face)."
+        )
+
+
+def _is_checkpointed() -> bool:
+    """Whether torch's checkpointing, the kind without reentry, is to compute what runs now once more."""
+    if not torch.is_grad_enabled():
+        return False
+    saving = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return saving is not None and "checkpoint" in getattr(saving[0], "__qualname__", "")

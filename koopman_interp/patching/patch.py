@@ -19,7 +19,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.layouts import shaped_like, to_rows
-from koopman_interp.hosts.passes import Pass, Passes
+from koopman_interp.hosts.passes import Pass, Passes, refuse_recomputation
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Positions, Tokens
 from koopman_interp.patching.motion import Mode, Motion
@@ -314,18 +313,9 @@ class Patch:
         return self._write(span, state)
 
     def _running(self) -> Pass | None:
-        """Return the pass that is under way; None for a module that is called by itself.
-
-        Raises:
-            InputError: blocks are computed again in a backward pass, in which nothing is patched.
-        """
+        """Return the pass that is under way; None for a module that is called by itself."""
         running = self._passes.current
-        if torch._C._current_graph_task_id() != -1 if running is None else _is_checkpointed():
-            raise InputError(
-                "This model computes its blocks again in the backward pass (activation checkpointing), where a patch "
-                "would be missing. Switch checkpointing off while the model is patched "
-                "(model.gradient_checkpointing_disable() in Hugging Face)."
-            )
+        refuse_recomputation(running)
         return running
 
     def _end(self, running: Pass) -> None:
@@ -372,14 +362,6 @@ class _Alive:
 
     def call(self, hook: Callable[[Tensor], Tensor | None], state: Tensor) -> Tensor | None:
         return hook(state)
-
-
-def _is_checkpointed() -> bool:
-    """Whether torch's checkpointing, the kind without reentry, is to compute what runs now once more."""
-    if not torch.is_grad_enabled():
-        return False
-    saving = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return saving is not None and "checkpoint" in getattr(saving[0], "__qualname__", "")
 
 
 def _ends(koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], options: PatchOptions) -> tuple[int, int]:

@@ -105,7 +105,7 @@ class Plan(_Readable):
         passes: made in this order.
         threads: whether the first two passes run at the same time.
         gradients: whether gradients are taken.
-        checkpointed: whether blocks run again in the backward pass.
+        checkpointed: whether blocks run again in the backward pass, and of which of torch's two kinds.
     """
 
     layout: Layout = "rows"
@@ -120,7 +120,7 @@ class Plan(_Readable):
     passes: tuple[Pass, ...] = field(default_factory=lambda: (Pass(),))
     threads: bool = False
     gradients: bool = False
-    checkpointed: bool = False
+    checkpointed: Literal["no", "without reentry", "reentrant"] = "no"
 
     def site(self, depth: int) -> str:
         """Name the site at a depth: the input of the first block, then the output of each call."""
@@ -180,7 +180,10 @@ def plans(draw: st.DrawFn) -> Plan:
     hooks = tuple(draw(st.one_of(st.just([]), st.just([]), st.lists(drawn_hook, min_size=1, max_size=2))))
     written = [*blocks, between, *(hook.does for hook in hooks)]
     gradients = not any("place" in what for what in written) and draw(mostly(False, True))
+    # A hook that acts once makes the pass that is run again another one, patched or not.
+    once = {"calls the model", "raises"} & {hook.does for hook in hooks}
     called = draw(mostly("position", "hidden_states=", "x="))
+    recomputable = gradients and called == "position" and not once
     made = tuple(draw(st.lists(passes(len(calls)), min_size=1, max_size=3)))
     return Plan(
         layout=draw(st.sampled_from(["rows", "positions", "tokens", "images"])),
@@ -195,9 +198,5 @@ def plans(draw: st.DrawFn) -> Plan:
         passes=made,
         threads=len(made) > 1 and draw(mostly(False, True)),
         gradients=gradients,
-        # A hook that acts once makes the pass that is run again another one, patched or not.
-        checkpointed=gradients
-        and called == "position"
-        and not {"calls the model", "raises"} & {*written}
-        and draw(st.booleans()),
+        checkpointed=draw(mostly("no", "without reentry", "reentrant")) if recomputable else "no",
     )

@@ -123,8 +123,11 @@ class Run:
             with nullcontext() if self.plan.gradients else torch.no_grad():
                 output = call(self.plan, self.whole, forward)
             if self.plan.gradients and not self.plan.threads:
+                self.whole.zero_grad()
+                (output.square().sum() / 2).backward()
                 embedding = next(weight for name, weight in self.whole.named_parameters() if "embed" in name)
-                (outcome.gradient,) = torch.autograd.grad(output.square().sum() / 2, embedding)
+                assert embedding.grad is not None
+                outcome.gradient = embedding.grad.clone()
         except InterruptionError:
             return
         except self.refusals as refusal:
@@ -165,7 +168,7 @@ def by_hand(plan: Plan, written: Written | None = None) -> tuple[list[Outcome], 
     Returns:
         What came of each pass, with the states at all depths; and of the nested one.
     """
-    plan = replace(plan, threads=False, checkpointed=False)
+    plan = replace(plan, threads=False, checkpointed="no")
     whole, outcomes = build(plan), []
     run = Run(plan, whole)
     for forward in (*plan.passes, NESTED):
