@@ -126,7 +126,7 @@ def spectrum_(koopman: Path, trajectories: Path, modes: int, as_json: bool) -> N
 
 @cli.command("topology")
 @click.argument("trajectories", type=FILE)
-@click.option("--koopman", type=FOLDER, help="Take this surrogate's iterates in place of the host's states.")
+@click.option("--koopman", type=FOLDER, help="Take this surrogate's iterates in place of the model's states.")
 @click.option("--points", type=int, default=400, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def topology_(trajectories: Path, koopman: Path | None, points: int, as_json: bool) -> None:

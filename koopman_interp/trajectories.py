@@ -1,7 +1,7 @@
-"""Trajectories: how each sample's representation moves through the depth of a host.
+"""Trajectories: how each sample's representation moves through the depth of a model.
 
 A frozen value that holds one tensor of rows per depth, since widths may differ, with the labels and the origin
-of each row. It knows nothing of models; what it remembers of its host is a fingerprint.
+of each row. It knows nothing of models; what it remembers of its model is a fingerprint.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Trajectories:
         states: one tensor `[sample, width]` per depth; widths may differ.
         sites: the site of each depth.
         times: time of each depth in operator steps, strictly increasing; 1 per layer unless told otherwise.
-        host: fingerprint of the host they were observed on.
+        host: fingerprint of the model they were observed on.
         sequence: `[sample]`, which of the observed inputs each row belongs to.
         position: `[sample]`, where in that input it stood (0 for inputs without positions); for tokens, counted from
             the first real one.
         labels: `[sample]` class of each row, or None.
-        tokens: `[sample]` token id of each row, or None where the host was not called with any.
-        shapes: shape of one sample's state in the host, per depth: `(width,)`, or `(channel, height, width)`.
+        tokens: `[sample]` token id of each row, or None where the model was not called with any.
+        shapes: shape of one sample's state in the model, per depth: `(width,)`, or `(channel, height, width)`.
         skip: leading places of each sequence that were left out; the default of all that is made of these.
-        layout: names of the axes of the states in the host, where `attach` was told; see `Layout`.
+        layout: names of the axes of the states in the model, where `attach` was told; see `Layout`.
         digests: `[sample]`, 64 bits of the input that each row belongs to: equal inputs have equal ones. Left out, they
             are made from the states at the first depth.
     """
@@ -244,7 +244,7 @@ class Trajectories:
         """
         if self.tokens is None:
             raise InputError(
-                "These trajectories hold no token ids: the host was not called with any, or they were written before "
+                "These trajectories hold no token ids: the model was not called with any, or they were written before "
                 "ids were kept. Observe anew."
             )
         of_input = (self.sequence == self.sequence[row]).nonzero().squeeze(1)

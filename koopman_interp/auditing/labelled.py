@@ -23,13 +23,13 @@ Labelled = tuple[Any, Any] | Iterable[Any]
 """Inputs and labels, or several batches of them, in the forms that `Tap.observe` takes."""
 
 Batch = tuple[Any, Any]
-"""What to call a host with, and labels."""
+"""What to call a model with, and labels."""
 
 _NAMED = 12
 
 
 def labelled_batches(host: Host, data: Labelled, batch_size: int) -> list[Batch]:
-    """Bring a pair of inputs and labels, or batches, to what to call the host with, and labels.
+    """Bring a pair of inputs and labels, or batches, to what to call the model with, and labels.
 
     Raises:
         InputError: labels are missing, or are not as many as the inputs.

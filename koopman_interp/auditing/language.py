@@ -143,10 +143,10 @@ def audit_language(patch: Patch, checks: LanguageChecks, *, batch_size: int = BA
 def language_scores(
     host: Host, checks: LanguageChecks, answers: Int[Tensor, " prompt"] | None, skip: int, batch_size: int
 ) -> tuple[LanguageScores, Int[Tensor, " prompt"]]:
-    """Ask a host.
+    """Ask a model.
 
     Args:
-        host: the host; a patch of it that is installed is heard.
+        host: the model; a patch of it that is installed is heard.
         checks: what is asked.
         answers: the base model's likeliest next tokens after the unrelated prompts; None of the base model itself.
         skip: leading positions whose tokens do not count in the perplexity.

@@ -104,7 +104,7 @@ class RelearningTask:
     settings: Relearning
 
     def passed(self, host: Host, batch: Batch) -> LabelledPass:
-        """Call a host on a batch."""
+        """Call a model on a batch."""
         return LabelledPass.of(host, batch, self.rows.sites[-1:], self.rows.skip).without_states()
 
 

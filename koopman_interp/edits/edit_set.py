@@ -1,8 +1,8 @@
 """EditSet: edits of one operator at several depths, as one value.
 
 It is a sequence of `OperatorEdit`s, which is what `patched` takes, in order of depth and one a depth. Two readings:
-through the operator, `K' = K P_d` at each step of a span; or, in a host with attention, written in place at each site
-(`patched(…, at="each site")`), where the host carries on from the edited state. Costs what its parts cost.
+through the operator, `K' = K P_d` at each step of a span; or, in a model with attention, written in place at each site
+(`patched(…, at="each site")`), where the model carries on from the edited state. Costs what its parts cost.
 """
 
 from __future__ import annotations

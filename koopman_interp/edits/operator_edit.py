@@ -24,7 +24,7 @@ from koopman_interp.tables import Column, Table
 
 @dataclass(frozen=True)
 class Certificate:
-    """What can be said of an edit without running the host.
+    """What can be said of an edit without running the model.
 
     Attributes:
         rank: of the change of the operator.
@@ -87,7 +87,7 @@ class OperatorEdit(Result):
         depth: that depth.
         map: P.
         moved: `K A`, `[observable, rank]`, so that the edit can be undone without K.
-        host: fingerprint of the host.
+        host: fingerprint of the model.
         operator: digest of the K it was made for.
         labels: the classes that it forgets; empty where it is made for none.
         certificate: what can be said of it; None for a composition that has not been certified.

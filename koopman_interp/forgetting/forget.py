@@ -162,13 +162,13 @@ def forget(
     """Choose the edit that forgets a class.
 
     Args:
-        model: the host.
+        model: the model.
         koopman: the surrogate, fitted with labels.
         fitted: labelled rows that the surrogate was fitted on, on which redirections are solved.
         held_out: inputs and labels of all classes to choose on, `(x, y)` or batches of such pairs, as `Tap.observe`
             takes them; neither the rows fitted nor those to be reported. Positions that the surrogate was not fitted
             on are neither patched nor judged.
-        label: the class to forget, an output of the host.
+        label: the class to forget, an output of the model.
         most: the highest forget accuracy, a share; among edits that keep it, the one of the highest retain accuracy is
             chosen, and among equals the one nearest to the base model.
         weight: instead of `most`, what a share of retain accuracy is worth in shares of forget accuracy: the least

@@ -39,7 +39,7 @@ def attach(
     """Attach to a model; nothing is hooked until something is recorded.
 
     Args:
-        model: a torch module, a model of a known host framework, or a host.
+        model: a torch module, a model of a known host framework, or a model.
         sites: which states to record, in order of depth: names, globs or a predicate on names. None is the
             residual stream: the input of the first block and the output of each.
         times: time of each site in operator steps; 0, 1, 2, … unless told otherwise. Two sites at times 0 and k
@@ -81,7 +81,7 @@ def sites(model: nn.Module | Host) -> SiteTable:
 
 
 class Tap:
-    """A recorder on the sites of a host; made by `attach`.
+    """A recorder on the sites of a model; made by `attach`.
 
     Examples:
         >>> import torch, koopman_interp as ki
@@ -171,12 +171,12 @@ class Tap:
                 labelled -100, Hugging Face's mark of what to ignore, are left out.
             inputs: the column to pass to the model (a column of texts is tokenised), or a function from a batch to
                 what the model is called with. It is asked for wherever a batch can be read in two ways.
-            tokenizer: of Hugging Face's kind, for texts; None is the host's own.
+            tokenizer: of Hugging Face's kind, for texts; None is the model's own.
             batch_size: of inputs that are to be cut.
             progress: show a bar; None shows it on a terminal only.
 
         Returns:
-            The trajectories of all samples, in the order observed, on the CPU in the host's dtype.
+            The trajectories of all samples, in the order observed, on the CPU in the model's dtype.
 
         Raises:
             InputError: there were no batches, no samples are left of them, or the labels do not fit them.
@@ -273,7 +273,7 @@ class Tap:
         batch_size: int,
         progress: bool | None,
     ) -> Iterator[tuple[Trajectories, list[Samples], Any]]:
-        """Call the host on each batch; yield what was recorded, which of it are samples, and its labels."""
+        """Call the model on each batch; yield what was recorded, which of it are samples, and its labels."""
         recording = Recording(self.host, self.sites, self.skip, self.layout)
         found = calls(self.host, batches, inputs=inputs, column=column, batch_size=batch_size, tokenizer=tokenizer)
         none = True

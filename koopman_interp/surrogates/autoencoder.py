@@ -47,10 +47,10 @@ class SurrogateConfig:
     Attributes:
         sites: site of each depth.
         times: time of each depth, in operator steps.
-        widths: width of the host's state at each depth, as rows.
-        shapes: shape of one sample's state at each depth, as the host has it.
+        widths: width of the model's state at each depth, as rows.
+        shapes: shape of one sample's state at each depth, as the model has it.
         skip: leading places of each sequence that it was not fitted on, and that a patch leaves alone.
-        layout: names of the axes of the states in the host, where `attach` was told.
+        layout: names of the axes of the states in the model, where `attach` was told.
         dimension: width of the normalised states.
         observables: width of the observable space.
         architecture: of encoder and decoder.
@@ -58,7 +58,7 @@ class SurrogateConfig:
         operator: kind of K, a key of `operators.OPERATORS`.
         rank: of the low-rank kinds.
         classes: labels that the fit has seen.
-        host: fingerprint of the host.
+        host: fingerprint of the model.
     """
 
     sites: tuple[str, ...]
@@ -150,7 +150,7 @@ class KoopmanAutoencoder(
     library_name="koopman-interp",
     tags=["koopman", "interpretability"],
 ):
-    """A surrogate of a host's motion through depth: encoder, one linear operator, decoder.
+    """A surrogate of a model's motion through depth: encoder, one linear operator, decoder.
 
     Args:
         config: shape and provenance.
@@ -227,12 +227,12 @@ class KoopmanAutoencoder(
         """`D(K^n E(x))`: states at the target from states at the source.
 
         Args:
-            states: rows at the source, in the host's own coordinates.
+            states: rows at the source, in the model's own coordinates.
             source: site or depth; None is the first.
             target: site or depth; None is the last.
 
         Returns:
-            Rows at the target, in the host's own coordinates.
+            Rows at the target, in the model's own coordinates.
         """
         first, last = span(self.sites, source, target)
         z = self.operator.advance(self.encode(states, first), self.steps(first, last))
