@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -212,11 +212,12 @@ class Patch:
         Raises:
             UnsupportedHostError: the model's framework has no such idiom.
         """
-        held, alive = ExitStack(), _Alive()
-        hooks = {site: partial(alive.call, hook) for one in self._spans for site, hook in self._hooks_of(one).items()}
+        # Each list follows passes of its own: another list, or the installed patch, may outlive it.
+        held, alive, own = ExitStack(), _Alive(), copy(self)
+        hooks = {site: partial(alive.call, hook) for one in own._spans for site, hook in own._hooks_of(one).items()}
         pairs = self.host.fwd_hooks({} if self._idle else hooks)
         if pairs:
-            self._passes = held.enter_context(self.host.passes(self._sites, self._end))
+            own._passes = held.enter_context(self.host.passes(self._sites, own._end))
             weakref.finalize(alive, held.close)
         return pairs
 

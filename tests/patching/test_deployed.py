@@ -1,5 +1,7 @@
 """However a patch is deployed, it is the same patch: the logits are those that the audit judges, bit for bit."""
 
+import gc
+
 import pytest
 import torch
 
@@ -101,3 +103,24 @@ def test_what_was_not_fitted_is_left_alone(deployed):
     assert change[0] == 0 and (change[1:] > 0).all()
     with ki.patched(model, koopman, edits, positions=slice(0, None)):
         assert bool(((host.call(batch) - plain).abs().amax((0, 2)) > 0).all())
+
+
+@torch.no_grad()
+def test_hooks_hold_while_other_hooks_and_the_installed_patch_go(deployed):
+    """Each list of hooks is a patch by itself: none reads the passes of one that has been taken off since."""
+    model, koopman, edits, batch = deployed
+    patch = ki.patched(model, koopman, edits)
+    with patch:
+        expected = host_for(model).call(batch)
+        kept = patch.fwd_hooks()
+    gone = patch.fwd_hooks()
+    del gone
+    gc.collect()
+    for _ in range(2):
+        hooked = model.run_with_hooks(batch["input_ids"], attention_mask=batch["attention_mask"], fwd_hooks=kept)
+        assert torch.equal(hooked, expected)
+    with patch:
+        kept = patch.fwd_hooks()
+        del kept
+        gc.collect()
+        assert torch.equal(host_for(model).call(batch), expected)
