@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from html import escape
@@ -44,12 +45,12 @@ _STYLE = """<style>
 </style>"""
 
 
-class Result:
+class Result(ABC):
     """A value that something found; its subclasses are frozen dataclasses that give `tables`."""
 
+    @abstractmethod
     def tables(self) -> Sequence[Table]:
         """Return what was found as tables, the one that says most first."""
-        raise NotImplementedError
 
     def notes(self) -> Sequence[str]:
         """Return sentences that belong below the tables."""

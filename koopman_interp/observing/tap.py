@@ -7,13 +7,12 @@ forward passes run (`with tap:`). Recording costs one copy of each state; the mo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -22,7 +21,7 @@ from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.listing import SiteTable
 from koopman_interp.hosts.protocol import Host, SiteSelection
 from koopman_interp.hosts.tokens import Tokenizer
-from koopman_interp.observing.batches import BATCH_SIZE, calls
+from koopman_interp.observing.batches import BATCH_SIZE, Inputs, calls
 from koopman_interp.observing.recording import Recording
 from koopman_interp.observing.samples import Samples, labels_of_samples, none_left
 from koopman_interp.trajectories import Trajectories
@@ -39,7 +38,7 @@ def attach(
     """Attach to a model; nothing is hooked until something is recorded.
 
     Args:
-        model: a torch module, a model of a known host framework, or a model.
+        model: a torch module, a model of a known framework, or a `Host`.
         sites: which states to record, in order of depth: names, globs or a predicate on names. None is the
             residual stream: the input of the first block and the output of each.
         times: time of each site in operator steps; 0, 1, 2, … unless told otherwise. Two sites at times 0 and k
@@ -148,7 +147,7 @@ class Tap:
         batches: object,
         labels: object = None,
         *,
-        inputs: str | Callable[[Any], Any] | None = None,
+        inputs: Inputs = None,
         tokenizer: Tokenizer = None,
         batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
@@ -182,31 +181,6 @@ class Tap:
             InputError: there were no batches, no samples are left of them, or the labels do not fit them.
         """
         self._warn_of_train_mode()
-        whole, found, seen = self.observed(
-            batches, labels, inputs=inputs, tokenizer=tokenizer, batch_size=batch_size, progress=progress
-        )
-        if found is not None:
-            whole = whole.with_labels(found)
-        if not len(whole):
-            raise InputError(none_left(seen, self.skip))
-        return whole
-
-    def observed(
-        self,
-        batches: object,
-        labels: object = None,
-        *,
-        inputs: str | Callable[[Any], Any] | None = None,
-        tokenizer: Tokenizer = None,
-        batch_size: int = BATCH_SIZE,
-        progress: bool | None = None,
-    ) -> tuple[Trajectories, Int[Tensor, " sample"] | None, list[Samples]]:
-        """Observe, and keep apart what `observe` puts together.
-
-        Returns:
-            The trajectories without labels; the labels, among them those of samples to ignore; and which rows of each
-            pass the samples are.
-        """
         column = labels if isinstance(labels, str) else None
         given = None if isinstance(labels, str) else labels
         seen: list[Samples] = []
@@ -220,21 +194,20 @@ class Tap:
                 yield part
 
         whole = Trajectories.concatenate(parts(), same_inputs=True)
-        if given is not None:
-            return whole, labels_of_samples(given, seen), seen
-        if not found:
-            return whole, None, seen
-        of_parts = torch.cat(found)
-        if len(of_parts) != len(whole):
+        y = labels_of_samples(given, seen) if given is not None else torch.cat(found) if found else None
+        if y is not None and len(y) != len(whole):
             raise InputError("Some batches came with labels and others without. Give labels with all or with none.")
-        return whole, of_parts, seen
+        labelled = whole if y is None else whole.with_labels(y)
+        if not len(labelled):
+            raise InputError(none_left(seen, self.skip))
+        return labelled
 
     def stream(
         self,
         batches: object,
         labels: str | None = None,
         *,
-        inputs: str | Callable[[Any], Any] | None = None,
+        inputs: Inputs = None,
         tokenizer: Tokenizer = None,
         batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
@@ -267,7 +240,7 @@ class Tap:
     def _driven(
         self,
         batches: object,
-        inputs: str | Callable[[Any], Any] | None,
+        inputs: Inputs,
         column: str | None,
         tokenizer: Tokenizer,
         batch_size: int,

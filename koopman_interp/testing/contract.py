@@ -6,6 +6,7 @@ surrogates are built, not fitted: an identity, and an edit of it, so that what a
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -66,17 +67,17 @@ class HostContract(PassLaws):
 
     # --- what a subclass gives ------------------------------------------------------------------------------
 
+    @abstractmethod
     def make(self) -> nn.Module:
         """Return a new model in eval mode, with the same weights each time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inputs(self, count: int) -> Any:
         """Return a batch of so many inputs, for `Host.call`: a tensor, or a mapping of tensors."""
-        raise NotImplementedError
 
+    @abstractmethod
     def watch(self, model: nn.Module, site: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], object]:
         """Place a hook by the framework's own means, after those already there, and return how to remove it."""
-        raise NotImplementedError
 
     def generate(self, model: nn.Module, tokens: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Generate greedily with a key-value cache; without one, leave this out.

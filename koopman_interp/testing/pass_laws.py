@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -44,7 +44,7 @@ class _Wrapper(nn.Module):
         return self.inner(*args, **kwargs)
 
 
-class PassLaws:
+class PassLaws(ABC):
     """The part of `HostContract` that is about passes; what it needs of a host stands there."""
 
     @abstractmethod

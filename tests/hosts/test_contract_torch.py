@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -133,7 +134,7 @@ class ResNet20(nn.Module):
 
 
 class TestResNet20(TorchContract):
-    """The trained one where it is at hand; what is not trained has the same shapes."""
+    """The trained one; skipped where it is not at hand."""
 
     span = (8, 9)
 
@@ -152,8 +153,9 @@ class TestResNet20(TorchContract):
 class HuggingFaceContract(TorchContract):
     """Small models of random weights, from their configurations."""
 
+    @abstractmethod
     def build(self, transformers: Any) -> nn.Module:
-        raise NotImplementedError
+        """Make the model, with the library, from a configuration."""
 
     def make(self) -> nn.Module:
         transformers = pytest.importorskip("transformers", reason="transformers is not installed")
