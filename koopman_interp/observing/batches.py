@@ -147,8 +147,8 @@ def parted(batch: Any, inputs: Inputs, column: str | None, model_inputs: ModelIn
 
 def _cut_pair(x: Any, y: Any, size: int) -> Iterator[tuple[Any, Any]]:
     """Cut inputs and labels together."""
-    columns = isinstance(x, Mapping)
-    inputs = _length_of(x) if columns else len(x)
+    columns = _as_columns(x) if isinstance(x, Mapping) else None
+    inputs = len(x) if columns is None else _length_of(columns)
     if len(y) != inputs:
         raise InputError(
             f"A tuple of two is inputs and labels, one an input; got {inputs:,} inputs and {len(y):,} labels. Labels "
@@ -156,39 +156,47 @@ def _cut_pair(x: Any, y: Any, size: int) -> Iterator[tuple[Any, Any]]:
         )
     for start in range(0, inputs, size):
         rows = slice(start, start + size)
-        yield {name: value[rows] for name, value in x.items()} if columns else x[rows], y[rows]
+        yield x[rows] if columns is None else _rows_of(columns, rows), y[rows]
 
 
 def _cut_columns(columns: Mapping[str, Any], size: int) -> Iterator[Any]:
     """Cut whole columns; what a tokenizer gives for one text alone is one batch."""
-    columns = {name: as_tensor(value) for name, value in columns.items()}
+    columns = _as_columns(columns)
     if is_ids(columns.get("input_ids")):
         return iter([columns])
-    rows = _length_of(columns)
-    starts = range(0, rows, size)
-    return ({name: value[start : start + size] for name, value in columns.items()} for start in starts)
+    return (_rows_of(columns, slice(start, start + size)) for start in range(0, _length_of(columns), size))
+
+
+def _as_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: as_tensor(value) for name, value in columns.items()}
+
+
+def _rows_of(columns: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    """Take rows of all columns; what has no rows, such as a switch of the model, goes with every batch."""
+    return {name: value[rows] if _has_rows(value) else value for name, value in columns.items()}
+
+
+def _has_rows(value: object) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and bool(value.ndim))
 
 
 def _length_of(columns: Mapping[str, Any]) -> int:
-    """Return the one length of all columns.
+    """Return the one length of all columns that have rows.
 
     Raises:
-        InputError: they have none, or not one.
+        InputError: there are none, or not of one length.
     """
     splits = [name for name, value in columns.items() if hasattr(value, "with_format")]
     if splits:
         raise InputError(f"This is a dict of the splits {', '.join(columns)}. Choose one: data[{splits[0]!r}].")
-    lengths = {
-        name: len(value) if isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.ndim) else None
-        for name, value in columns.items()
-    }
-    if len(set(lengths.values())) != 1 or None in lengths.values():
-        shown = ", ".join(f"{name}: {'none' if length is None else length}" for name, length in lengths.items())
+    lengths = {name: len(value) for name, value in columns.items() if _has_rows(value)}
+    if len(set(lengths.values())) != 1:
+        shown = ", ".join(f"{name}: {lengths.get(name, 'none')}" for name in columns)
         raise InputError(
             f"A dict of columns is cut into batches where all have one length; got a {type(columns).__name__} with "
             f"{shown or 'no columns'}. A single batch goes in a list: observe([batch])."
         )
-    return next(length for length in lengths.values() if length is not None)
+    return next(iter(lengths.values()))
 
 
 def _cut_split(split: Any, size: int) -> Iterator[Any]:
