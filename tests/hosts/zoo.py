@@ -34,7 +34,7 @@ class _Readable:
 
     def __repr__(self) -> str:
         told = []
-        for attribute in fields(self):  # type: ignore[arg-type]  # of the dataclasses below
+        for attribute in fields(self):  # type: ignore[arg-type]  # those who inherit are dataclasses
             value = getattr(self, attribute.name)
             default = attribute.default_factory() if attribute.default_factory is not MISSING else attribute.default
             if value != default:

@@ -108,7 +108,7 @@ class Block(nn.Module):
 class BlockOfX(Block):
     """The same with another name for the state, called with the mask first."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:  # type: ignore[override]
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:  # type: ignore[override]  # that name is the point
         return self.advance(x, mask)
 
 

@@ -19,12 +19,11 @@ from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import DepthFidelity, Fidelity, OutputFidelity, SpanFidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
-from koopman_interp.auditing.result import Audit
-from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.errors import InputError
 from koopman_interp.plotting import plot_trajectories
 from koopman_interp.plotting.fidelity import _PREDICTORS
 from koopman_interp.plotting.style import label_ends
+from tests.plotting.test_audits import AUDIT
 
 SPECTRUM = Spectrum(
     eigenvalues=np.array([1.1, 0.8 + 0.3j, 0.8 - 0.3j, 0.2], dtype=complex),
@@ -102,17 +101,6 @@ LENSES = LensComparison(
             OutputFidelity("logit lens", None, 0.5, 0.7),
         ),
     ),
-)
-AUDIT = Audit(
-    labels=(4,),
-    edit="erase class 4",
-    rows=(
-        AuditRow("base model", 0.98, 0.97, 0.0, 0.99, 0.995, 0.95),
-        AuditRow("logit mask", 0.0, 0.975, 0.01, 0.99, 0.995, 0.95),
-        AuditRow("edit (delta)", 0.01, 0.965, 0.02, 0.71, 0.93, 0.4),
-    ),
-    forget_rows=60,
-    retain_rows=140,
 )
 RECORD = ki.FitRecord(
     (
