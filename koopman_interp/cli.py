@@ -61,6 +61,17 @@ def hosts() -> None:
         click.echo(f"{adapter.adapter}  {adapter.__module__}:{adapter.__qualname__}")
 
 
+@cli.command("sites")
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def sites_(model: str, as_json: bool) -> None:
+    """List the sites of MODEL, module:callable, and which of them are taken unless told otherwise."""
+    from koopman_interp.observing.tap import sites
+
+    table = sites(_called(model))
+    click.echo(json.dumps(table.as_dict()) if as_json else str(table))
+
+
 @cli.command()
 @click.argument("model")
 @click.argument("data")
@@ -115,7 +126,7 @@ def spectrum_(koopman: Path, trajectories: Path, modes: int, as_json: bool) -> N
 
 @cli.command("topology")
 @click.argument("trajectories", type=FILE)
-@click.option("--koopman", type=FOLDER, help="Take this surrogate's iterates in place of the host's states.")
+@click.option("--koopman", type=FOLDER, help="Take this surrogate's iterates in place of the model's states.")
 @click.option("--points", type=int, default=400, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def topology_(trajectories: Path, koopman: Path | None, points: int, as_json: bool) -> None:

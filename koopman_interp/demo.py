@@ -54,7 +54,7 @@ def run_demo(
         folder: where the run goes.
         label: class to erase: 0 is yin, 1 yang, 2 the dots.
         strength: of the edit.
-        seed: of host, data and fit.
+        seed: of model, data and fit.
         say: called with each piece of text as it is found.
         command: to be named in the report.
 
@@ -69,11 +69,11 @@ def run_demo(
     seconds: dict[str, float] = {}
     x, y = yin_yang(_POINTS, seed=seed)
     x_test, y_test = yin_yang(_HELD_OUT, seed=seed + 1)
-    with _timed("train the host", seconds):
+    with _timed("train the model", seconds):
         model = _host(x, y, seed)
     with torch.no_grad():
         accuracy = float((model(x_test).argmax(1) == y_test).double().mean())
-    say(f"Host: residual MLP, {_BLOCKS} blocks of width {_WIDTH}, {accuracy:.2%} on {_HELD_OUT:,} held-out points.\n")
+    say(f"Model: residual MLP, {_BLOCKS} blocks of width {_WIDTH}, {accuracy:.2%} on {_HELD_OUT:,} held-out points.\n")
     with _timed("observe", seconds):
         tap = attach(model)
         trajectories = tap.observe(x, y, progress=False)

@@ -22,6 +22,9 @@ from torch import Tensor
 
 from koopman_interp.errors import FileFormatError
 
+Json = Any
+"""What JSON holds, by whose own words it is read back: numbers, texts, lists and mappings of these, or None."""
+
 HEADER_KEY = "koopman_interp"
 FORMAT_VERSION = 1
 
@@ -59,7 +62,7 @@ def _umask() -> int:
 
 
 def write_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, kind: str, header: Mapping[str, Any]
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, kind: str, header: Mapping[str, Json]
 ) -> None:
     """Write tensors and a JSON header to one safetensors file.
 
@@ -77,7 +80,7 @@ def write_tensors(
 
 def read_tensors(
     path: str | os.PathLike[str], *, kind: str | tuple[str, ...]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], dict[str, Json]]:
     """Read what `write_tensors` wrote.
 
     Args:

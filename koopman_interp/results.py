@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from html import escape
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -44,12 +45,12 @@ _STYLE = """<style>
 </style>"""
 
 
-class Result:
+class Result(ABC):
     """A value that something found; its subclasses are frozen dataclasses that give `tables`."""
 
+    @abstractmethod
     def tables(self) -> Sequence[Table]:
         """Return what was found as tables, the one that says most first."""
-        raise NotImplementedError
 
     def notes(self) -> Sequence[str]:
         """Return sentences that belong below the tables."""
@@ -62,14 +63,14 @@ class Result:
     def _repr_html_(self) -> str:
         """Show the tables in a notebook."""
         parts = [f"<p>{escape(repr(self))}</p>", *(table.html() for table in self.tables())]
-        notes = (f"<p>{escape(note)}</p>" for note in self.notes())
+        notes = (f"<p>{escape(line)}</p>" for note in self.notes() for line in note.splitlines())
         return "\n".join(['<div class="koopman-interp">', _STYLE, *parts, *notes, "</div>"])
 
     def to_frame(self) -> DataFrame:
         """Return the first table as a pandas data frame, with the numbers themselves in it."""
         return self.tables()[0].frame()
 
-    def plot(self, **options: Any) -> Any:
+    def plot(self, **options: object) -> Any:
         """Draw it by the function of `koopman_interp.plotting` that is made for it, and return its axes.
 
         Args:
@@ -84,13 +85,13 @@ class Result:
 class PlainResult(Result):
     """A result whose fields are plain values, arrays and other dataclasses of such, so that JSON holds it whole."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON: fields by name, arrays as lists; a number that is not finite is None."""
-        values: dict[str, Any] = jsonable(_plain(self))
+        values: dict[str, object] = jsonable(_plain(self))
         return values
 
     @classmethod
-    def from_dict(cls: type[Kept], values: Mapping[str, Any]) -> Kept:
+    def from_dict(cls: type[Kept], values: Mapping[str, object]) -> Kept:
         """Rebuild from what `as_dict` and JSON made of it; a null where a number belongs becomes NaN."""
         return rebuilt(cls, values)
 
@@ -113,23 +114,23 @@ class PlainResult(Result):
             return cls.from_dict(values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(
-                f"{path} lacks parts of a {cls.__name__} ({type(error).__name__} {error}). Write it again from its "
-                "source."
+                f"{path} lacks parts of the {cls.__name__} that it holds ({type(error).__name__} {error}). Write it "
+                "again from its source."
             ) from error
 
 
-def plotted(value: object, **options: Any) -> Any:
+def plotted(value: object, **options: object) -> Any:
     """Draw a value with `koopman_interp.plotting.plot`, which is imported only now."""
     return import_module(PLOTTING).plot(value, **options)
 
 
-def rebuilt(kind: type[Value], values: Mapping[str, Any]) -> Value:
+def rebuilt(kind: type[Value], values: Mapping[str, object]) -> Value:
     """Rebuild a dataclass of plain values, arrays and other such dataclasses from what JSON made of it.
 
     Entries that are no field are passed over: what is derived may stand beside what is kept.
 
     Raises:
-        KeyError: a field without a default is missing.
+        KeyError: a field is missing.
         TypeError: a part is of another shape than its annotation says.
         ValueError: likewise.
     """
@@ -154,8 +155,7 @@ def _rebuilt(hint: Any, value: Any) -> Any:
         return None if value is None else _rebuilt(Any if others else kind, value)
     if isinstance(hint, type) and is_dataclass(hint):
         hints = get_type_hints(hint)
-        named = [part.name for part in fields(hint) if part.name in value or _is_required(part)]
-        return hint(**{name: _rebuilt(hints[name], value[name]) for name in named})
+        return hint(**{part.name: _rebuilt(hints[part.name], value[part.name]) for part in fields(hint)})
     if origin is tuple:
         entries = parts[:1] * len(value) if parts[1:] == (Ellipsis,) else parts
         return tuple(_rebuilt(part, entry) for part, entry in zip(entries, value, strict=True))
@@ -168,7 +168,3 @@ def _rebuilt(hint: Any, value: Any) -> Any:
     if hint is float:
         return math.nan if value is None else float(value)
     return int(value) if hint is int else value  # the keys of JSON are texts
-
-
-def _is_required(part: Field[Any]) -> bool:
-    return part.default is MISSING and part.default_factory is MISSING

@@ -1,7 +1,7 @@
-"""Trajectories: how each sample's representation moves through the depth of a host.
+"""Trajectories: how each sample's representation moves through the depth of a model.
 
 A frozen value that holds one tensor of rows per depth, since widths may differ, with the labels and the origin
-of each row. It knows nothing of models; what it remembers of its host is a fingerprint.
+of each row. It knows nothing of models; what it remembers of its model is a fingerprint.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.hashing import drawn, group_digests, row_digests
 from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.labels import IGNORED, forms_of, spread_labels
 from koopman_interp.results import plotted
 
@@ -33,15 +34,15 @@ class Trajectories:
         states: one tensor `[sample, width]` per depth; widths may differ.
         sites: the site of each depth.
         times: time of each depth in operator steps, strictly increasing; 1 per layer unless told otherwise.
-        host: fingerprint of the host they were observed on.
+        host: fingerprint of the model they were observed on.
         sequence: `[sample]`, which of the observed inputs each row belongs to.
         position: `[sample]`, where in that input it stood (0 for inputs without positions); for tokens, counted from
             the first real one.
         labels: `[sample]` class of each row, or None.
-        tokens: `[sample]` token id of each row, or None where the host was not called with any.
-        shapes: shape of one sample's state in the host, per depth: `(width,)`, or `(channel, height, width)`.
+        tokens: `[sample]` token id of each row, or None where the model was not called with any.
+        shapes: shape of one sample's state in the model, per depth: `(width,)`, or `(channel, height, width)`.
         skip: leading places of each sequence that were left out; the default of all that is made of these.
-        layout: names of the axes of the states in the host, where `attach` was told; see `Layout`.
+        layout: names of the axes of the states in the model, where `attach` was told; see `Layout`.
         digests: `[sample]`, 64 bits of the input that each row belongs to: equal inputs have equal ones. Left out, they
             are made from the states at the first depth.
     """
@@ -183,7 +184,7 @@ class Trajectories:
             del part
         if first is None:
             raise InputError("There are no trajectories to concatenate.")
-        joined: dict[str, Any] = {name: torch.cat(found) if found else None for name, found in rest.items()}
+        joined: dict[str, Json] = {name: torch.cat(found) if found else None for name, found in rest.items()}
         return replace(first, states=tuple(map(_drained, states)), sequence=torch.cat(sequences), **joined)
 
     def between(self, source: str | int | None = None, target: str | int | None = None) -> Trajectories:
@@ -224,7 +225,7 @@ class Trajectories:
         held_out = torch.isin(self.digests, drawn(self.digests, count, seed))
         return self[~held_out], self[held_out]
 
-    def text(self, row: int, tokenizer: Any, *, around: int = 16) -> str:
+    def text(self, row: int, tokenizer: Tokenizer, *, around: int = 16) -> str:
         """Show the token of a row in its text, between ⟦ and ⟧: `Once upon a⟦ time⟧, there was`.
 
         The text is made of the rows that are here: it ends, with an ellipsis, where the neighbouring token was
@@ -243,7 +244,7 @@ class Trajectories:
         """
         if self.tokens is None:
             raise InputError(
-                "These trajectories hold no token ids: the host was not called with any, or they were written before "
+                "These trajectories hold no token ids: the model was not called with any, or they were written before "
                 "ids were kept. Observe anew."
             )
         of_input = (self.sequence == self.sequence[row]).nonzero().squeeze(1)
@@ -280,7 +281,7 @@ class Trajectories:
             tensors["labels"] = self.labels
         if self.tokens is not None:
             tensors["tokens"] = self.tokens
-        header: dict[str, Any] = {
+        header: dict[str, Json] = {
             "sites": self.sites,
             "times": self.times,
             "shapes": self.shapes,

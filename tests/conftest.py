@@ -21,9 +21,6 @@ import koopman_interp as ki
 from koopman_interp.hosts.fingerprint import weight_digest
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 
-# Hosts that are not served yet.
-collect_ignore = ["hosts/test_odd_hosts.py"]
-
 # The same examples on every machine, and no folder of past failures in the repository. Hosts are drawn more often
 # before a change lands (--hypothesis-profile=ci), and thoroughly by hand (--hypothesis-profile=zoo).
 for name, examples in (("tests", 25), ("ci", 200), ("zoo", 5000)):

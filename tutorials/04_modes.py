@@ -142,9 +142,9 @@ keep(plotting.plot_class_amplitudes(spectrum, depth=len(koopman.sites) - 1), "cl
 
 # %% [markdown]
 # The slowest modes are about classes: each of their ends is of one class, and the output follows. The growth is the
-# test of the claim: where the solid line leaves the dashed one, the mode does not do what its eigenvalue says. Even the
-# one mode within the tolerance does not: it stops decaying towards the end, and the interval of what the data give for
-# its eigenvalue does not hold the eigenvalue. A residual of 0.29 is a weak certificate.
+# test of the claim: where the solid line leaves the dashed one, the mode does not do what its eigenvalue says. A mode
+# within the tolerance can fail this test as well, or have an eigenvalue outside the interval that the data give for it.
+# A residual under a wide tolerance is a weak certificate: read the three together.
 #
 # ## Are two networks the same dynamics?
 #

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from koopman_hosts.skipping import Unheard, refuse_cache
 from koopman_hosts.states import NO_STATE, input_state, is_bare, is_handed_on, output_state, with_state
 from koopman_interp.errors import InputError
-from koopman_interp.hosts.passes import Pass, Passes
+from koopman_interp.hosts.passes import Pass, Passes, refuse_recomputation
 
 
 @dataclass(eq=False)
@@ -111,8 +110,8 @@ class SkippedSpan:
 
     def _forward(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         running = self.passes.current
+        refuse_recomputation(running)
         if running is None:
-            self._require_no_backward()
             return original(*args, **kwargs)
         own: _OnePass | None = running.kept.get(self)
         if own is None or own.reached != index:
@@ -146,14 +145,6 @@ class SkippedSpan:
             return with_state(output, own.advanced)
         own.hand_on(output_state(output))
         return output
-
-    @staticmethod
-    def _require_no_backward() -> None:
-        if torch._C._current_graph_task_id() != -1:
-            raise InputError(
-                "Blocks of a replaced span are computed again in a backward pass: activation checkpointing does not go "
-                "together with mode='replace'. Switch it off, or patch with mode='delta'."
-            )
 
 
 def _version(state: Tensor) -> int | None:

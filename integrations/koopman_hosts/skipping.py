@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from koopman_interp.errors import InputError
+from koopman_interp.hosts.passes import refuse_recomputation
 from koopman_interp.hosts.protocol import Host
 
 
@@ -71,11 +72,15 @@ def overwritten(host: Host, source: str, target: str, advance: Callable[[Tensor]
     key = object()
 
     def read(state: Tensor) -> None:
-        if (running := passes.current) is not None:
+        running = passes.current
+        refuse_recomputation(running)
+        if running is not None:
             running.kept[key] = advance(state)
 
     def write(_: Tensor) -> Tensor | None:
-        if (running := passes.current) is None:
+        running = passes.current
+        refuse_recomputation(running)
+        if running is None:
             return None
         if key not in running.kept:
             raise InputError(f"The pass reached {target!r} before {source!r}, so there is nothing to put there.")

@@ -17,6 +17,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from koopman_hosts.compiled import eager
@@ -31,7 +32,7 @@ from koopman_hosts.torch_layouts import advance_of_positions_first, hook_of_posi
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError, nearest
 from koopman_interp.hosts.devices import device_of, moved_to
 from koopman_interp.hosts.listing import SiteListing
-from koopman_interp.hosts.passes import Pass, Passes
+from koopman_interp.hosts.passes import Pass, Passes, in_backward
 from koopman_interp.hosts.protocol import Hook, SiteSelection
 from koopman_interp.hosts.tokens import padded
 
@@ -43,12 +44,20 @@ class TorchHost:
 
     Args:
         model: any module; its residual stream is looked for only when no sites are named.
+
+    Raises:
+        UnsupportedHostError: it was traced or scripted.
     """
 
     adapter: ClassVar[str] = "torch"
     priority: ClassVar[int] = 0
 
     def __init__(self, model: nn.Module) -> None:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise UnsupportedHostError(
+                f"Expected a model that runs as Python, got a {type(model).__name__}, whose code TorchScript has taken "
+                "over. Attach to the model that it was traced or scripted from."
+            )
         # A compiled model is a wrapper around the one that was given to torch.compile.
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.basis = "module outputs"
@@ -288,7 +297,8 @@ class _OneCall:
     def __call__(self, state: Tensor) -> Tensor | None:
         running = self._passes.current
         if running is None:
-            return None
+            # In a backward pass the calls are not counted, so the hook has to say whether it minds.
+            return self._hook(state) if in_backward() else None
         count = running.kept[self] = running.kept.get(self, 0) + 1
         return self._hook(state) if count == self._call + 1 else None
 

@@ -51,7 +51,7 @@ class Method:
     Attributes:
         name: as it stands in the audit.
         host: what runs.
-        patch: makes the context in which it runs, for this host or a copy of it; None leaves the host alone.
+        patch: makes the context in which it runs, for this host or a copy of it; None leaves the model alone.
         answers: from the log-probabilities that come out to those that are given; None leaves them.
         learns: whether relearning it says anything: a mask stays one, and the base model has forgotten nothing.
         without: sites where it has no states to read.
@@ -65,11 +65,11 @@ class Method:
     without: Sequence[str] = ()
 
     def running(self, host: Host | None = None) -> AbstractContextManager[object]:
-        """Return the context in which its host, or a copy of it, runs."""
+        """Return the context in which its model, or a copy of it, runs."""
         return nullcontext() if self.patch is None else self.patch(host or self.host)
 
     def passed(self, batch: Batch, sites: Sequence[str], skip: int) -> LabelledPass:
-        """Call its host on a batch, and read the sites where it has states."""
+        """Call its model on a batch, and read the sites where it has states."""
         sites = [site for site in sites if site not in self.without]
         with self.running():
             return self.answered(LabelledPass.of(self.host, batch, sites, skip))
@@ -80,7 +80,7 @@ class Method:
 
 
 def edited(patch: Patch) -> Method:
-    """Run a patch, itself and no copy of it; in a copy of its host, the same patch of that.
+    """Run a patch, itself and no copy of it; in a copy of its model, the same patch of that.
 
     Raises:
         InputError: it is no patch, or is installed, so that there is no base model to measure beside it.

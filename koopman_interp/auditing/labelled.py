@@ -6,7 +6,6 @@ Holds the inputs that it is given, cut into batches. Knows nothing of what is me
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -23,21 +22,19 @@ Labelled = tuple[Any, Any] | Iterable[Any]
 """Inputs and labels, or several batches of them, in the forms that `Tap.observe` takes."""
 
 Batch = tuple[Any, Any]
-"""What to call a host with, and labels."""
+"""What to call a model with, and labels."""
 
 _NAMED = 12
 
 
 def labelled_batches(host: Host, data: Labelled, batch_size: int) -> list[Batch]:
-    """Bring a pair of inputs and labels, or batches, to what to call the host with, and labels.
+    """Bring a pair of inputs and labels, or batches, to what to call the model with, and labels.
 
     Raises:
         InputError: labels are missing, or are not as many as the inputs.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be 1 or more; got {batch_size}.")
-    if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], tuple):
-        data = _cut_pair(*data, batch_size)
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Mapping) and _inputs(data[0]) != len(data[1]):
+        data = [data]  # one label a token cannot be cut with the inputs
     batches = list(calls(host, data, batch_size=batch_size))
     if any(y is None for _, y in batches):
         raise InputError("An audit takes pairs of inputs and labels: (x, y), or batches of such pairs.")
@@ -94,15 +91,6 @@ def drawn(batches: Sequence[Batch], labels: Sequence[int], *, rows: int, beside:
         for index, row in sorted(places[place] for place in order):
             chosen.setdefault(index, []).append(row)
     return _joined([_taken(*batches[index], part) for index, part in chosen.items()])
-
-
-def _cut_pair(x: Any, y: Any, batch_size: int) -> list[Batch]:
-    if not isinstance(x, Mapping) and len(x) != len(y):
-        raise InputError(f"Expected one label an input; got {len(x)} inputs and {len(y)} labels.")
-    if isinstance(x, Mapping) and _inputs(x) != len(y):
-        return [(x, y)]
-    cuts = [itemgetter(slice(start, start + batch_size)) for start in range(0, len(y), batch_size)]
-    return [(_rows_of(x, len(y), cut), cut(y)) for cut in cuts]
 
 
 def _inputs(x: Any) -> int:

@@ -9,9 +9,8 @@ each sample one pass a token, without a cache. Knows nothing of labels.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,17 +19,14 @@ from torch import Tensor
 
 from koopman_interp.auditing.baselines import BASE, edited
 from koopman_interp.auditing.intervals import wilson
-from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import jsonable, read_json, write_json
+from koopman_interp.errors import InputError
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.labels import IGNORED
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
 from koopman_interp.patching.patch import Patch
-from koopman_interp.results import Result
+from koopman_interp.results import PlainResult
 from koopman_interp.tables import Column, Table, columns_of, digits, percents
-
-KIND = "language audit"
 
 
 @dataclass(frozen=True)
@@ -86,15 +82,9 @@ class LanguageScores:
     samples: tuple[str, ...]
     intervals: dict[str, tuple[float, float]]
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LanguageScores:
-        """Rebuild from the plain values of JSON."""
-        intervals = {name: (low, high) for name, (low, high) in values["intervals"].items()}
-        return cls(**{**values, "samples": tuple(values["samples"]), "intervals": intervals})
-
 
 @dataclass(frozen=True, repr=False)
-class LanguageAudit(Result):
+class LanguageAudit(PlainResult):
     """What `audit_language` found.
 
     Attributes:
@@ -122,33 +112,6 @@ class LanguageAudit(Result):
     def notes(self) -> Sequence[str]:
         """Return the samples, each behind the name of its row."""
         return language_samples(self.rows)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON; a figure that is not finite becomes null."""
-        write_json(path, jsonable({"kind": KIND, **self.as_dict()}))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LanguageAudit:
-        """Read what `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            FileFormatError: it is not JSON, not an audit of a language model, or incomplete.
-        """
-        values = read_json(path)
-        if not isinstance(values, dict) or values.get("kind") != KIND:
-            raise FileFormatError(f"{path} does not hold an audit of a language model.")
-        try:
-            rows = {name: LanguageScores.from_dict(scores) for name, scores in values["rows"].items()}
-            return cls(values["edit"], rows)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(
-                f"{path} lacks parts of an audit ({error}). Write it again from its source."
-            ) from error
 
 
 @torch.no_grad()
@@ -180,10 +143,10 @@ def audit_language(patch: Patch, checks: LanguageChecks, *, batch_size: int = BA
 def language_scores(
     host: Host, checks: LanguageChecks, answers: Int[Tensor, " prompt"] | None, skip: int, batch_size: int
 ) -> tuple[LanguageScores, Int[Tensor, " prompt"]]:
-    """Ask a host.
+    """Ask a model.
 
     Args:
-        host: the host; a patch of it that is installed is heard.
+        host: the model; a patch of it that is installed is heard.
         checks: what is asked.
         answers: the base model's likeliest next tokens after the unrelated prompts; None of the base model itself.
         skip: leading positions whose tokens do not count in the perplexity.
@@ -242,6 +205,7 @@ def _continued(host: Host, prompt: str, checks: LanguageChecks) -> str:
         raise InputError("Samples are shown as text, for which the tokenizer is needed: LanguageChecks(tokenizer=…).")
     ((x, _),) = calls(host, [prompt], tokenizer=checks.tokenizer)
     ids = x["input_ids"] if isinstance(x, Mapping) else x
+    assert isinstance(ids, torch.Tensor)  # which is what calls() makes of a text
     for _ in range(checks.new_tokens):
         ids = torch.cat([ids, Output.of(host, ids).logp[-1:].argmax(1, keepdim=True).to(ids)], 1)
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))

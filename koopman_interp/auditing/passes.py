@@ -39,10 +39,10 @@ class LabelledPass:
 
     @classmethod
     def of(cls, host: Host, batch: Batch, sites: Sequence[str], skip: int = 0) -> LabelledPass:
-        """Call a host on a batch.
+        """Call a model on a batch.
 
         Args:
-            host: the host; a patch of it that is installed is heard.
+            host: the model; a patch of it that is installed is heard.
             batch: what to call it with, and labels.
             sites: what to read; the last one is reached by every pass.
             skip: leading positions of each sequence to leave out.

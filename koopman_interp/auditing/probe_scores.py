@@ -5,9 +5,8 @@ Costs a probe a kernel, on at most `probes.MOST_ROWS` rows of either side. Knows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -43,13 +42,6 @@ class ProbeScores:
     def best_probe(self) -> float | None:
         """Accuracy of the best probe; None without any."""
         return max(self.probes.values(), default=None)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ProbeScores:
-        """Rebuild from the plain values of JSON, whose keys are texts."""
-        prototypes = {int(shots): recall for shots, recall in values["prototypes"].items()}
-        intervals = {kernel: (low, high) for kernel, (low, high) in values["intervals"].items()}
-        return cls(values["site"], dict(values["probes"]), prototypes, intervals)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ copied first: its own weights, gradients and hooks are not touched, whatever hap
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,12 +88,6 @@ class RelearningCurve:
         points = zip(self.steps, self.forget_accuracy, strict=True)
         return next((step for step, accuracy in points if accuracy >= share), None)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RelearningCurve:
-        """Rebuild from the plain values of JSON."""
-        names = ("steps", "forget_accuracy", "retain_accuracy")
-        return cls(values["moved"], *(tuple(values[name]) for name in names))
-
 
 @dataclass(frozen=True, eq=False)
 class RelearningTask:
@@ -111,7 +104,7 @@ class RelearningTask:
     settings: Relearning
 
     def passed(self, host: Host, batch: Batch) -> LabelledPass:
-        """Call a host on a batch."""
+        """Call a model on a batch."""
         return LabelledPass.of(host, batch, self.rows.sites[-1:], self.rows.skip).without_states()
 
 

@@ -5,9 +5,8 @@ Computes nothing but what a table shows. Knows nothing of models.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from koopman_interp.auditing.language import language_samples
@@ -15,17 +14,14 @@ from koopman_interp.auditing.relearning import Relearning
 from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.auditing.summary import audit_tables
 from koopman_interp.auditing.verdict import verdict
-from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import jsonable, read_json, write_json
+from koopman_interp.errors import InputError
 from koopman_interp.labels import classes_named
-from koopman_interp.results import Result
+from koopman_interp.results import PlainResult
 from koopman_interp.tables import Table, percent
-
-KIND = "audit"
 
 
 @dataclass(frozen=True, repr=False)
-class Audit(Result):
+class Audit(PlainResult):
     """What `audit` found: one row a method of forgetting.
 
     Attributes:
@@ -93,36 +89,4 @@ class Audit(Result):
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, the verdict among them."""
-        return {**asdict(self), "verdict": self.verdict}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Audit:
-        """Rebuild from the plain values of JSON; what is missing or too much raises KeyError or TypeError."""
-        parts = {name: value for name, value in values.items() if name not in ("kind", "verdict")}
-        parts["labels"], parts["left_out"] = tuple(parts["labels"]), tuple(parts["left_out"])
-        parts["rows"] = tuple(map(AuditRow.from_dict, parts["rows"]))
-        if (settings := parts["relearn"]) is not None:
-            parts["relearn"] = Relearning(**{**settings, "steps": tuple(settings["steps"])})
-        return cls(**parts)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON; a figure that is not finite becomes null."""
-        write_json(path, jsonable({"kind": KIND, **self.as_dict()}))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Audit:
-        """Read what `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            FileFormatError: it is not JSON, not an audit, or incomplete.
-        """
-        values = read_json(path)
-        if not isinstance(values, dict) or values.get("kind") != KIND:
-            raise FileFormatError(f"{path} does not hold an audit.")
-        try:
-            return cls.from_dict(values)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(
-                f"{path} lacks parts of an audit ({error}). Write it again from its source."
-            ) from error
+        return {**super().as_dict(), "verdict": self.verdict}

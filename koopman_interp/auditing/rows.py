@@ -5,10 +5,7 @@ Everything that an audit was not asked for is None or empty. Computes nothing.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from koopman_interp.auditing.language import LanguageScores
 from koopman_interp.auditing.membership import Membership
@@ -75,20 +72,3 @@ class AuditRow:
         return max(
             (probe for probe in (self.linear_probe, self.rbf_probe, self.mlp_probe) if probe is not None), default=None
         )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> AuditRow:
-        """Rebuild from the plain values of JSON, in which a figure that was not finite is None."""
-        parts = {**values, "kl": _finite_or_nan(values["kl"])}
-        if (attacks := parts["membership"]) is not None:
-            parts["membership"] = Membership(**{name: _finite_or_nan(figure) for name, figure in attacks.items()})
-        if parts["language"] is not None:
-            parts["language"] = LanguageScores.from_dict(parts["language"])
-        parts["depths"] = tuple(map(ProbeScores.from_dict, parts["depths"]))
-        parts["relearning"] = tuple(map(RelearningCurve.from_dict, parts["relearning"]))
-        parts["intervals"] = {name: tuple(ends) for name, ends in parts["intervals"].items()}
-        return cls(**parts)
-
-
-def _finite_or_nan(figure: float | None) -> float:
-    return math.nan if figure is None else figure

@@ -1,1 +1,1 @@
-"""Training on what a host says: of a surrogate, and of the affine lens that it is judged by."""
+"""Training on what a model says: of a surrogate, and of the affine lens that it is judged by."""

@@ -11,7 +11,7 @@ from koopman_interp.fitting.config import DescentConfig
 class DistilConfig(DescentConfig):
     """How a surrogate is distilled, or a lens tuned; how that descends stands in `DescentConfig`.
 
-    A step takes one batch, so it is as long as a pass of the host over `batch_size` inputs, with the gradient through
+    A step takes one batch, so it is as long as a pass of the model over `batch_size` inputs, with the gradient through
     its head and all past the last site. `validation` is the share of the inputs that is held out, where none of them
     was held out by the fit.
 
@@ -19,7 +19,7 @@ class DistilConfig(DescentConfig):
         batch_size: inputs a step.
         operator_rate: learning rate of K, relative to the rest; a lens has none.
         states: weight of reconstruction, linearity and prediction beside the divergence at the output: the dial
-            between a motion that is true to the states between, and one that is true to what the host says. A lens is
+            between a motion that is true to the states between, and one that is true to what the model says. A lens is
             trained on the divergence alone.
         isometry_weight: weight of how far distances are from those before the encoder; None is one over the
             normalised width, as in a fit.

@@ -1,11 +1,11 @@
-"""distil(): fit a surrogate further, against what its host says.
+"""distil(): fit a surrogate further, against what its model says.
 
-A fit minimises errors of states, and the host's head hears some directions of the state far better than others. Here
+A fit minimises errors of states, and the model's head hears some directions of the state far better than others. Here
 the loss is the divergence at the output, `mean KL(host ‖ D(K^n E(x)) in place of the span)` from every depth to the
-last, with gradients through the host's own remaining forward pass, whose weights stay as they are (distillation, Hinton
-et al., arXiv 1503.02531). The losses of a fit stay on, so that the decoder still undoes the encoder, the motion stays
-linear at every depth, and distances are kept; they give way a little, so a distilled surrogate is nearer to the output
-and farther from the states than a fitted one. Knows nothing of edits.
+last, with gradients through the model's own remaining forward pass, whose weights stay as they are (distillation,
+Hinton et al., arXiv 1503.02531). The losses of a fit stay on, so that the decoder still undoes the encoder, the
+motion stays linear at every depth, and distances are kept; they give way a little, so a distilled surrogate is nearer
+to the output and farther from the states than a fitted one. Knows nothing of edits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -42,7 +41,7 @@ from koopman_interp.trajectories import Trajectories
 def distil(
     model: nn.Module | Host,
     koopman: KoopmanAutoencoder,
-    batches: Any,
+    batches: object,
     config: DistilConfig | None = None,
     *,
     fitted: Trajectories,
@@ -50,13 +49,13 @@ def distil(
     resume: bool = False,
     progress: bool | None = None,
 ) -> KoopmanAutoencoder:
-    """Fit a surrogate further, so that the host says the same with it in place of any span up to its last depth.
+    """Fit a surrogate further, so that the model says the same with it in place of any span up to its last depth.
 
     Inputs that the fit held out are not trained on, in whatever batch they come; where there are any, the surrogate is
     judged by them alone, and otherwise by a share of the inputs (`DistilConfig.validation`).
 
     Args:
-        model: the host; its weights are not changed.
+        model: the model; its weights are not changed.
         koopman: the surrogate to start from; it is not changed.
         batches: inputs to distil on, as in `Tap.observe`; they are kept in memory.
         config: how to distil; its `batch_size` is that of inputs that come uncut.
@@ -70,7 +69,7 @@ def distil(
         A new surrogate, in eval mode, on the CPU. Edits made for the old one do not fit it.
 
     Raises:
-        UnsupportedHostError: the host returns no logits.
+        UnsupportedHostError: the model returns no logits.
         HostMismatchError: the surrogate or the trajectories belong to another host.
         InputError: the trajectories are not those of the fit, there are too few inputs to hold any out, or none of them
             has a sample.

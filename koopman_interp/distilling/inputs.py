@@ -43,7 +43,7 @@ class PartedInputs:
         """Take batches apart.
 
         Args:
-            batches: what the host is to be called with.
+            batches: what the model is to be called with.
             validation: share of the distinct inputs to hold out, where none of them was held out by a fit.
             seed: of the draw.
             held_out: digests of what a fit held out.

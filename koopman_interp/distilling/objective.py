@@ -1,6 +1,6 @@
-"""The objective at the output: how far what a host says is from what it would say with something else in its place.
+"""The objective at the output: how far what a model says is from what it would say with something else in its place.
 
-Costs, a step: one pass of the host over a batch, and all past the last site forward and backward for each depth. Knows
+Costs, a step: one pass of the model over a batch, and all past the last site forward and backward for each depth. Knows
 nothing of how it is lowered.
 """
 
@@ -30,7 +30,7 @@ class OutputObjective:
     """`mean KL(host ‖ host with a lens's state at the last depth)`, over depths and samples.
 
     Args:
-        host: the host.
+        host: the model.
         sites: of the depths.
         skip: leading places of each sequence that are no samples.
         inputs: to train on, and to judge by.

@@ -1,4 +1,4 @@
-"""tune_lens(): train an affine lens on the divergence at the host's output: the tuned lens, to judge others by.
+"""tune_lens(): train an affine lens on the divergence at the model's output: the tuned lens, to judge others by.
 
 After Belrose et al., arXiv 2303.08112, with the divergence from every depth at once.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +28,7 @@ from koopman_interp.observing.batches import calls
 def tune_lens(
     model: nn.Module | Host,
     lens: AffineLens,
-    batches: Any,
+    batches: object,
     config: DistilConfig | None = None,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -39,7 +38,7 @@ def tune_lens(
     """Train an affine lens on the divergence at the output.
 
     Args:
-        model: the host; its weights are not changed.
+        model: the model; its weights are not changed.
         lens: where to start, as `AffineLens.fit` gives it; it is not changed.
         batches: inputs to train on, as in `Tap.observe`; they are kept in memory, and a share of them is held out.
         config: how to train; its `batch_size` is that of inputs that come uncut, and the weights of the losses of
@@ -52,7 +51,7 @@ def tune_lens(
         The trained lens, on the CPU.
 
     Raises:
-        UnsupportedHostError: the host returns no logits.
+        UnsupportedHostError: the model returns no logits.
         HostMismatchError: the lens belongs to another host.
         InputError: there are fewer than two inputs, or none of them has a sample.
         FitInterrupted: Ctrl-C; the message says what was kept and how to go on.

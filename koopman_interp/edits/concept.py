@@ -38,7 +38,7 @@ def erase_concept(
     trajectories: Trajectories,
     *,
     attribute: Any = None,
-    preserve: Any = None,
+    preserve: object = None,
     site: str | int | None = None,
     strength: float = 1.0,
     cost: Cost = "fit",

@@ -1,8 +1,8 @@
 """EditSet: edits of one operator at several depths, as one value.
 
 It is a sequence of `OperatorEdit`s, which is what `patched` takes, in order of depth and one a depth. Two readings:
-through the operator, `K' = K P_d` at each step of a span; or, in a host with attention, written in place at each site
-(`patched(…, at="each site")`), where the host carries on from the edited state. Costs what its parts cost.
+through the operator, `K' = K P_d` at each step of a span; or, in a model with attention, written in place at each site
+(`patched(…, at="each site")`), where the model carries on from the edited state. Costs what its parts cost.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import overload
 
 from koopman_interp.depths import depth_of
 from koopman_interp.edits.operator_edit import OperatorEdit
@@ -117,7 +117,7 @@ class EditSet(Sequence[OperatorEdit], Result):
         ]
         return EditSet(tuple(both), f"{first.description}, then {self.description}")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return what is known of the edits as plain values for JSON."""
         return {"description": self.description, "edits": [edit.as_dict() for edit in self.edits]}
 

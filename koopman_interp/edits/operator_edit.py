@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.errors import FileFormatError, HostMismatchError, InputError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.results import Result
 from koopman_interp.tables import Column, Table
@@ -25,7 +24,7 @@ from koopman_interp.tables import Column, Table
 
 @dataclass(frozen=True)
 class Certificate:
-    """What can be said of an edit without running the host.
+    """What can be said of an edit without running the model.
 
     Attributes:
         rank: of the change of the operator.
@@ -88,7 +87,7 @@ class OperatorEdit(Result):
         depth: that depth.
         map: P.
         moved: `K A`, `[observable, rank]`, so that the edit can be undone without K.
-        host: fingerprint of the host.
+        host: fingerprint of the model.
         operator: digest of the K it was made for.
         labels: the classes that it forgets; empty where it is made for none.
         certificate: what can be said of it; None for a composition that has not been certified.
@@ -120,7 +119,7 @@ class OperatorEdit(Result):
         known = [("", "not certified")] if self.certificate is None else self.certificate.in_words()
         return [("edit", self.description), ("site", self.site), *known, ("K", self.operator[:12])]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """Return what is known of the edit as plain values for JSON; the factors go to files with `save`."""
         return {**self.facts(), "rank": self.rank}
 
@@ -218,7 +217,7 @@ class OperatorEdit(Result):
         """The tensors of the edit by name, as a file holds them."""
         return {name: getattr(self, name) for name in ("directions", "readers", "offset", "moved")}
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Json]:
         """What a file holds beside the factors, as plain values."""
         return {
             "description": self.description,
@@ -231,7 +230,7 @@ class OperatorEdit(Result):
         }
 
     @classmethod
-    def of_parts(cls, factors: dict[str, Tensor], facts: dict[str, Any]) -> OperatorEdit:
+    def of_parts(cls, factors: dict[str, Tensor], facts: dict[str, Json]) -> OperatorEdit:
         """Rebuild from `factors` and `facts`; what is missing or too much raises KeyError or TypeError."""
         known = facts["certificate"]
         own = dict(factors)
@@ -244,7 +243,7 @@ class OperatorEdit(Result):
             depth=facts["depth"],
             host=HostFingerprint(**facts["host"]),
             operator=facts["operator"],
-            labels=tuple(facts.get("labels", ())),  # which files of 0.1.0 lack
+            labels=tuple(facts.get("labels", ())),
             certificate=None if known is None else Certificate(**known),
         )
 

@@ -63,10 +63,10 @@ def named_targets(
     raise InputError(f"There are no targets {name!r}; there are next_best, similar, retained_mean, or a function.")
 
 
-def class_means(choices: Any, labels: Any) -> Callable[[Tensor, int], Tensor]:
+def class_means(choices: Any, labels: object) -> Callable[[Tensor, int], Tensor]:
     """Make targets of a choice: each row goes to the mean of the class chosen for it.
 
-    What the host itself would say without the class is a choice that comes near to a model trained without it:
+    What the model itself would say without the class is a choice that comes near to a model trained without it:
     `logits.index_fill(1, torch.tensor([label]), -torch.inf).argmax(1)`.
 
     Args:

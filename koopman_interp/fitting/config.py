@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from numbers import Integral
-from typing import Any, Literal
+from typing import Literal
 
 from koopman_interp.errors import InputError
+from koopman_interp.files import Json
 from koopman_interp.fitting.losses import Isometry
 from koopman_interp.surrogates.autoencoder import ACTIVATIONS, ARCHITECTURES, Activation, Architecture
 from koopman_interp.surrogates.normalization import NormalizationConfig
@@ -95,7 +96,7 @@ class DescentConfig:
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"{name} must be finite and not negative; got {value}.")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """Return plain values for JSON."""
         return asdict(self)
 
@@ -182,7 +183,7 @@ class FitConfig(DescentConfig):
         )
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> FitConfig:
+    def from_dict(cls, values: dict[str, Json]) -> FitConfig:
         """Rebuild from plain values.
 
         Raises:

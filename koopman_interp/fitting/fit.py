@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ _RANK_TOLERANCE = 1e-4
 """Share of the largest singular value that one has to have to count."""
 
 
+@torch.inference_mode(False)  # in whatever context it is called; gradients are switched on where they are taken
 def fit(
     trajectories: Trajectories,
     config: FitConfig | None = None,
@@ -225,7 +226,7 @@ def _rank(surrogate: KoopmanAutoencoder) -> str:
     return f"numerical rank {rank} of {len(values)} observables"
 
 
-def _identity(surrogate: KoopmanAutoencoder, config: FitConfig) -> dict[str, Any]:
+def _identity(surrogate: KoopmanAutoencoder, config: FitConfig) -> dict[str, object]:
     """What must agree for a checkpoint to be this fit's: settings, sites, host, and the data's normalisation."""
     c = surrogate.config
     return {

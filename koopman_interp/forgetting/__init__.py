@@ -1,1 +1,1 @@
-"""Forgetting judged at the host's output: edits by gradient, and a choice among all of them."""
+"""Forgetting judged at the model's output: edits by gradient, and a choice among all of them."""

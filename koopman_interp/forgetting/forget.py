@@ -129,7 +129,7 @@ class Forgetting(Result):
         )
         return (asked, *(f"Not tried: {name}. {reason}" for name, reason in self.refused))
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON; the edit's own file is written by `edit.save`."""
         names = ("label", "asked", "met", "forget_rows", "retain_rows")
         return {
@@ -151,7 +151,7 @@ def forget(
     koopman: KoopmanAutoencoder,
     *,
     fitted: Trajectories,
-    held_out: Any,
+    held_out: object,
     label: int,
     most: float = 0.01,
     weight: float | None = None,
@@ -162,13 +162,13 @@ def forget(
     """Choose the edit that forgets a class.
 
     Args:
-        model: the host.
+        model: the model.
         koopman: the surrogate, fitted with labels.
         fitted: labelled rows that the surrogate was fitted on, on which redirections are solved.
         held_out: inputs and labels of all classes to choose on, `(x, y)` or batches of such pairs, as `Tap.observe`
             takes them; neither the rows fitted nor those to be reported. Positions that the surrogate was not fitted
             on are neither patched nor judged.
-        label: the class to forget, an output of the host.
+        label: the class to forget, an output of the model.
         most: the highest forget accuracy, a share; among edits that keep it, the one of the highest retain accuracy is
             chosen, and among equals the one nearest to the base model.
         weight: instead of `most`, what a share of retain accuracy is worth in shares of forget accuracy: the least
@@ -184,7 +184,7 @@ def forget(
     Raises:
         InputError: the split lacks the class or the others, or no candidate exists.
     """
-    split = _Split.of(host_for(model), held_out, label, koopman.config.skip, batch_size)
+    split = _Split.of(host_for(model, koopman.config.layout), held_out, label, koopman.config.skip, batch_size)
     baselines = split.baselines()
     tried: list[tuple[Edit, Trial]] = []
     refused: list[tuple[str, str]] = []
@@ -229,7 +229,7 @@ class _Split:
     labels: Int[Tensor, " sample"]
 
     @classmethod
-    def of(cls, host: Host, held_out: Any, label: int, skip: int, batch_size: int) -> _Split:
+    def of(cls, host: Host, held_out: object, label: int, skip: int, batch_size: int) -> _Split:
         """Run the base model.
 
         Raises:
@@ -242,7 +242,7 @@ class _Split:
         _require_classes(labels, logp.shape[1], label)
         return cls(host, batches, label, skip, logp, labels)
 
-    def outputs(self, patch: AbstractContextManager[Any]) -> Float[Tensor, "sample class"]:
+    def outputs(self, patch: AbstractContextManager[object]) -> Float[Tensor, "sample class"]:
         """Return the log-probabilities of the patched model."""
         return _outputs(self.host, self.batches, self.skip, patch)[0]
 
@@ -269,7 +269,7 @@ class _Split:
 
 
 def _outputs(
-    host: Host, batches: Sequence[tuple[Any, Any]], skip: int, patch: AbstractContextManager[Any]
+    host: Host, batches: Sequence[tuple[object, object]], skip: int, patch: AbstractContextManager[object]
 ) -> tuple[Float[Tensor, "sample class"], Int[Tensor, " sample"]]:
     """Return log-probabilities and labels of all judged rows."""
     logp, labels = [], []
@@ -336,7 +336,7 @@ def _nearest(tried: Sequence[tuple[Edit, Trial]], most: float, weight: float | N
     return edit, trial, asked, False
 
 
-def _cut(held_out: Any, batch_size: int) -> Any:
+def _cut(held_out: object, batch_size: int) -> Any:
     """Cut one pair of inputs and labels into batches; what is no such pair is passed on.
 
     A mapping, and labels of another length than the inputs, one a token say, stay whole.

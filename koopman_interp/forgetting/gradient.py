@@ -1,8 +1,8 @@
-"""An edit by gradient: K alone is trained, towards any objective on the host's output.
+"""An edit by gradient: K alone is trained, towards any objective on the model's output.
 
 The factors of a low-rank edit descend; host, encoder and decoder stay as they are. It starts from a closed form or
 from nearly nothing, and ends as an `OperatorEdit` like any other. Each step costs what the objective does, forwards and
-backwards: hundreds of times a closed form. Knows the host by its patch only.
+backwards: hundreds of times a closed form. Knows the model by its patch only.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def gradient_edit(
     """Train an edit of the operator.
 
     Args:
-        model: the host that the surrogate was fitted on; its weights are not touched.
+        model: the model that the surrogate was fitted on; its weights are not touched.
         koopman: the surrogate.
         objective: called with the model, patched, at each step; returns a scalar that depends on its output.
         start: an edit, or several, to start from; their ranks stay. None starts from a random edit that hardly moves
@@ -79,7 +79,7 @@ def gradient_edit(
     edits: list[OperatorEdit] = [start] if isinstance(start, OperatorEdit) else [*start]
     if not all(edit.directions.any() for edit in edits):
         raise InputError("An edit that moves nothing has no slope to start from. Start from another, or from None.")
-    host = host_for(model)
+    host = host_for(model, koopman.config.layout)
     patch = patched(host, koopman, edits, at=at, positions=positions)
     device = device_of(host.model)
     trained = [TrainableMap(edit.map).to(device) for edit in edits]
@@ -97,7 +97,7 @@ def gradient_edit(
         for step in range(steps):
             loss = objective(host.model)
             _require_usable(loss, step)
-            # Not .backward(): the host's own .grad is its user's.
+            # Not .backward(): the model's own .grad is its user's.
             for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = slope
             optimizer.step()

@@ -123,11 +123,19 @@ def mask_of(arguments: Mapping[str, Any], start: str, shape: tuple[int, ...]) ->
 
 
 def _pads_nothing(mask: Tensor) -> bool:
-    """Whether a mask of queries and keys is the same for all inputs, and leaves no key to itself."""
+    """Whether a mask of queries and keys is the same for all inputs, and plainly leaves no token out.
+
+    It is where all attend to all, or where each query attends to one stretch of keys that ends with its own, and the
+    first one's begins with the first key: a causal mask, banded or not, in a cache of any length.
+    """
     attended = mask.bool() if not mask.is_floating_point() else mask > torch.finfo(mask.dtype).min / 2
     attended = attended.flatten(0, -3)
-    same = bool((attended == attended[:1]).all())
-    queries, keys = attended.shape[-2:]
-    by_others = attended[0].clone()
-    by_others.diagonal(keys - queries).zero_()
-    return same and bool(by_others.any(0)[: keys - 1].all())
+    one = attended[0]
+    if not bool((attended == one).all()) or not bool(one.any(1).all()):
+        return False
+    places = torch.arange(one.shape[1], device=mask.device)
+    last = torch.where(one, places, -1).amax(1)
+    first = torch.where(one, places, one.shape[1]).amin(1)
+    in_one = one.sum(1) == last - first + 1
+    causal = last == last[0] + torch.arange(len(last), device=mask.device)
+    return bool(one.all()) or (bool(in_one.all() and causal.all()) and int(first[0]) == 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from koopman_interp.results import PlainResult
 from koopman_interp.tables import Column, Table
@@ -41,6 +41,10 @@ class SiteTable(PlainResult):
     def __repr__(self) -> str:
         unasked = f"attach takes {self.chosen[0]!r} to {self.chosen[-1]!r}" if self.chosen else "attach asks for sites"
         return f"SiteTable({self.model}: {len(self.sites):,} sites; unless told otherwise, {unasked})"
+
+    def as_dict(self) -> dict[str, object]:
+        """Return plain values for JSON."""
+        return asdict(self)
 
     def tables(self) -> Sequence[Table]:
         """Return one table of all sites; those taken unless told otherwise are marked."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from koopman_interp.errors import InputError
 from koopman_interp.hosts.arguments import cache_of
 from koopman_interp.hosts.tokens import Tokens
 
@@ -45,11 +46,28 @@ class Pass:
 
     @property
     def tokens(self) -> Tokens | None:
-        """Its tokens, as the innermost container whose call has any tells them; None without any."""
+        """Its tokens, as the innermost container whose call tells them; None without any.
+
+        Raises:
+            InputError: there are tokens, and no call tells which of them are padding.
+        """
         if self._tokens is None:
-            told = (self._read(arguments) for arguments in reversed(self._calls))
-            self._tokens = (next((tokens for tokens in told if tokens is not None), None),)
+            self._tokens = (self._told(),)
         return self._tokens[0]
+
+    def _told(self) -> Tokens | None:
+        unclear: InputError | None = None
+        for arguments in reversed(self._calls):
+            try:
+                tokens = self._read(arguments)
+            except InputError as error:  # a mask that a container has made for its layers; one farther out may tell
+                unclear = unclear or error
+                continue
+            if tokens is not None:
+                return tokens
+        if unclear is not None:
+            raise unclear
+        return None
 
     @property
     def cache(self) -> Any:
@@ -124,3 +142,33 @@ class Passes:
             self._local.stack = []
         stack: list[Pass] = self._local.stack
         return stack
+
+
+def in_backward() -> bool:
+    """Whether this thread is in a backward pass of torch's."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def refuse_recomputation(running: Pass | None) -> None:
+    """Refuse modules that are computed again in the backward pass, where what is written in a pass would be missing.
+
+    Args:
+        running: the pass that is under way; None for a module that is called by itself, or again.
+
+    Raises:
+        InputError: this is the second time, or it is known that there will be one.
+    """
+    if in_backward() if running is None else _is_checkpointed():
+        raise InputError(
+            "This model computes its blocks again in the backward pass (activation checkpointing), where a patch "
+            "would be missing. Switch checkpointing off while the model is patched "
+            "(model.gradient_checkpointing_disable() in Hugging Face)."
+        )
+
+
+def _is_checkpointed() -> bool:
+    """Whether torch's checkpointing, the kind without reentry, is to compute what runs now once more."""
+    if not torch.is_grad_enabled():
+        return False
+    saving = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return saving is not None and "checkpoint" in getattr(saving[0], "__qualname__", "")

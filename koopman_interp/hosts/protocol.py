@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from koopman_interp.hosts.listing import SiteListing
 from koopman_interp.hosts.passes import Pass, Passes
+from koopman_interp.hosts.tokens import Tokenizer
 
 Hook = Callable[[Tensor], Tensor | None]
 """Called with the state at a site, in the host's own shape; a returned tensor takes its place."""
@@ -71,7 +72,7 @@ class Host(Protocol):
         ...
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The model's own tokenizer, of Hugging Face's kind; None where it has none."""
         ...
 

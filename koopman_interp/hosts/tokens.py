@@ -18,6 +18,9 @@ from torch import Tensor
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.arguments import cache_of, cached_length, mask_of, matrix_of_ids, vectors_of
 
+Tokenizer = Any
+"""A tokenizer of Hugging Face's kind, which is called with texts; None where there is none."""
+
 Positions = slice | Sequence[int] | Callable[[Tensor], Tensor] | None
 """Places in a sequence, counted from its first real token: a slice, several whole numbers, or a function from places
 `[batch, position]` to a mask of the same shape. None is all of them."""
@@ -74,13 +77,13 @@ class Tokens:
             )
 
     @classmethod
-    def of_call(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tokens | None:
+    def of_call(cls, args: Sequence[Any], kwargs: Mapping[str, object]) -> Tokens | None:
         """Read a call whose function is not at hand; see `of_arguments`."""
         unnamed = {f"argument {index}": value for index, value in enumerate(args)}
         return cls.of_arguments({**unnamed, **kwargs})
 
     @classmethod
-    def of_arguments(cls, arguments: Mapping[str, Any]) -> Tokens | None:
+    def of_arguments(cls, arguments: Mapping[str, object]) -> Tokens | None:
         """Read the arguments of a call, by the names that Hugging Face gives them.
 
         Args:
@@ -153,7 +156,7 @@ class Tokens:
         return cls(real, place, ids)
 
 
-def padded(tokenizer: Any, texts: Sequence[str], **settings: Any) -> dict[str, Tensor]:
+def padded(tokenizer: Tokenizer, texts: Sequence[str], **settings: object) -> dict[str, Tensor]:
     """Tokenise texts into one batch, padded on the right.
 
     The tokenizer is left as it is: one without a padding token needs none, since the mask tells what is real.
@@ -179,6 +182,16 @@ def right_padded(sequences: Sequence[Any], fill: int) -> dict[str, Tensor]:
     ids = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
     pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     return {"input_ids": pad(ids, padding_value=fill), "attention_mask": pad([torch.ones_like(one) for one in ids])}
+
+
+def token_names(tokenizer: Any) -> Callable[[int], str]:
+    """Return how a tokenizer of Hugging Face's kind names an id; without one, ids are their own names."""
+    if hasattr(tokenizer, "convert_ids_to_tokens"):
+        # Byte-level vocabularies write a leading space as Ġ, others as ▁.
+        return lambda number: str(tokenizer.convert_ids_to_tokens(number)).replace("Ġ", "▁")
+    if hasattr(tokenizer, "decode"):
+        return lambda number: str(tokenizer.decode([number]))
+    return str
 
 
 def _chosen(place: Tensor, positions: Positions) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.labels import one_hot, whole_numbers
 from koopman_interp.observing.model_inputs import (
     Batch,
@@ -49,7 +50,7 @@ def calls(
     inputs: Inputs = None,
     column: str | None = None,
     batch_size: int = BATCH_SIZE,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer = None,
 ) -> Iterator[tuple[Batch, Any]]:
     """Go through batches as what to call the host with, and labels.
 
@@ -146,8 +147,8 @@ def parted(batch: Any, inputs: Inputs, column: str | None, model_inputs: ModelIn
 
 def _cut_pair(x: Any, y: Any, size: int) -> Iterator[tuple[Any, Any]]:
     """Cut inputs and labels together."""
-    columns = isinstance(x, Mapping)
-    inputs = _length_of(x) if columns else len(x)
+    columns = _as_columns(x) if isinstance(x, Mapping) else None
+    inputs = len(x) if columns is None else _length_of(columns)
     if len(y) != inputs:
         raise InputError(
             f"A tuple of two is inputs and labels, one an input; got {inputs:,} inputs and {len(y):,} labels. Labels "
@@ -155,39 +156,47 @@ def _cut_pair(x: Any, y: Any, size: int) -> Iterator[tuple[Any, Any]]:
         )
     for start in range(0, inputs, size):
         rows = slice(start, start + size)
-        yield {name: value[rows] for name, value in x.items()} if columns else x[rows], y[rows]
+        yield x[rows] if columns is None else _rows_of(columns, rows), y[rows]
 
 
 def _cut_columns(columns: Mapping[str, Any], size: int) -> Iterator[Any]:
     """Cut whole columns; what a tokenizer gives for one text alone is one batch."""
-    columns = {name: as_tensor(value) for name, value in columns.items()}
+    columns = _as_columns(columns)
     if is_ids(columns.get("input_ids")):
         return iter([columns])
-    rows = _length_of(columns)
-    starts = range(0, rows, size)
-    return ({name: value[start : start + size] for name, value in columns.items()} for start in starts)
+    return (_rows_of(columns, slice(start, start + size)) for start in range(0, _length_of(columns), size))
+
+
+def _as_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: as_tensor(value) for name, value in columns.items()}
+
+
+def _rows_of(columns: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    """Take rows of all columns; what has no rows, such as a switch of the model, goes with every batch."""
+    return {name: value[rows] if _has_rows(value) else value for name, value in columns.items()}
+
+
+def _has_rows(value: object) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and bool(value.ndim))
 
 
 def _length_of(columns: Mapping[str, Any]) -> int:
-    """Return the one length of all columns.
+    """Return the one length of all columns that have rows.
 
     Raises:
-        InputError: they have none, or not one.
+        InputError: there are none, or not of one length.
     """
     splits = [name for name, value in columns.items() if hasattr(value, "with_format")]
     if splits:
         raise InputError(f"This is a dict of the splits {', '.join(columns)}. Choose one: data[{splits[0]!r}].")
-    lengths = {
-        name: len(value) if isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.ndim) else None
-        for name, value in columns.items()
-    }
-    if len(set(lengths.values())) != 1 or None in lengths.values():
-        shown = ", ".join(f"{name}: {'none' if length is None else length}" for name, length in lengths.items())
+    lengths = {name: len(value) for name, value in columns.items() if _has_rows(value)}
+    if len(set(lengths.values())) != 1:
+        shown = ", ".join(f"{name}: {lengths.get(name, 'none')}" for name in columns)
         raise InputError(
             f"A dict of columns is cut into batches where all have one length; got a {type(columns).__name__} with "
             f"{shown or 'no columns'}. A single batch goes in a list: observe([batch])."
         )
-    return next(length for length in lengths.values() if length is not None)
+    return next(iter(lengths.values()))
 
 
 def _cut_split(split: Any, size: int) -> Iterator[Any]:
@@ -268,12 +277,21 @@ def _are_labels(x: object, y: object) -> bool:
 
 
 def _may_be_a_mask(x: object, y: object) -> bool:
-    """Whether what comes with inputs has one truth value a position."""
+    """Whether what comes with inputs has one truth value, or zero or one, a position."""
     if not isinstance(y, Tensor) or y.ndim < 2 or y.shape[1] < 2:
         return False
     if y.dtype == torch.bool:
         return True
     return isinstance(x, Tensor) and is_whole(x) and x.shape == y.shape and bool(((y == 0) | (y == 1)).all())
+
+
+def _looks_padded(mask: Tensor) -> bool:
+    """Whether each row of zeros and ones has its ones on one side, as masks of padded token ids do, and some zeros."""
+    if mask.dtype == torch.bool:
+        return True
+    steps = mask.diff(dim=1)
+    one_sided = bool(((steps <= 0).all(1) | (steps >= 0).all(1)).all())
+    return one_sided and bool((mask == 0).any()) and bool((mask == 1).any(1).all())
 
 
 def _require_labels(x: object, y: object) -> None:
@@ -294,10 +312,10 @@ def _require_labels(x: object, y: object) -> None:
         )
     if isinstance(y, (bool, int, float)) or (isinstance(y, Tensor) and not y.ndim):
         raise InputError(f"A batch is inputs with a single number, {_SINGLE}")
-    if _may_be_a_mask(x, y):
+    if isinstance(y, Tensor) and _may_be_a_mask(x, y) and _looks_padded(y):
         raise InputError(
-            "What comes with the inputs has one truth value a position, so it can be labels or a mask. Give a mask by "
-            'its name, {"input_ids": ids, "attention_mask": mask}, and labels beside: observe(ids, labels=y).'
+            "What comes with the inputs looks like a mask of them, and can be labels too. Give either by its name: "
+            '{"input_ids": ids, "attention_mask": mask}, or {"input_ids": ids, "labels": y}.'
         )
     try:
         whole_numbers(y)

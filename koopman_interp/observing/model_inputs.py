@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.hosts.tokens import padded, right_padded
+from koopman_interp.hosts.tokens import Tokenizer, padded, right_padded
 
-Batch = Tensor | Mapping[str, Any]
+Batch = Tensor | Mapping[str, object]
 """What `Host.call` takes: a tensor, or arguments by name."""
 
 _TRANSLATED = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features", "attention_mask")
@@ -33,7 +33,7 @@ class ModelInputs:
         tokenizer: for texts, in place of the host's own.
     """
 
-    def __init__(self, host: Host, tokenizer: Any = None) -> None:
+    def __init__(self, host: Host, tokenizer: Tokenizer = None) -> None:
         self._host = host
         self._tokenizer = tokenizer
         self._name = type(host.model).__name__
@@ -41,7 +41,7 @@ class ModelInputs:
         tensors = chain(host.model.parameters(), host.model.buffers())
         self._dtypes = list(dict.fromkeys(tensor.dtype for tensor in tensors if tensor.is_floating_point()))
 
-    def require_labels(self, name: str, columns: Mapping[str, Any], *, named: bool) -> None:
+    def require_labels(self, name: str, columns: Mapping[str, object], *, named: bool) -> None:
         """Check that a column of labels is none that the model computes with.
 
         Of models of Hugging Face `labels` are known to serve the loss alone, unless they are a decoder's tokens.
@@ -71,7 +71,7 @@ class ModelInputs:
                 f"observe(…, inputs=lambda batch: batch).{unless}"
             )
 
-    def chosen(self, columns: Mapping[str, Any]) -> Any:
+    def chosen(self, columns: Mapping[str, object]) -> Any:
         """Return what of the columns to call the model with: all by their names, or the only one as it is.
 
         Raises:
@@ -115,9 +115,9 @@ class ModelInputs:
             return self._of_columns(x)
         return self._in_dtype(x) if isinstance(x, Tensor) else x
 
-    def _of_columns(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+    def _of_columns(self, columns: Mapping[str, object]) -> dict[str, object]:
         _require_no_texts(columns)
-        called: dict[str, Any] = {}
+        called: dict[str, object] = {}
         for name, value in columns.items():
             # What a tokenizer gives for one text alone is one row.
             rows = [value] if is_ids(value) and "input_ids" in columns else as_tensor(value)
@@ -129,7 +129,7 @@ class ModelInputs:
             called[name] = self._in_dtype(rows) if isinstance(rows, Tensor) else rows
         return called
 
-    def _padded_column(self, name: str, rows: Sequence[Any], columns: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _padded_column(self, name: str, rows: Sequence[Any], columns: Mapping[str, object]) -> dict[str, Tensor]:
         batch = right_padded(rows, 0)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         if name == "input_ids":
@@ -181,7 +181,7 @@ class ModelInputs:
         return self._takes_any or name in self._required or (self._host.priority > 0 and name in _TRANSLATED)
 
 
-def _require_no_texts(columns: Mapping[str, Any]) -> None:
+def _require_no_texts(columns: Mapping[str, object]) -> None:
     texts = next((name for name, value in columns.items() if isinstance(value, str) or are_texts(value)), None)
     if texts is not None:
         raise InputError(

@@ -5,6 +5,7 @@ Costs one copy of each state and one sum over it. Knows nothing of how the passe
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,10 @@ from koopman_interp.observing.digests import input_digests
 from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import Samples, none_left
 from koopman_interp.trajectories import Trajectories
+
+_ADDING = threading.Lock()
+"""Held while a pass is added, since threads may end theirs at the same time. Not a recording's own: a lock cannot be
+copied along with the hooks of a model."""
 
 
 class Recording:
@@ -71,6 +76,10 @@ class Recording:
             raise InputError(f"The sites differ in their number of samples ({counts}). Choose sites that agree.")
         record.require_finite(f"batch {self._recorded} (counted from 0)")
         samples = record.of_states
+        with _ADDING:
+            self._append(record, samples)
+
+    def _append(self, record: PassRecord, samples: Samples) -> None:
         for rows, site in zip(self._rows, self.sites, strict=True):
             rows.append(record.states[site])
         self._shapes = {site: shape[1:] if len(shape) == 4 else shape[-1:] for site, shape in record.shapes.items()}

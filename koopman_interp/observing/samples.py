@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -89,12 +88,12 @@ class Samples:
             return rows
         return rows[self.kept.to(rows.device)]
 
-    def labels(self, labels: Any) -> Int[Tensor, " sample"]:
+    def labels(self, labels: object) -> Int[Tensor, " sample"]:
         """Bring the labels of this pass to one a sample; see `labels_of_samples`."""
         return labels_of_samples(labels, [self])
 
 
-def labels_of_samples(labels: Any, passes: Sequence[Samples]) -> Int[Tensor, " sample"]:
+def labels_of_samples(labels: object, passes: Sequence[Samples]) -> Int[Tensor, " sample"]:
     """Bring labels to one a sample, over several passes in order.
 
     Args:

@@ -7,13 +7,12 @@ forward passes run (`with tap:`). Recording costs one copy of each state; the mo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -21,7 +20,8 @@ from koopman_interp.errors import InputError, UnsupportedHostError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.listing import SiteTable
 from koopman_interp.hosts.protocol import Host, SiteSelection
-from koopman_interp.observing.batches import BATCH_SIZE, calls
+from koopman_interp.hosts.tokens import Tokenizer
+from koopman_interp.observing.batches import BATCH_SIZE, Inputs, calls
 from koopman_interp.observing.recording import Recording
 from koopman_interp.observing.samples import Samples, labels_of_samples, none_left
 from koopman_interp.trajectories import Trajectories
@@ -38,7 +38,7 @@ def attach(
     """Attach to a model; nothing is hooked until something is recorded.
 
     Args:
-        model: a torch module, a model of a known host framework, or a host.
+        model: a torch module, a model of a known framework, or a `Host`.
         sites: which states to record, in order of depth: names, globs or a predicate on names. None is the
             residual stream: the input of the first block and the output of each.
         times: time of each site in operator steps; 0, 1, 2, … unless told otherwise. Two sites at times 0 and k
@@ -80,7 +80,7 @@ def sites(model: nn.Module | Host) -> SiteTable:
 
 
 class Tap:
-    """A recorder on the sites of a host; made by `attach`.
+    """A recorder on the sites of a model; made by `attach`.
 
     Examples:
         >>> import torch, koopman_interp as ki
@@ -144,11 +144,11 @@ class Tap:
 
     def observe(
         self,
-        batches: Any,
-        labels: Any = None,
+        batches: object,
+        labels: object = None,
         *,
-        inputs: str | Callable[[Any], Any] | None = None,
-        tokenizer: Any = None,
+        inputs: Inputs = None,
+        tokenizer: Tokenizer = None,
         batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
     ) -> Trajectories:
@@ -170,42 +170,17 @@ class Tap:
                 labelled -100, Hugging Face's mark of what to ignore, are left out.
             inputs: the column to pass to the model (a column of texts is tokenised), or a function from a batch to
                 what the model is called with. It is asked for wherever a batch can be read in two ways.
-            tokenizer: of Hugging Face's kind, for texts; None is the host's own.
+            tokenizer: of Hugging Face's kind, for texts; None is the model's own.
             batch_size: of inputs that are to be cut.
             progress: show a bar; None shows it on a terminal only.
 
         Returns:
-            The trajectories of all samples, in the order observed, on the CPU in the host's dtype.
+            The trajectories of all samples, in the order observed, on the CPU in the model's dtype.
 
         Raises:
             InputError: there were no batches, no samples are left of them, or the labels do not fit them.
         """
         self._warn_of_train_mode()
-        whole, found, seen = self.observed(
-            batches, labels, inputs=inputs, tokenizer=tokenizer, batch_size=batch_size, progress=progress
-        )
-        if found is not None:
-            whole = whole.with_labels(found)
-        if not len(whole):
-            raise InputError(none_left(seen, self.skip))
-        return whole
-
-    def observed(
-        self,
-        batches: Any,
-        labels: Any = None,
-        *,
-        inputs: str | Callable[[Any], Any] | None = None,
-        tokenizer: Any = None,
-        batch_size: int = BATCH_SIZE,
-        progress: bool | None = None,
-    ) -> tuple[Trajectories, Int[Tensor, " sample"] | None, list[Samples]]:
-        """Observe, and keep apart what `observe` puts together.
-
-        Returns:
-            The trajectories without labels; the labels, among them those of samples to ignore; and which rows of each
-            pass the samples are.
-        """
         column = labels if isinstance(labels, str) else None
         given = None if isinstance(labels, str) else labels
         seen: list[Samples] = []
@@ -219,22 +194,21 @@ class Tap:
                 yield part
 
         whole = Trajectories.concatenate(parts(), same_inputs=True)
-        if given is not None:
-            return whole, labels_of_samples(given, seen), seen
-        if not found:
-            return whole, None, seen
-        of_parts = torch.cat(found)
-        if len(of_parts) != len(whole):
+        y = labels_of_samples(given, seen) if given is not None else torch.cat(found) if found else None
+        if y is not None and len(y) != len(whole):
             raise InputError("Some batches came with labels and others without. Give labels with all or with none.")
-        return whole, of_parts, seen
+        labelled = whole if y is None else whole.with_labels(y)
+        if not len(labelled):
+            raise InputError(none_left(seen, self.skip))
+        return labelled
 
     def stream(
         self,
-        batches: Any,
+        batches: object,
         labels: str | None = None,
         *,
-        inputs: str | Callable[[Any], Any] | None = None,
-        tokenizer: Any = None,
+        inputs: Inputs = None,
+        tokenizer: Tokenizer = None,
         batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
     ) -> Iterator[Trajectories]:
@@ -265,14 +239,14 @@ class Tap:
 
     def _driven(
         self,
-        batches: Any,
-        inputs: str | Callable[[Any], Any] | None,
+        batches: object,
+        inputs: Inputs,
         column: str | None,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         batch_size: int,
         progress: bool | None,
     ) -> Iterator[tuple[Trajectories, list[Samples], Any]]:
-        """Call the host on each batch; yield what was recorded, which of it are samples, and its labels."""
+        """Call the model on each batch; yield what was recorded, which of it are samples, and its labels."""
         recording = Recording(self.host, self.sites, self.skip, self.layout)
         found = calls(self.host, batches, inputs=inputs, column=column, batch_size=batch_size, tokenizer=tokenizer)
         none = True

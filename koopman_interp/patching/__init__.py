@@ -1,1 +1,1 @@
-"""Edited dynamics in a host: the patch, and the motion that it writes."""
+"""Edited dynamics in a model: the patch, and the motion that it writes."""

@@ -30,7 +30,7 @@ Mode = Literal["delta", "replace"]
 
 
 class Motion(nn.Module):
-    """A surrogate's motion from one depth to another, on rows in the host's own coordinates.
+    """A surrogate's motion from one depth to another, on rows in the model's own coordinates.
 
     The maps are buffers, so that a model that carries a Motion saves and loads it with its own weights. Gradients flow
     from output to input; the surrogate itself is a constant here.

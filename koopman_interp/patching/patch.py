@@ -1,9 +1,9 @@
-"""patched(): run a host with the dynamics of a surrogate, edited or not, in its forward pass.
+"""patched(): run a model with the dynamics of a surrogate, edited or not, in its forward pass.
 
-`delta` adds what the edits change to the host's own state at the target, so that what the surrogate cannot explain
+`delta` adds what the edits change to the model's own state at the target, so that what the surrogate cannot explain
 passes through, and without an edit no bit changes. `replace` puts the surrogate's motion in place of the span and
-skips the blocks' compute where the host allows. Edits at several depths meet at the target as one change, or each is
-written in place at its own site, from where the host itself, attention and all, carries on. Nothing is left behind on
+skips the blocks' compute where the model allows. Edits at several depths meet at the target as one change, or each is
+written in place at its own site, from where the model itself, attention and all, carries on. Nothing is left behind on
 any exit.
 """
 
@@ -13,13 +13,12 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.layouts import shaped_like, to_rows
-from koopman_interp.hosts.passes import Pass, Passes
+from koopman_interp.hosts.passes import Pass, Passes, refuse_recomputation
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Positions, Tokens
 from koopman_interp.patching.motion import Mode, Motion
@@ -51,27 +50,27 @@ def patched(
     positions: Positions = None,
     check_weights: bool = True,
 ) -> Patch:
-    """Patch the surrogate's motion into a host's forward passes.
+    """Patch the surrogate's motion into a model's forward passes.
 
     As a context it lasts as long as the context; without one, `handle = patched(…).install()` lasts until
-    `handle.remove()`. Gradients flow through it to the host; the surrogate is a constant.
+    `handle.remove()`. Gradients flow through it to the model; the surrogate is a constant.
 
     Args:
-        model: the host that the surrogate was fitted on.
+        model: the model that the surrogate was fitted on.
         koopman: the surrogate.
         edit: an edit, several that act in the given order, or None.
-        mode: `delta` adds what the edit changes to the host's own state; `replace` overwrites it.
+        mode: `delta` adds what the edit changes to the model's own state; `replace` overwrites it.
         source: site or depth where the span starts. None is the first in `replace` mode; in `delta` mode it is where
-            the first edit acts, since the host's own state there is better than any prediction of it.
+            the first edit acts, since the model's own state there is better than any prediction of it.
         target: site or depth where it ends; None is the last.
         at: `target` carries what the edits change through K to the end of the span. `each site` writes each edit in
-            place where it acts, `x + D(P E(x)) − D(E(x))`, and the host carries on from there: what attention
+            place where it acts, `x + D(P E(x)) − D(E(x))`, and the model carries on from there: what attention
             brings to later sites is edited too. It is a `delta`, without a span of its own.
         positions: for tokens, places to patch, counted from each sequence's first real token on and through a
             key-value cache: a slice, whole numbers, or a function from places `[batch, position]` to a mask. None
             patches the places that the surrogate was fitted on, `slice(0, None)` all. With some positions only,
             `replace` computes the span and overwrites it there.
-        check_weights: refuse a host whose weights are not the ones fitted on. Off, a fine-tuned or relearning
+        check_weights: refuse a model whose weights are not the ones fitted on. Off, a fine-tuned or relearning
             host is let through.
 
     Returns:
@@ -102,7 +101,7 @@ def patched(
 
 
 class Patch:
-    """Edited dynamics of a surrogate in a host, made by `patched`: what is audited is what is deployed.
+    """Edited dynamics of a surrogate in a model, made by `patched`: what is audited is what is deployed.
 
     A context manager (`with patch:`), a handle (`install`, `remove`), hooks of the framework's own idiom (`fwd_hooks`)
     and a copy of the model that carries it (`bake`), all of them the same patch.
@@ -113,7 +112,7 @@ class Patch:
         edits: what is edited, in the given order.
         options: how they are patched.
         positions: places that are patched, those that the surrogate was fitted on unless told otherwise.
-        motion: the surrogate's motion over the span, on the host's device.
+        motion: the surrogate's motion over the span, on the model's device.
         source: site where the span starts.
         target: site where it ends.
         without: sites inside a replaced span, where the patched host has no states.
@@ -159,7 +158,7 @@ class Patch:
         return f"Patch({where}, {self.mode}, {'installed' if self._installed else 'not installed'})"
 
     def install(self) -> Patch:
-        """Patch the host until `remove` is called.
+        """Patch the model until `remove` is called.
 
         Raises:
             InputError: it is installed already.
@@ -211,13 +210,14 @@ class Patch:
         model's passes are followed, which tells the hooks where each token stands.
 
         Raises:
-            UnsupportedHostError: the host's framework has no such idiom.
+            UnsupportedHostError: the model's framework has no such idiom.
         """
-        held, alive = ExitStack(), _Alive()
-        hooks = {site: partial(alive.call, hook) for one in self._spans for site, hook in self._hooks_of(one).items()}
+        # Each list follows passes of its own: another list, or the installed patch, may outlive it.
+        held, alive, own = ExitStack(), _Alive(), copy(self)
+        hooks = {site: partial(alive.call, hook) for one in own._spans for site, hook in own._hooks_of(one).items()}
         pairs = self.host.fwd_hooks({} if self._idle else hooks)
         if pairs:
-            self._passes = held.enter_context(self.host.passes(self._sites, self._end))
+            own._passes = held.enter_context(self.host.passes(self._sites, own._end))
             weakref.finalize(alive, held.close)
         return pairs
 
@@ -243,7 +243,7 @@ class Patch:
         return host.model
 
     def remove(self) -> None:
-        """Leave the host as it was before `install`; does nothing a second time."""
+        """Leave the model as it was before `install`; does nothing a second time."""
         installed, self._installed = self._installed, None
         if installed is not None:
             installed.close()
@@ -256,7 +256,7 @@ class Patch:
             setattr(copied, name, None if name == "_installed" else deepcopy(value, memo))
         return copied
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # As for a copy: the pickled model's hooks are its own.
         return vars(self) | {"_installed": None}
 
@@ -314,18 +314,9 @@ class Patch:
         return self._write(span, state)
 
     def _running(self) -> Pass | None:
-        """Return the pass that is under way; None for a module that is called by itself.
-
-        Raises:
-            InputError: blocks are computed again in a backward pass, in which nothing is patched.
-        """
+        """Return the pass that is under way; None for a module that is called by itself."""
         running = self._passes.current
-        if torch._C._current_graph_task_id() != -1 if running is None else _is_checkpointed():
-            raise InputError(
-                "This model computes its blocks again in the backward pass (activation checkpointing), where a patch "
-                "would be missing. Switch checkpointing off while the model is patched "
-                "(model.gradient_checkpointing_disable() in Hugging Face)."
-            )
+        refuse_recomputation(running)
         return running
 
     def _end(self, running: Pass) -> None:
@@ -372,14 +363,6 @@ class _Alive:
 
     def call(self, hook: Callable[[Tensor], Tensor | None], state: Tensor) -> Tensor | None:
         return hook(state)
-
-
-def _is_checkpointed() -> bool:
-    """Whether torch's checkpointing, the kind without reentry, is to compute what runs now once more."""
-    if not torch.is_grad_enabled():
-        return False
-    saving = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return saving is not None and "checkpoint" in getattr(saving[0], "__qualname__", "")
 
 
 def _ends(koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], options: PatchOptions) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from koopman_interp.hosts.layouts import shaped_like, to_rows
 
 @dataclass(eq=False)
 class PatchedSpan:
-    """One motion in the host: where it reads and where it writes."""
+    """One motion in the model: where it reads and where it writes."""
 
     first: int
     last: int

@@ -22,7 +22,7 @@ Change = Callable[[Tensor], Tensor]
 
 
 class SteppedMotion(nn.Module):
-    """A surrogate's motion from one depth to another, on rows in the host's own coordinates.
+    """A surrogate's motion from one depth to another, on rows in the model's own coordinates.
 
     The surrogate is copied, so that training leaves it as it is; edits and operator are taken as they are given.
 

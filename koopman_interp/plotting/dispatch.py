@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any
 
 from matplotlib.axes import Axes
 from numpy import ndarray
@@ -40,7 +39,7 @@ from koopman_interp.trajectories import Trajectories
 
 
 @singledispatch
-def plot(value: object, **_: Any) -> Axes | ndarray:
+def plot(value: object, **_: object) -> Axes | ndarray:
     """Draw a value by the `plot_…` function for its kind, with that function's options, and return its axes.
 
     Of kinds that have several figures this is the first. Another package adds figures of its own kinds by

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -12,6 +10,7 @@ from matplotlib.colors import Normalize, to_hex
 from koopman_interp.analysis.spectra.pseudospectra import Pseudospectra
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.errors import InputError
+from koopman_interp.files import Json
 from koopman_interp.plotting.style import BLUE, DARK_TO_LIGHT, FLOOR, GREY, ORANGE, own_axes, plain, round_log_ticks
 
 _LEVELS = (0.01, 0.03, 0.1, 0.3, 0.6)
@@ -127,7 +126,7 @@ def plot_residuals(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
         ("trusted", spectrum.trusted, BLUE, "o", BLUE),
         ("not trusted", ~spectrum.trusted & judged, ORANGE, "s", "none"),
     ):
-        look: dict[str, Any] = {"marker": marker, "facecolors": face, "edgecolors": colour}
+        look: dict[str, Json] = {"marker": marker, "facecolors": face, "edgecolors": colour}
         label = f"{name} ({int(chosen.sum())})"
         ax.scatter(spectrum.decay[chosen], height[chosen], s=36, label=label, zorder=3, **look)
     ax.axhline(spectrum.tolerance, color="k", linestyle="--", linewidth=1, label=f"tolerance {spectrum.tolerance:g}")

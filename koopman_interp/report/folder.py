@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.spectra.spectrum import Spectrum
@@ -20,7 +19,7 @@ from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.auditing.result import Audit
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.errors import FileFormatError
-from koopman_interp.files import read_json
+from koopman_interp.files import Json, read_json
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 KIND = "koopman-interp run"
@@ -60,7 +59,7 @@ class Run:
 
     title: str
     command: str
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Json]
     seconds: Mapping[str, float]
     koopman: KoopmanAutoencoder
     trajectories: str | None
@@ -94,7 +93,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         ) from error
 
 
-def _read(folder: Path, values: Mapping[str, Any]) -> Run:
+def _read(folder: Path, values: Mapping[str, Json]) -> Run:
     figures = {name: _image(folder / FIGURES / f"{name}.svg") for name in values["figures"]}
     topologies = enumerate(values["topologies"])
     return Run(

@@ -195,7 +195,7 @@ def _trajectories(description: str, figures: Mapping[str, str]) -> str:
     )
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
+def _facts(facts: Mapping[str, object]) -> str:
     body = "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(_fact(value))}</dd>" for name, value in facts.items())
     return f"<dl>{body}</dl>"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from numpy import ndarray
@@ -45,7 +44,7 @@ def write_run(
     audits: Sequence[Audit] = (),
     title: str = "Koopman run",
     command: str = "",
-    facts: Mapping[str, Any] | None = None,
+    facts: Mapping[str, object] | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> Path:
     """Write all that a run made to a folder, and its page; what is not given has no part in it.
@@ -107,7 +106,7 @@ def write_run(
     return build_page(to)
 
 
-def _plain(result: Spectrum | Fidelity | LensReading | None) -> dict[str, Any] | None:
+def _plain(result: Spectrum | Fidelity | LensReading | None) -> dict[str, object] | None:
     return None if result is None else result.as_dict()
 
 

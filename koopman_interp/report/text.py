@@ -66,7 +66,7 @@ thead th { vertical-align: bottom; white-space: normal; }
 th:first-child, .words, tfoot td { text-align: left; }
 th:first-child { padding-left: .4rem; }
 .words { white-space: normal; }
-tbody th { font-weight: 400; white-space: normal; min-width: 8rem; }
+tbody th { font-weight: 400; white-space: normal; min-width: 10.5rem; }
 .marked, .marked th { background: var(--mark); font-weight: 700; }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .25rem 1.2rem;
   font-size: .92rem; }

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import read_tensors, write_json, write_tensors, write_text
+from koopman_interp.files import Json, read_tensors, write_json, write_tensors, write_text
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.surrogates.moments import Moments
@@ -49,10 +49,10 @@ class SurrogateConfig:
     Attributes:
         sites: site of each depth.
         times: time of each depth, in operator steps.
-        widths: width of the host's state at each depth, as rows.
-        shapes: shape of one sample's state at each depth, as the host has it.
+        widths: width of the model's state at each depth, as rows.
+        shapes: shape of one sample's state at each depth, as the model has it.
         skip: leading places of each sequence that it was not fitted on, and that a patch leaves alone.
-        layout: names of the axes of the states in the host, where `attach` was told.
+        layout: names of the axes of the states in the model, where `attach` was told.
         dimension: width of the normalised states.
         observables: width of the observable space.
         architecture: of encoder and decoder.
@@ -60,7 +60,7 @@ class SurrogateConfig:
         operator: kind of K, a key of `operators.OPERATORS`.
         rank: of the low-rank kinds.
         classes: labels that the fit has seen.
-        host: fingerprint of the host.
+        host: fingerprint of the model.
         activation: between the layers of encoder and decoder.
         coordinates: those that the operator acts in, and why these.
     """
@@ -83,7 +83,7 @@ class SurrogateConfig:
     coordinates: Coordinates = field(default_factory=Coordinates)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> SurrogateConfig:
+    def from_dict(cls, values: dict[str, Json]) -> SurrogateConfig:
         """Rebuild from what `dataclasses.asdict` and JSON made of it."""
         tuples = {name: tuple(values[name]) for name in ("sites", "times", "widths", "hidden", "classes")}
         shapes = tuple(map(tuple, values["shapes"]))
@@ -158,7 +158,7 @@ class KoopmanAutoencoder(
     library_name="koopman-interp",
     tags=["koopman", "interpretability"],
 ):
-    """A surrogate of a host's motion through depth: encoder, one linear operator, decoder.
+    """A surrogate of a model's motion through depth: encoder, one linear operator, decoder.
 
     Args:
         config: shape and provenance.
@@ -235,12 +235,12 @@ class KoopmanAutoencoder(
         """`D(K^n E(x))`: states at the target from states at the source.
 
         Args:
-            states: rows at the source, in the host's own coordinates.
+            states: rows at the source, in the model's own coordinates.
             source: site or depth; None is the first.
             target: site or depth; None is the last.
 
         Returns:
-            Rows at the target, in the host's own coordinates.
+            Rows at the target, in the model's own coordinates.
         """
         first, last = span(self.sites, source, target)
         z = self.operator.advance(self.encode(states, first), self.steps(first, last))

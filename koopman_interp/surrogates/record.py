@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from koopman_interp.errors import InputError
+from koopman_interp.files import Json
 from koopman_interp.results import Result
 from koopman_interp.tables import Column, Table, digits
 
@@ -34,7 +34,7 @@ class FitRecord(Result):
     Attributes:
         history: held-out figures at each look: `step`, `loss`, `fvu` (fraction of variance unexplained at the last
             depth) and `stress` (of distances between samples). A fit by least squares has one look and no steps.
-        distilled: the same of a distillation that went on from the fit: `step` and `kl` (divergence at the host's
+        distilled: the same of a distillation that went on from the fit: `step` and `kl` (divergence at the model's
             output, in nats). Several in a row follow one another.
         held_out: digests of the inputs held out, ascending; neither the fit nor a distillation was trained on them.
         method: `gradient` or `least_squares`.
@@ -52,7 +52,7 @@ class FitRecord(Result):
     method: str | None = None
     seed: int | None = None
     validation: float | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Json] = field(default_factory=dict)
     choices: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
@@ -98,12 +98,12 @@ class FitRecord(Result):
             *self.choices,
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """Return plain values for JSON, from which `from_dict` makes the same record."""
         return asdict(replace(self, held_out=_no_inputs())) | {"held_out": self.held_out.tolist()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FitRecord:
+    def from_dict(cls, values: Mapping[str, Json]) -> FitRecord:
         """Rebuild from plain values; `held_out` may be a tensor."""
         given = {each.name: values[each.name] for each in fields(cls)}
         given |= {name: tuple(map(dict, given[name])) for name in ("history", "distilled")}

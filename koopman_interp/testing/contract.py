@@ -6,6 +6,7 @@ surrogates are built, not fitted: an identity, and an edit of it, so that what a
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -14,17 +15,16 @@ from unittest import SkipTest
 import torch
 from torch import Tensor, nn
 
-from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.hosts.finding import host_for
-from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.layouts import to_rows
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Tokens
 from koopman_interp.observing.outputs import logits_of
 from koopman_interp.observing.tap import attach
 from koopman_interp.patching.patch import patched
-from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, LinearPlusNonlinear, SurrogateConfig
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.testing.identities import identity, mover
 from koopman_interp.testing.pass_laws import MODES, PassLaws
 from koopman_interp.testing.traces import differences, traces
 
@@ -67,17 +67,17 @@ class HostContract(PassLaws):
 
     # --- what a subclass gives ------------------------------------------------------------------------------
 
+    @abstractmethod
     def make(self) -> nn.Module:
         """Return a new model in eval mode, with the same weights each time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inputs(self, count: int) -> Any:
         """Return a batch of so many inputs, for `Host.call`: a tensor, or a mapping of tensors."""
-        raise NotImplementedError
 
-    def watch(self, model: nn.Module, site: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], Any]:
+    @abstractmethod
+    def watch(self, model: nn.Module, site: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], object]:
         """Place a hook by the framework's own means, after those already there, and return how to remove it."""
-        raise NotImplementedError
 
     def generate(self, model: nn.Module, tokens: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Generate greedily with a key-value cache; without one, leave this out.
@@ -299,38 +299,9 @@ class HostContract(PassLaws):
     def _surrogate(self, host: Host) -> tuple[KoopmanAutoencoder, OperatorEdit]:
         """Build an identity between the two ends of the span, and an edit that moves every row."""
         sites = host.sites(self.sites)
-        ends = (sites[self.span[0]], sites[self.span[1]])
-        shape, width = self._shape(host, ends)
-        config = SurrogateConfig(
-            sites=ends,
-            times=(0.0, 1.0),
-            widths=(width, width),
-            shapes=(shape, shape),
-            dimension=width,
-            observables=width,
-            architecture="linear_plus_nonlinear",
-            hidden=(1,),
-            operator="dense",
-            rank=None,
-            classes=(),
-            host=HostFingerprint.of(host),
-        )
-        koopman = KoopmanAutoencoder(config).requires_grad_(False)
-        for part in (koopman.encoder, koopman.decoder):
-            assert isinstance(part, LinearPlusNonlinear)
-            part.layers_out()[1].weight.zero_()
-        generator = torch.Generator().manual_seed(0)
-        directions, readers = torch.randn(2, width, 2, generator=generator, dtype=torch.float64) / width**0.5
-        edit = OperatorEdit(
-            description="move every row",
-            site=ends[0],
-            depth=0,
-            map=LowRankMap(directions, readers, torch.tensor([1.0, -1.0], dtype=torch.float64)),
-            moved=directions,
-            host=config.host,
-            operator=koopman.digest(),
-        )
-        return koopman, edit
+        source, target = sites[self.span[0]], sites[self.span[1]]
+        koopman = identity(host, (source, target), self._shape(host, (source, target))[0])
+        return koopman, mover(koopman)
 
     def _shape(self, host: Host, ends: tuple[str, ...]) -> tuple[tuple[int, ...], int]:
         found, _ = self._seen(host, ends)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -44,7 +44,7 @@ class _Wrapper(nn.Module):
         return self.inner(*args, **kwargs)
 
 
-class PassLaws:
+class PassLaws(ABC):
     """The part of `HostContract` that is about passes; what it needs of a host stands there."""
 
     @abstractmethod
@@ -61,7 +61,7 @@ class PassLaws:
         """Return a batch of so many inputs."""
 
     @abstractmethod
-    def watch(self, model: nn.Module, site: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], Any]:
+    def watch(self, model: nn.Module, site: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], object]:
         """Place a hook by the framework's own means."""
 
     def test_the_first_pass_is_as_the_tenth(self) -> None:

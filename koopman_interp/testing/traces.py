@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
 from koopman_interp.hosts.fingerprint import weight_digest
 
 
-def traces(model: nn.Module) -> dict[str, Any]:
+def traces(model: nn.Module) -> dict[str, object]:
     """Take down all that hooks, stand-ins and edits could leave on a model.
 
     Returns:
         By name: hooks of each module in order, torch's and TransformerLens's; the names set on each instance; a
         `forward` of its own; its training mode; and the digest of all weights.
     """
-    found: dict[str, Any] = {"weights": weight_digest(model)}
+    found: dict[str, object] = {"weights": weight_digest(model)}
     for name, module in model.named_modules():
         own = vars(module)
         found[f"{name}: set"] = sorted(own)
@@ -30,7 +29,7 @@ def traces(model: nn.Module) -> dict[str, Any]:
     return found
 
 
-def differences(after: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+def differences(after: Mapping[str, object], before: Mapping[str, object]) -> list[str]:
     """Say in words what differs between two sets of traces."""
     names = sorted(after.keys() | before.keys())
     return [

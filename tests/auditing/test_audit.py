@@ -467,13 +467,13 @@ def test_everything_measured_comes_back_from_its_file(whole, tmp_path):
 def test_a_file_of_another_kind_or_with_parts_missing_is_refused(whole, tmp_path):
     path = tmp_path / "audit.json"
     write_json(path, {"kind": "something else"})
-    with pytest.raises(FileFormatError, match="does not hold an audit"):
+    with pytest.raises(FileFormatError, match="does not hold a value of the kind Audit"):
         Audit.load(path)
     whole.save(path)
     values = read_json(path)
     del values["rows"][0]["relearning"]
     write_json(path, values)
-    with pytest.raises(FileFormatError, match="lacks parts of an audit"):
+    with pytest.raises(FileFormatError, match="lacks parts of the Audit"):
         Audit.load(path)
 
 

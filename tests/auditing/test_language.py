@@ -235,7 +235,7 @@ def test_values_are_json_and_come_back_from_it(language, tmp_path):
     found = ki.audit_language(ki.patched(model, koopman, edit), checks)
     found.save(tmp_path / "language.json")
     stored = json.loads((tmp_path / "language.json").read_text())
-    assert stored == {"kind": "language audit", **json.loads(json.dumps(found.as_dict()))}
+    assert stored == {"kind": "LanguageAudit", **json.loads(json.dumps(found.as_dict()))}
     assert ki.LanguageAudit.load(tmp_path / "language.json") == found
     for broken, told in ((stored | {"kind": "audit"}, "does not hold"), (stored | {"rows": {"": {}}}, "lacks parts")):
         write_json(tmp_path / "language.json", broken)

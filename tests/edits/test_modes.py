@@ -151,7 +151,7 @@ def test_only_certified_modes_unless_told_otherwise(surrogate, spectrum):
         lambda **more: ki.edit_modes(surrogate, spectrum, modes=[spurious], **more),
         lambda **more: ki.steer(surrogate, spectrum, mode=spurious, amount=1.0, **more),
     ):
-        with pytest.raises(InputError, match="not known to be the host's"):
+        with pytest.raises(InputError, match="not known to be the model's"):
             make()
         assert make(uncertified=True).certificate is not None
     lenient = replace(spectrum, tolerance=np.inf)

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Made = TypeVar("Made", bound=nn.Module)
+
+
+def seeded(build: Callable[..., Made], *args: Any, seed: int = 3, **kwargs: Any) -> Made:
+    """Make a model with the same weights each time, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build(*args, **kwargs).eval()
 
 
 def shared_models() -> Path:

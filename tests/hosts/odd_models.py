@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from koopman_interp.errors import KoopmanInterpError
-from tests.hosts.identities import change
+from koopman_interp.testing.identities import change
+from tests.hosts.models import seeded
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
 LABELS = X[:, :3].argmax(1)
@@ -126,9 +127,7 @@ def llama() -> Any:
         eos_token_id=1,
         pad_token_id=2,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return transformers.LlamaForCausalLM(config).eval()
+    return seeded(transformers.LlamaForCausalLM, config, seed=0)
 
 
 def t5() -> Any:
@@ -144,9 +143,7 @@ def t5() -> Any:
         pad_token_id=0,
         eos_token_id=1,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return transformers.T5ForConditionalGeneration(config).eval()
+    return seeded(transformers.T5ForConditionalGeneration, config, seed=0)
 
 
 def generated(model: Any, prompt: Tensor, **settings: Any) -> Any:

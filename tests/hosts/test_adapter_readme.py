@@ -25,7 +25,7 @@ exec(compile(example("adapter example"), str(README), "exec"), _taught)
 exec(compile(example("contract example"), str(README), "exec"), _taught)
 
 
-class TestPipeline(_taught["TestPipeline"]):  # type: ignore[misc]
+class TestPipeline(_taught["TestPipeline"]):  # type: ignore[misc]  # the README's class, run above
     @pytest.fixture(autouse=True)
     def registered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """As the entry point would, for an adapter of a package that is installed."""

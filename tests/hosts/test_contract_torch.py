@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,17 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from koopman_interp.testing import HostContract, ResidualMLP
-from tests.hosts.models import padded_tokens, shared_models, stories
+from tests.hosts.models import padded_tokens, seeded, shared_models, stories
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded(build: Callable[[], nn.Module]) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return build().eval()
 
 
 class TorchContract(HostContract):
@@ -91,11 +87,11 @@ class TestModuleCalledSeveralTimes(TestMLP):
         return seeded(Twice)
 
     def watch(self, model: nn.Module, site: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], Any]:
-        wanted, calls = int(site[-1]), []
+        wanted, calls = int(site[-1]), threading.local()  # passes of two threads take turns
 
         def counted(state: Tensor) -> Tensor | None:
-            calls.append(1)
-            return hook(state) if (len(calls) - 1) % 3 == wanted else None
+            calls.made = getattr(calls, "made", -1) + 1
+            return hook(state) if calls.made % 3 == wanted else None
 
         return super().watch(model, "block:input", counted)
 
@@ -133,7 +129,7 @@ class ResNet20(nn.Module):
 
 
 class TestResNet20(TorchContract):
-    """The trained one where it is at hand; what is not trained has the same shapes."""
+    """The trained one; skipped where it is not at hand."""
 
     span = (8, 9)
 
@@ -152,8 +148,9 @@ class TestResNet20(TorchContract):
 class HuggingFaceContract(TorchContract):
     """Small models of random weights, from their configurations."""
 
+    @abstractmethod
     def build(self, transformers: Any) -> nn.Module:
-        raise NotImplementedError
+        """Make the model, with the library, from a configuration."""
 
     def make(self) -> nn.Module:
         transformers = pytest.importorskip("transformers", reason="transformers is not installed")

@@ -16,7 +16,7 @@ from koopman_interp.hosts.fingerprint import HostFingerprint, weight_digest
 from koopman_interp.testing import ResidualMLP
 from koopman_interp.testing.traces import traces
 from tests.hosts.lens_models import tokenizer
-from tests.hosts.models import padded_tokens
+from tests.hosts.models import padded_tokens, seeded
 
 
 def drawn(*shape: int) -> Tensor:
@@ -26,10 +26,8 @@ def drawn(*shape: int) -> Tensor:
 @pytest.fixture(scope="module")
 def gpt2() -> Any:
     transformers = pytest.importorskip("transformers", reason="transformers is missing")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = transformers.GPT2Config(vocab_size=90, n_positions=32, n_embd=32, n_layer=4, n_head=4)
-        return transformers.GPT2LMHeadModel(config).eval()
+    config = transformers.GPT2Config(vocab_size=90, n_positions=32, n_embd=32, n_layer=4, n_head=4)
+    return seeded(transformers.GPT2LMHeadModel, config, seed=0)
 
 
 # --- calls and tokens -------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import koopman_interp as ki
 from koopman_hosts.torch_modules import TorchHost
 from koopman_interp.errors import UnknownSiteError, UnsupportedHostError
 from koopman_interp.hosts.fingerprint import weight_digest
+from tests.hosts.models import seeded
 
 Pair = namedtuple("Pair", ["state", "cache"])
 
@@ -105,12 +106,6 @@ class TinyTransformer(nn.Module):
 @pytest.fixture
 def x():
     return torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
-
-
-def seeded(build, *args, **kwargs):
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return build(*args, **kwargs).eval()
 
 
 # --- which sites --------------------------------------------------------------------------------------------

@@ -23,14 +23,11 @@ from torch._dynamo import eval_frame
 
 import koopman_interp as ki
 from koopman_interp.errors import KoopmanInterpError
+from koopman_interp.testing.identities import change, identity, mover
 from koopman_interp.testing.traces import differences, traces
-from tests.hosts.identities import change, identity, mover
 from tests.hosts.zoo import SHAPES, Layout, Pass, Plan, mostly, plans
 from tests.hosts.zoo_by_hand import NESTED, Outcome, Run, Written, by_hand, real_rows
 from tests.hosts.zoo_models import POSITIONS, build, inputs_of
-
-not_yet = pytest.mark.xfail(reason="passes are not yet values", run=False)
-
 
 Mode = Literal["delta", "replace", "each site"]
 
@@ -94,25 +91,25 @@ def patch_of(whole: nn.Module, plan: Plan, cut: Cut) -> ki.Patch:
 def test_the_patch_of_the_zoo_changes_what_a_host_says(layout: Layout, mode: Mode) -> None:
     """Else right numbers would prove nothing."""
     plan = Plan(layout=layout)
-    (plain,), _ = by_hand(plan, build(plan))
-    (patched,), _ = by_hand(plan, build(plan), by_formula(plan, Cut(mode, 1, 2)))
+    (plain,), _ = by_hand(plan)
+    (patched,), _ = by_hand(plan, by_formula(plan, Cut(mode, 1, 2)))
     assert plain.output is not None and patched.output is not None
     assert (plain.output - patched.output).abs().max() > 0.1
 
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Without the warnings that hooks in a replaced span go unheard, and that a compiler cannot see into hooks."""
+    """Without the warnings of what goes unheard or unpatched, and those of a compiler that cannot see into hooks."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There are hooks inside the replaced blocks")
+        warnings.filterwarnings("ignore", message="A pass went through .* so nothing was patched in it")
         warnings.filterwarnings("ignore", message="Dynamo does not know how to trace")
         yield
 
 
-@not_yet
 @given(plans())
 def test_what_is_observed_is_what_hooks_by_hand_see(plan: Plan) -> None:
-    expected, nested = by_hand(plan, build(plan))
+    expected, nested = by_hand(plan)
     whole = build(plan)
     run = Run(plan, whole, (KoopmanInterpError,))
     tap = ki.attach(whole, [plan.site(depth) for depth in range(len(plan.calls) + 1)])
@@ -165,11 +162,10 @@ def _states(plan: Plan, forward: Pass, outcome: Outcome) -> list[Tensor]:
     return [real_rows(plan, forward, outcome.states[depth].detach()) for depth in range(len(plan.calls) + 1)]
 
 
-@not_yet
 @given(patched_plans())
 def test_a_patched_pass_gives_what_hooks_by_hand_give(drawn: tuple[Plan, Cut]) -> None:
     plan, cut = drawn
-    expected, nested = by_hand(plan, build(plan), by_formula(plan, cut))
+    expected, nested = by_hand(plan, by_formula(plan, cut))
     whole = build(plan)
     run = Run(plan, whole, (KoopmanInterpError,))
     patch = patch_of(whole, plan, cut)
@@ -186,14 +182,14 @@ def test_a_patched_pass_gives_what_hooks_by_hand_give(drawn: tuple[Plan, Cut]) -
 
 # Compiling takes a fifth of a second, so that shrinking would take minutes.
 @settings(max_examples=max(settings.default.max_examples // 10, 3), phases=[Phase.generate])
-@not_yet
 @given(patched_plans(), st.booleans())
 def test_a_compiled_host_is_patched_as_it_is(drawn: tuple[Plan, Cut], elsewhere: bool) -> None:
     """Compiled before it is patched; what is patched is the compiled module, or the one that it was made from."""
     plan, cut = drawn
-    whole_passes = tuple(replace(forward, entry="whole") for forward in plan.passes)
-    plan = replace(plan, passes=whole_passes, hooks=(), threads=False, gradients=False, checkpointed=False)
-    expected, _ = by_hand(plan, build(plan), by_formula(plan, cut))
+    # Compiled, a model whose control flow depends on its arguments is wrong at times by itself (torch 2.13).
+    passes = tuple(replace(forward, entry="whole", drop=(), stop=None) for forward in plan.passes)
+    plan = replace(plan, passes=passes, hooks=(), threads=False, gradients=False, checkpointed="no")
+    expected, _ = by_hand(plan, by_formula(plan, cut))
     whole = build(plan)
     torch.compiler.reset()
     compiled = torch.compile(whole, backend="eager")
@@ -216,16 +212,16 @@ def test_a_compiled_host_is_patched_as_it_is(drawn: tuple[Plan, Cut], elsewhere:
 
 def require(plan: Plan, cut: Cut, forward: Pass, outcome: Outcome, right: Outcome) -> None:
     """Require that a patched pass gave the right numbers, or was refused for a reason."""
-    read, written = cut.source in right.states, cut.target in right.states
+    patched = cut.source in right.states and cut.target in right.states and not right.unread
     if outcome.refusal is not None:
         cut_short = cut.mode == "replace" and not all(map(forward.runs, range(len(plan.calls))))
-        assert plan.unclear or plan.checkpointed or cut_short or not (read and written), outcome.refusal
+        assert plan.unclear or plan.checkpointed != "no" or cut_short or not patched, outcome.refusal
         assert str(outcome.refusal)
         return
     if outcome.output is None:
         assert plan.raises
         return
-    assert read or not written or cut.mode == "each site", "a pass that left out the source was not refused"
+    assert not right.unread, "a pass that reached the target without the source was not refused"
     assert right.output is not None
     assert close(real_rows(plan, forward, outcome.output), real_rows(plan, forward, right.output))
     if outcome.gradient is not None and right.gradient is not None:

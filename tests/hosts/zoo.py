@@ -34,7 +34,7 @@ class _Readable:
 
     def __repr__(self) -> str:
         told = []
-        for attribute in fields(self):  # type: ignore[arg-type]  # of the dataclasses below
+        for attribute in fields(self):  # type: ignore[arg-type]  # those who inherit are dataclasses
             value = getattr(self, attribute.name)
             default = attribute.default_factory() if attribute.default_factory is not MISSING else attribute.default
             if value != default:
@@ -105,7 +105,7 @@ class Plan(_Readable):
         passes: made in this order.
         threads: whether the first two passes run at the same time.
         gradients: whether gradients are taken.
-        checkpointed: whether blocks run again in the backward pass.
+        checkpointed: whether blocks run again in the backward pass, and of which of torch's two kinds.
     """
 
     layout: Layout = "rows"
@@ -120,7 +120,7 @@ class Plan(_Readable):
     passes: tuple[Pass, ...] = field(default_factory=lambda: (Pass(),))
     threads: bool = False
     gradients: bool = False
-    checkpointed: bool = False
+    checkpointed: Literal["no", "without reentry", "reentrant"] = "no"
 
     def site(self, depth: int) -> str:
         """Name the site at a depth: the input of the first block, then the output of each call."""
@@ -180,13 +180,18 @@ def plans(draw: st.DrawFn) -> Plan:
     hooks = tuple(draw(st.one_of(st.just([]), st.just([]), st.lists(drawn_hook, min_size=1, max_size=2))))
     written = [*blocks, between, *(hook.does for hook in hooks)]
     gradients = not any("place" in what for what in written) and draw(mostly(False, True))
-    called = draw(mostly("position", "hidden_states=", "x="))
+    called, output = draw(mostly("position", "hidden_states=", "x=")), draw(mostly(*OUTPUTS))
+    kinds = ["no"]
+    # A hook that acts once makes the pass that is run again another one, patched or not.
+    if gradients and called == "position" and not {"calls the model", "raises"} & {hook.does for hook in hooks}:
+        # Reentrant checkpoints lose the gradient of tensors in containers.
+        kinds += ["without reentry", *(["reentrant"] if output == "tensor" else [])]
     made = tuple(draw(st.lists(passes(len(calls)), min_size=1, max_size=3)))
     return Plan(
         layout=draw(st.sampled_from(["rows", "positions", "tokens", "images"])),
         blocks=blocks,
         calls=calls,
-        output=draw(mostly(*OUTPUTS)),
+        output=output,
         extra=draw(mostly("nothing", "tensor", "object")),
         between=between,
         called=called,
@@ -195,5 +200,5 @@ def plans(draw: st.DrawFn) -> Plan:
         passes=made,
         threads=len(made) > 1 and draw(mostly(False, True)),
         gradients=gradients,
-        checkpointed=gradients and called == "position" and draw(st.booleans()),
+        checkpointed=draw(st.sampled_from(kinds)),
     )

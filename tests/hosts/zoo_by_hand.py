@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.hosts.zoo import Pass, Plan, UserHook
-from tests.hosts.zoo_models import call, inputs_of, repacked, unpacked
+from tests.hosts.zoo_models import build, call, inputs_of, repacked, unpacked
 
 NESTED = Pass(batch=1, seed=9)
 """The pass that a hook of the user makes from within another."""
@@ -47,6 +47,7 @@ class Outcome:
         output: logits, or the last state of a bare trunk; None where the pass was interrupted.
         refusal: the exception that ended it.
         states: copies of the states that went by, by depth.
+        unread: whether it reached the depth to write at before the one to read at, or without it.
         nested: what came of passes made from within it.
         gradient: of half the squared output with respect to the embedding.
     """
@@ -54,6 +55,7 @@ class Outcome:
     output: Tensor | None = None
     refusal: Exception | None = None
     states: dict[int, Tensor] = field(default_factory=dict)
+    unread: bool = False
     nested: list[Outcome] = field(default_factory=list)
     gradient: Tensor | None = None
 
@@ -117,19 +119,21 @@ class Run:
 
     def make(self, forward: Pass, outcome: Outcome) -> None:
         """Make one pass, and keep what comes of it."""
-        self.whole.zero_grad()
-        with nullcontext() if self.plan.gradients else torch.no_grad():
-            try:
+        try:
+            with nullcontext() if self.plan.gradients else torch.no_grad():
                 output = call(self.plan, self.whole, forward)
-            except InterruptionError:
-                return
-            except self.refusals as refusal:
-                outcome.refusal = refusal
-                return
+            if self.plan.gradients and not self.plan.threads:
+                self.whole.zero_grad()
+                (output.square().sum() / 2).backward()
+                embedding = next(weight for name, weight in self.whole.named_parameters() if "embed" in name)
+                assert embedding.grad is not None
+                outcome.gradient = embedding.grad.clone()
+        except InterruptionError:
+            return
+        except self.refusals as refusal:
+            outcome.refusal = refusal
+            return
         outcome.output = output.detach().clone()
-        if self.plan.gradients and not self.plan.threads:
-            embedding = next(weight for name, weight in self.whole.named_parameters() if "embed" in name)
-            (outcome.gradient,) = torch.autograd.grad(output.square().sum() / 2, embedding)
 
     def _place(self, hook: UserHook) -> Callable[[], None]:
         block = blocks_of(self.whole)[self.plan.calls[hook.call]]
@@ -158,19 +162,20 @@ class Run:
             self._barrier.wait(0.05)
 
 
-def by_hand(plan: Plan, whole: nn.Module, written: Written | None = None) -> tuple[list[Outcome], Outcome]:
-    """Make the passes of a plan with hooks by hand, one after the other and undisturbed.
+def by_hand(plan: Plan, written: Written | None = None) -> tuple[list[Outcome], Outcome]:
+    """Make the passes of a plan in a model of its own with hooks by hand, one after the other and undisturbed.
 
     Returns:
         What came of each pass, with the states at all depths; and of the nested one.
     """
-    run = Run(replace(plan, threads=False, checkpointed=False), whole)
-    outcomes = []
+    plan = replace(plan, threads=False, checkpointed="no")
+    whole, outcomes = build(plan), []
+    run = Run(plan, whole)
     for forward in (*plan.passes, NESTED):
         outcome = Outcome()
         with (
             run.hooked(late=False, disturbing=False),
-            _copied(plan, whole, forward, outcome.states, written),
+            _copied(plan, whole, forward, outcome, written),
             run.hooked(late=True, disturbing=False),
         ):
             run.make(forward, outcome)
@@ -179,19 +184,18 @@ def by_hand(plan: Plan, whole: nn.Module, written: Written | None = None) -> tup
 
 
 @contextmanager
-def _copied(
-    plan: Plan, whole: nn.Module, forward: Pass, states: dict[int, Tensor], written: Written | None
-) -> Iterator[None]:
+def _copied(plan: Plan, whole: nn.Module, forward: Pass, outcome: Outcome, written: Written | None) -> Iterator[None]:
     """In one pass, copy the state at each depth, and write at one of them."""
 
     def copy(depth: int, state: Tensor) -> None:
-        states[depth] = state.clone()
+        outcome.states[depth] = state.clone()
 
     def write(state: Tensor) -> Tensor | None:
         assert written is not None
         if written.source == written.target:
             return written.state(forward, state.clone(), state.clone())
-        read = states.get(written.source)
+        read = outcome.states.get(written.source)
+        outcome.unread = read is None
         return None if read is None else written.state(forward, read, state.clone())
 
     removals = [_at_depth(plan, whole, depth, partial(copy, depth)) for depth in range(len(plan.calls) + 1)]

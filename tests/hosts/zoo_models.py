@@ -108,7 +108,7 @@ class Block(nn.Module):
 class BlockOfX(Block):
     """The same with another name for the state, called with the mask first."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:  # type: ignore[override]
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:  # type: ignore[override]  # that name is the point
         return self.advance(x, mask)
 
 
@@ -138,8 +138,8 @@ class Trunk(nn.Module):
         return x, told
 
     def _call(self, block: nn.Module, x: Tensor, mask: Tensor) -> Any:
-        if self.plan.checkpointed and torch.is_grad_enabled():
-            return checkpoint(block, x, mask, use_reentrant=False)
+        if self.plan.checkpointed != "no" and torch.is_grad_enabled():
+            return checkpoint(block, x, mask, use_reentrant=self.plan.checkpointed == "reentrant")
         match self.plan.called:
             case "hidden_states=":
                 return block(mask=mask, hidden_states=x)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import koopman_interp as ki
 from koopman_interp.errors import InputError
+from tests.hosts.situations import refused, right
 
 
 class Block(nn.Module):
@@ -152,6 +153,11 @@ WITH_LABELS = {
 }
 
 
+@right(
+    "Data",
+    "inputs and labels as tensors, numpy arrays, lists, pairs, columns, data sets with a transform or format "
+    "of their own, loaders",
+)
 @pytest.mark.parametrize("form", list(WITH_LABELS))
 def test_rows_with_labels_are_the_same_in_every_form(form):
     model = made(Rows)
@@ -162,6 +168,7 @@ def test_rows_with_labels_are_the_same_in_every_form(form):
     assert torch.equal(seen.sequence, torch.arange(50))
 
 
+@right("Data", "float64 rows for a float32 model")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_numbers_come_in_the_dtype_of_the_model(dtype):
     model = made(Rows).to(dtype)
@@ -173,6 +180,7 @@ def test_numbers_come_in_the_dtype_of_the_model(dtype):
         torch.testing.assert_close(seen.states[-1], expected.states[-1], **tolerance)
 
 
+@right("Data", "truth values as labels: two classes")
 def test_truth_values_are_two_classes():
     for data in ((X, Y == 1), ((X, Y == 1),), ([(X, Y == 1)],), (X, (Y == 1).tolist())):
         assert torch.equal(observe(made(Rows), *data).labels, (Y == 1).long())
@@ -192,7 +200,7 @@ REFUSED = {
     "texts as labels": (((X, [NAMES[y] for y in Y]),), r"got texts\. Number them: names = sorted\(set\(y\)\)"),
     "texts as labels beside": ((X, np.array(NAMES)[Y]), r"got texts\. Number them"),
     "labels of fewer inputs": (((X, Y[:40]),), r"got 50 inputs and 40 labels.*observe\(\[first, second\]\)"),
-    "a mask of positions": (((torch.randn(5, 3, 4), torch.ones(5, 3) > 0),), "labels or a mask"),
+    "a mask of positions": (((torch.randn(5, 3, 4), torch.ones(5, 3) > 0),), "looks like a mask"),
     "a data frame": ((pd.DataFrame(X.numpy()),), r"DataFrame.*frame\.to_numpy\(\)"),
     "a data set of frames": ((split(x=[1.0, 2.0]).with_format("pandas"),), r"DataFrame"),
     "splits of a data set": (({"train": split(x=X.tolist()), "test": split(x=X.tolist())},), r"data\['train'\]"),
@@ -220,6 +228,11 @@ REFUSED = {
 }
 
 
+@refused(
+    "Data",
+    "float or one-hot targets beside inputs, texts as labels, single samples, columns that the model does not take, …",
+    "what can be read in two ways is not guessed; the sentence has the line to write",
+)
 @pytest.mark.parametrize("form", list(REFUSED))
 def test_what_can_be_read_in_two_ways_is_refused_with_the_line_to_write(form):
     data, sentence = REFUSED[form]
@@ -246,6 +259,7 @@ def test_a_list_of_two_batches_stays_two_batches():
 # --- columns and arguments ------------------------------------------------------------------------------------
 
 
+@right("Data", "a column `labels` that is the model's own argument")
 def test_a_model_that_computes_with_its_labels_is_told_apart():
     batch = {"x": X, "labels": Y}
     for kind in (Conditioned, MayBeConditioned):
@@ -296,6 +310,7 @@ TOKENS = {
 }
 
 
+@right("Data", "sequences of token ids in any form")
 @pytest.mark.parametrize("form", list(TOKENS))
 def test_sequences_of_ids_are_the_same_in_every_form(form):
     model = made(TokenRows)
@@ -322,6 +337,9 @@ def test_what_a_tokenizer_gives_for_one_text_is_one_input():
         ((TEXTS, torch.tensor([4, 5])), [4, 4, 4, 5, 5, 5, 5]),
         ((IDS, [[1, 2, 3], [4, 5], [6, 7, 8, 9]]), list(range(1, 10))),
         ((PADDED, torch.where(PADDED > 0, PADDED, -100)), list(range(2, 11))),
+        ((PADDED, PADDED % 2), (PADDED % 2).flatten().tolist()),
+        ((PADDED, torch.ones_like(PADDED)), [1] * 12),
+        ({"input_ids": PADDED, "labels": (PADDED > 0).long()}, (PADDED > 0).long().flatten().tolist()),
         (({"input_ids": PADDED}, np.array([4, 5, 6])), [4] * 4 + [5] * 4 + [6] * 4),
         ({"text": TEXTS, "label": [4, 5]}, [4, 4, 4, 5, 5, 5, 5]),
         (split(text=TEXTS, label=[4, 5]), [4, 4, 4, 5, 5, 5, 5]),
@@ -333,10 +351,13 @@ def test_tokens_with_labels_take_them_from_pairs_and_columns(batches, labels):
 
 TOKENS_REFUSED = {
     "one text": ("a cat sat", r"observe\(\[text\]\)"),
-    "ids with their mask": ((PADDED, (PADDED > 0).long()), r"labels or a mask.*\"attention_mask\": mask"),
+    "ids with their mask": (
+        (PADDED, (PADDED > 0).long()),
+        r"looks like a mask.*\"attention_mask\": mask.*\"labels\": y",
+    ),
     "ids with their mask, of a DataLoader": (
         DataLoader(TensorDataset(PADDED, (PADDED > 0).long()), batch_size=3),
-        "labels or a mask",
+        "looks like a mask",
     ),
     "two rows of ids": ((torch.tensor([2, 3]), torch.tensor([4, 5])), "two sequences of token ids, or inputs with"),
     "texts with texts": ((TEXTS, NAMES[:2]), r"two batches, or texts with labels.*observe\(\[\*first, \*second\]\)"),
@@ -353,6 +374,7 @@ TOKENS_REFUSED = {
 }
 
 
+@refused("Data", "pairs of ids that could be two sequences, or ids and mask", "as above")
 @pytest.mark.parametrize("form", list(TOKENS_REFUSED))
 def test_what_of_tokens_can_be_read_in_two_ways_is_refused(form):
     batches, sentence = TOKENS_REFUSED[form]
@@ -380,6 +402,7 @@ def test_a_function_that_calls_the_model_may_be_given_anything():
     assert seen.sequence.tolist() == [0] * 6 + [1] * 8
 
 
+@refused("Data", "columns of several lengths without a mask", "which tokens are padding would be guessed")
 def test_columns_of_several_lengths_need_a_mask():
     class Open(TokenRows):
         def forward(self, tokens=None, **_):

@@ -6,7 +6,6 @@ import torch
 import koopman_interp as ki
 from koopman_interp.patching.motion import Motion
 from koopman_interp.surrogates.operators import OPERATORS
-from koopman_interp.testing import yin_yang
 
 
 def step_by_step(koopman, rows, edits, first, last):
@@ -18,18 +17,6 @@ def step_by_step(koopman, rows, edits, first, last):
         for edit in edits:
             z = edit(z) if edit.depth == depth else z
     return koopman.decode(z, last)
-
-
-@pytest.fixture(scope="module")
-def seen():
-    """Trajectories of one width, in float64."""
-    from koopman_interp.testing import ResidualMLP
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = ResidualMLP(4, 10, 4, 3).double().eval()
-    x, labels = yin_yang(300)
-    return ki.attach(model).observe(x.double(), labels, progress=False)
 
 
 SHAPES = [

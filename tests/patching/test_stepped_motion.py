@@ -12,17 +12,6 @@ from koopman_interp.forgetting.gradient import TrainableMap
 from koopman_interp.patching.motion import Motion
 from koopman_interp.patching.stepped_motion import SteppedMotion
 from koopman_interp.surrogates.operators import OPERATORS
-from koopman_interp.testing import ResidualMLP, yin_yang
-
-
-@pytest.fixture(scope="module")
-def seen():
-    """Trajectories of one width, in float64."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = ResidualMLP(4, 10, 4, 3).double().eval()
-    x, labels = yin_yang(300)
-    return ki.attach(model).observe(x.double(), labels, progress=False)
 
 
 def fitted(seen, **settings):

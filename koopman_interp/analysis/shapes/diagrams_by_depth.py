@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from koopman_interp.analysis.shapes.diagrams import STATISTICS, Statistic, betti_curve
 from koopman_interp.analysis.shapes.persistence import Diagrams
 from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.results import Result
 from koopman_interp.tables import Column, Table
 
@@ -204,7 +204,7 @@ class Topology(Result):
         scales = np.array(REPORTED_SCALES) * (self.diameters[0] if self.unit == "none" else 1.0)
         return scales[~beyond(scales, max(self.thresholds))]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """Return plain values for JSON: Betti numbers at the reported scales, None where they were not computed."""
         scales = self._reported_scales
         counted = np.array([self.curves(k, scales) for k in range(self.max_dimension + 1)])
@@ -250,7 +250,7 @@ class Topology(Result):
         except (KeyError, TypeError) as error:
             raise FileFormatError(f"{path} lacks parts of a topology. Write it again from its source.") from error
 
-    def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Part it into tensors by name, and what JSON holds."""
         tensors = {
             f"{cloud}.{dimension}": torch.from_numpy(diagram)
@@ -261,7 +261,7 @@ class Topology(Result):
         return tensors, {name: getattr(self, name) for name in kept} | {"dimensions": self.max_dimension + 1}
 
     @classmethod
-    def of_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Topology:
+    def of_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Json]) -> Topology:
         """Put together what `parts` parted.
 
         Raises:
@@ -270,8 +270,10 @@ class Topology(Result):
         """
         dimensions, clouds = range(header["dimensions"]), range(len(header["names"]))
         diagrams = tuple(tuple(tensors[f"{cloud}.{k}"].numpy() for k in dimensions) for cloud in clouds)
-        lists: dict[str, Any] = {name: tuple(header[name]) for name in ("names", "diameters", "thresholds", "covering")}
-        rest: dict[str, Any] = {name: header[name] for name in ("points", "rows", "unit", "engine")}
+        lists: dict[str, Json] = {
+            name: tuple(header[name]) for name in ("names", "diameters", "thresholds", "covering")
+        }
+        rest: dict[str, Json] = {name: header[name] for name in ("points", "rows", "unit", "engine")}
         return cls(diagrams=diagrams, **lists, **rest)
 
 

@@ -7,7 +7,6 @@ at every step, and nothing else happens to it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +61,7 @@ class Amplitudes:
         spread = self.spread[depth]
         return np.abs(self.mean[depth] - whole) / np.where(spread > 0, spread, np.inf)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         return {
             "labels": list(self.labels),

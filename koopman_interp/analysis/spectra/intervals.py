@@ -8,7 +8,6 @@ stay together, and so do the depths of one sample: what is drawn anew is what wa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Complex, Float
@@ -68,7 +67,7 @@ class Intervals:
             f"shards, {self.samples:,} samples)"
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON; None stands for infinity."""
         pairs = {name: _plain(getattr(self, name)) for name in ("decay", "rotation", "residual")}
         return pairs | {"level": self.level, "draws": self.draws, "shards": self.shards}

@@ -7,6 +7,7 @@ head, an unembedding or anything between, and knows none of them by name. Costs 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from koopman_interp.errors import InputError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.hosts.tokens import token_names
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -89,36 +91,92 @@ def describe_modes(
     axes = _axes(phi[depth])
     changes: Float[ndarray, "mode output"] | None = None
     if model is not None:
-        host = host_for(model)
+        host = host_for(model, koopman.config.layout)
         koopman.config.host.require(HostFingerprint.of(host), "surrogate")
         tokenizer = host.tokenizer if tokenizer is None else tokenizer
         steps = _steps(koopman, spectrum, depth, chosen, axes, phi[depth])
         changes = _at_output(host, koopman, calls(host, batches, batch_size=batch_size), depth, steps)
         if names is not None and len(names) != changes.shape[1]:
             raise InputError(f"The model has {changes.shape[1]} outputs; names were given for {len(names)}.")
+    named = _Named(trajectories, tokenizer, names, examples)
+    growths = np.array([[_spread(column) for column in at_depth.T] for at_depth in phi])
     elapsed = np.array(koopman.config.times) - koopman.config.times[0]
     meanings = []
     for place, mode in enumerate(chosen):
         along, varying = _along(phi[depth][:, place], axes[place])
-        spread = np.array([_spread(at_depth[:, place]) for at_depth in phi])
-        value, residual = complex(spectrum.eigenvalues[mode]), float(spectrum.residuals[mode])
-        meanings.append(
-            ModeMeaning(
-                mode=mode,
-                eigenvalue=(value.real, value.imag),
-                residual=residual if np.isfinite(residual) else None,
-                verdict=spectrum.verdicts[mode],
-                varying=varying,
-                high=_examples(along, trajectories, tokenizer, examples),
-                low=_examples(-along, trajectories, tokenizer, examples, sign=-1),
-                tokens=_tokens(along, trajectories, tokenizer, examples),
-                up=() if changes is None else _outputs(changes[place], 1, examples, tokenizer, names),
-                down=() if changes is None else _outputs(changes[place], -1, examples, tokenizer, names),
-                growth=tuple((spread / spread[0] if spread[0] else spread).tolist()),
-                expected=tuple((abs(value) ** elapsed).tolist()),
-            )
-        )
+        change = None if changes is None else changes[place]
+        meanings.append(_meaning(spectrum, mode, along, varying, growths[:, place], elapsed, change, named))
     return ModeMeanings(tuple(meanings), koopman.sites, koopman.sites[depth])
+
+
+@dataclass(frozen=True)
+class _Named:
+    """How samples, tokens and outputs are named, and how many of them are given."""
+
+    trajectories: Trajectories
+    tokenizer: Any
+    names: Sequence[str] | None
+    most: int
+
+    def samples(self, along: Float[ndarray, " sample"], sign: int) -> tuple[Example, ...]:
+        """The samples farthest along a mode in a direction."""
+        rows = np.argsort(-sign * along, kind="stable")[: self.most].tolist()
+        return tuple(Example(row, float(along[row]), self._text(row)) for row in rows if sign * along[row] > 0)
+
+    def tokens(self, along: Float[ndarray, " sample"]) -> tuple[tuple[str, float, int], ...]:
+        """Tokens whose root mean square amplitude is largest, among those that occur a few times."""
+        if self.trajectories.tokens is None:
+            return ()
+        ids, size, count = by_group(along[:, None].astype(complex), self.trajectories.tokens)
+        often = np.flatnonzero(count >= _FEWEST_OF_A_TOKEN)
+        best = often[np.argsort(-size[often, 0], kind="stable")[: self.most]]
+        of_token, name = self.trajectories.tokens.numpy(), token_names(self.tokenizer)
+        return tuple(
+            (name(int(ids[place])), float(along[of_token == ids[place]].mean()), int(count[place])) for place in best
+        )
+
+    def outputs(self, change: Float[ndarray, " output"] | None, sign: int) -> tuple[tuple[str, float], ...]:
+        """The outputs that change most in a direction."""
+        if change is None:
+            return ()
+        order = np.argsort(-sign * change, kind="stable")[: self.most]
+        changed = [output for output in order.tolist() if sign * change[output] > 0]
+        name = token_names(self.tokenizer) if self.names is None else self.names.__getitem__
+        return tuple((name(output), float(change[output])) for output in changed)
+
+    def _text(self, row: int) -> str:
+        """A sample's token in its text, or its class."""
+        trajectories = self.trajectories
+        if self.tokenizer is not None and trajectories.tokens is not None:
+            return trajectories.text(row, self.tokenizer, around=8).replace("\n", " ")
+        return "" if trajectories.labels is None else f"class {int(trajectories.labels[row])}"
+
+
+def _meaning(
+    spectrum: Spectrum,
+    mode: int,
+    along: Float[ndarray, " sample"],
+    varying: float,
+    spread: Float[ndarray, " depth"],
+    elapsed: Float[ndarray, " depth"],
+    change: Float[ndarray, " output"] | None,
+    named: _Named,
+) -> ModeMeaning:
+    value, residual = complex(spectrum.eigenvalues[mode]), float(spectrum.residuals[mode])
+    return ModeMeaning(
+        mode=mode,
+        eigenvalue=(value.real, value.imag),
+        residual=residual if np.isfinite(residual) else None,
+        verdict=spectrum.verdicts[mode],
+        varying=varying,
+        high=named.samples(along, 1),
+        low=named.samples(along, -1),
+        tokens=named.tokens(along),
+        up=named.outputs(change, 1),
+        down=named.outputs(change, -1),
+        growth=tuple((spread / spread[0] if spread[0] else spread).tolist()),
+        expected=tuple((abs(value) ** elapsed).tolist()),
+    )
 
 
 def _chosen(spectrum: Spectrum, modes: Sequence[int] | int) -> list[int]:
@@ -156,52 +214,6 @@ def _along(phi: Complex[ndarray, " sample"], axis: complex) -> tuple[Float[ndarr
     along = ((phi - phi.mean()) * np.conj(axis)).real
     spread = along.std()
     return (along / spread if varying and spread else np.zeros(len(phi))), varying
-
-
-def _examples(
-    along: Float[ndarray, " sample"], trajectories: Trajectories, tokenizer: Any, most: int, sign: int = 1
-) -> tuple[Example, ...]:
-    rows = np.argsort(-along, kind="stable")[:most].tolist()
-    return tuple(
-        Example(row, float(sign * along[row]), _text(row, trajectories, tokenizer)) for row in rows if along[row] > 0
-    )
-
-
-def _text(row: int, trajectories: Trajectories, tokenizer: Any) -> str:
-    """Return a sample's token in its text, or its class."""
-    if tokenizer is not None and trajectories.tokens is not None:
-        return trajectories.text(row, tokenizer, around=8).replace("\n", " ")
-    return "" if trajectories.labels is None else f"class {int(trajectories.labels[row])}"
-
-
-def _tokens(
-    along: Float[ndarray, " sample"], trajectories: Trajectories, tokenizer: Any, most: int
-) -> tuple[tuple[str, float, int], ...]:
-    """Tokens whose root mean square amplitude is largest, among those that occur a few times."""
-    if trajectories.tokens is None:
-        return ()
-    ids, size, count = by_group(along[:, None].astype(complex), trajectories.tokens)
-    often = np.flatnonzero(count >= _FEWEST_OF_A_TOKEN)
-    best = often[np.argsort(-size[often, 0], kind="stable")[:most]]
-    of_token = trajectories.tokens.numpy()
-    return tuple(
-        (_name(int(ids[place]), tokenizer, None), float(along[of_token == ids[place]].mean()), int(count[place]))
-        for place in best
-    )
-
-
-def _name(index: int, tokenizer: Any, names: Sequence[str] | None) -> str:
-    if names is not None:
-        return names[index]
-    return str(index) if tokenizer is None else str(tokenizer.convert_ids_to_tokens(index))
-
-
-def _outputs(
-    change: Float[ndarray, " output"], sign: int, most: int, tokenizer: Any, names: Sequence[str] | None
-) -> tuple[tuple[str, float], ...]:
-    order = np.argsort(-sign * change, kind="stable")[:most]
-    changed = [output for output in order.tolist() if sign * change[output] > 0]
-    return tuple((_name(output, tokenizer, names), float(change[output])) for output in changed)
 
 
 def _steps(

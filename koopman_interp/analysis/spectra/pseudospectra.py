@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -23,7 +22,7 @@ from koopman_interp.analysis.spectra.eigen import PRINTED, real_basis
 from koopman_interp.analysis.spectra.grams import Grams
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.results import Result
 from koopman_interp.tables import Column, Table, digits
 
@@ -86,7 +85,7 @@ class Pseudospectra(Result):
             return None
         return float(self.residual[np.abs(self.imag - z.imag).argmin(), np.abs(self.real - z.real).argmin()])
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """Return plain values for JSON."""
         return {
             "real": self.real.tolist(),
@@ -115,7 +114,7 @@ class Pseudospectra(Result):
         tensors, header = read_tensors(path, kind="pseudospectra")
         try:
             values = torch.view_as_complex(tensors["eigenvalues"]).numpy()
-            kept: dict[str, Any] = {name: tensors[name].numpy() for name in ("real", "imag", "residual")}
+            kept: dict[str, Json] = {name: tensors[name].numpy() for name in ("real", "imag", "residual")}
             kept |= {name: header[name] for name in ("directions", "samples", "gap")}
         except (KeyError, RuntimeError) as error:
             raise FileFormatError(f"{path} lacks parts of pseudospectra. Write it again from its source.") from error

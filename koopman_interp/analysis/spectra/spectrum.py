@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from koopman_interp.analysis.spectra.eigen import DEFECTIVE, PRINTED, eigen, rea
 from koopman_interp.analysis.spectra.grams import GramPass, Grams
 from koopman_interp.analysis.spectra.intervals import LEADING, Intervals, intervals
 from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.results import Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits
@@ -182,7 +182,7 @@ class Spectrum(Result):
         low, high = self.intervals.decay[index].tolist()
         return low, high
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """Return plain values for JSON; a residual is None where it certifies nothing."""
         verdicts = self.verdicts
         certified = (verdict in ("trusted", "spurious") for verdict in verdicts)
@@ -200,7 +200,7 @@ class Spectrum(Result):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one safetensors file, all but the Gram matrices, which have a `save` of their own."""
         parts = {name: getattr(self, name) for name in (*_VECTORS, *_OPTIONAL)}
-        header: dict[str, Any] = {name: getattr(self, name) for name in ("condition", "samples", "tolerance")}
+        header: dict[str, Json] = {name: getattr(self, name) for name in ("condition", "samples", "tolerance")}
         if self.intervals is not None:
             parts |= {f"intervals.{name}": getattr(self.intervals, name) for name in _INTERVALS}
             header["intervals"] = {n: getattr(self.intervals, n) for n in ("level", "draws", "shards", "samples")}
@@ -223,10 +223,10 @@ class Spectrum(Result):
             parts = {name: tensors[name].numpy() for name in tensors}
             for name in {"eigenvalues", "modes", "readers", "intervals.estimate", "amplitudes.mean"} & set(parts):
                 parts[name] = torch.view_as_complex(tensors[name]).numpy()
-            own: dict[str, Any] = {name: parts[name] for name in _VECTORS}
+            own: dict[str, Json] = {name: parts[name] for name in _VECTORS}
             own |= {name: parts.get(name) for name in _OPTIONAL}
             if "intervals" in header:
-                kept: dict[str, Any] = {name: parts[f"intervals.{name}"] for name in _INTERVALS}
+                kept: dict[str, Json] = {name: parts[f"intervals.{name}"] for name in _INTERVALS}
                 own["intervals"] = Intervals(**kept, **header["intervals"])
             if "labels" in header:
                 kept = {name: parts[f"amplitudes.{name}"] for name in _AMPLITUDES}

@@ -134,8 +134,8 @@ def fidelity(
     model: nn.Module | Host,
     koopman: KoopmanAutoencoder,
     *,
-    held_out: Any,
-    labels: Any = None,
+    held_out: object,
+    labels: object = None,
     fitted: Trajectories | None = None,
     source: str | int | None = None,
     target: str | int | None = None,
@@ -173,7 +173,7 @@ def fidelity(
     """
     if spans not in ("given", "to_target", "all"):
         raise InputError(f"spans={spans!r} is none of 'given', 'to_target' and 'all'.")
-    host = host_for(model)
+    host = host_for(model, koopman.config.layout)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
     if fitted is not None:
         require_sites(koopman, fitted)
@@ -204,7 +204,7 @@ class _HeldOut:
         no_outputs: why the model gives no outputs to judge, known once the first pass is over; else empty.
     """
 
-    def __init__(self, host: Host, koopman: KoopmanAutoencoder, inputs: Any, labels: Any, batch_size: int) -> None:
+    def __init__(self, host: Host, koopman: KoopmanAutoencoder, inputs: Any, labels: object, batch_size: int) -> None:
         self.no_outputs = ""
         self._judges = False
         self._host = host
@@ -262,7 +262,7 @@ class _HeldOut:
         records[-1].require(self._sites)
         return records[-1]
 
-    def _spread(self, labels: Any) -> Int[Tensor, " sample"]:
+    def _spread(self, labels: object) -> Int[Tensor, " sample"]:
         """Bring labels to the samples of all passes."""
         return labels_of_samples(labels, [self._recorded(x).of_states for x, _ in self._calls()])
 

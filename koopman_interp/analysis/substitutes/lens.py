@@ -23,6 +23,7 @@ from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.hosts.tokens import token_names
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
 from koopman_interp.observing.own_pass import OwnPass
@@ -189,7 +190,7 @@ def koopman_lens(
     """
     if top < 1:
         raise InputError(f"A lens shows 1 output or more; got top={top}.")
-    host = host_for(model)
+    host = host_for(model, koopman.config.layout)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
     naming = _naming(names, host)
     through = KoopmanLens(koopman) if lens is None else lens
@@ -259,19 +260,10 @@ def _joined(
 def _naming(names: Any, host: Host) -> tuple[Naming, Naming]:
     """Say how inputs and outputs are named: tokens by a tokenizer, classes by a list, else by their numbers."""
     if isinstance(names, Sequence) and not isinstance(names, str):
-        return _naming_tokens(host.tokenizer), lambda number: str(names[number]) if number < len(names) else str(number)
+        return token_names(host.tokenizer), lambda number: str(names[number]) if number < len(names) else str(number)
     if names is not None and not (hasattr(names, "convert_ids_to_tokens") or hasattr(names, "decode")):
         raise InputError(
             f"Outputs are named by a tokenizer, or by a list of one name a class; got {type(names).__name__}."
         )
-    of_tokens = _naming_tokens(host.tokenizer if names is None else names)
+    of_tokens = token_names(host.tokenizer if names is None else names)
     return of_tokens, of_tokens
-
-
-def _naming_tokens(tokenizer: Any) -> Naming:
-    if hasattr(tokenizer, "convert_ids_to_tokens"):
-        # Byte-level vocabularies write a leading space as Ġ, others as ▁.
-        return lambda number: str(tokenizer.convert_ids_to_tokens(number)).replace("Ġ", "▁")
-    if hasattr(tokenizer, "decode"):
-        return lambda number: str(tokenizer.decode([number]))
-    return str

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -76,7 +75,7 @@ def compare_lenses(
     model: nn.Module | Host,
     koopman: KoopmanAutoencoder,
     *,
-    held_out: Any,
+    held_out: object,
     fitted: Trajectories,
     others: Sequence[Lens] = (),
     next_token: bool = False,
@@ -103,7 +102,7 @@ def compare_lenses(
     """
     if isinstance(others, Lens):
         raise InputError(f"Other lenses come in a list; got a single {type(others).__name__}. Give others=[lens].")
-    host = host_for(model)
+    host = host_for(model, koopman.config.layout)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
     require_sites(koopman, fitted)
     lenses: list[Lens] = [KoopmanLens(koopman), LogitLens(koopman.config.widths), AffineLens.fit(fitted), *others]

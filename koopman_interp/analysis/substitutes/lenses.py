@@ -1,11 +1,11 @@
-"""Lenses: maps from the state at any depth to a state at the last, from which the host's own head reads.
+"""Lenses: maps from the state at any depth to a state at the last, from which the model's own head reads.
 
     Koopman lens     D(K^n E(x)): the motion goes on linearly in the observables; one operator for all depths
     logit lens       x itself (nostalgebraist 2020)
     affine lens      an affine map for each depth, by least squares or trained on the output's divergence: so
                      trained it is the tuned lens (Belrose et al., arXiv 2303.08112)
 
-At the last depth each is the state itself, so that there a lens says what the host says. Knows nothing of hosts.
+At the last depth each is the state itself, so that there a lens says what the model says. Knows nothing of hosts.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ class AffineLens:
     Attributes:
         maps: from each depth to the last.
         sites: of its depths, the last included.
-        host: fingerprint of the host that it is for.
+        host: fingerprint of the model that it is for.
         skip: leading places of each sequence that it was not fitted on.
-        layout: names of the axes of the states in the host, where `attach` was told.
+        layout: names of the axes of the states in the model, where `attach` was told.
         name: what tables call it.
     """
 

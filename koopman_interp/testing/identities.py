@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-import koopman_interp as ki
+from koopman_interp.edits.low_rank import LowRankMap
+from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.hosts.protocol import Host
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, LinearPlusNonlinear, SurrogateConfig
 
 
-def identity(model: nn.Module, sites: tuple[str, str], shape: tuple[int, ...]) -> KoopmanAutoencoder:
-    """Build an identity between two sites.
+def identity(model: nn.Module | Host, sites: tuple[str, str], shape: tuple[int, ...]) -> KoopmanAutoencoder:
+    """Build a surrogate that changes nothing between two sites.
 
     Args:
         model: the host.
@@ -41,24 +44,22 @@ def identity(model: nn.Module, sites: tuple[str, str], shape: tuple[int, ...]) -
     return koopman
 
 
-def mover(koopman: KoopmanAutoencoder) -> ki.OperatorEdit:
-    """Build an edit at the first site that moves each row by `change`."""
+def mover(koopman: KoopmanAutoencoder) -> OperatorEdit:
+    """Build an edit at the source of an identity, which moves each row by `change`."""
     directions, readers, offset = _factors(koopman.config.dimension)
-    return ki.OperatorEdit(
+    return OperatorEdit(
         description="move every row",
         site=koopman.sites[0],
         depth=0,
-        directions=directions,
-        readers=readers,
-        offset=offset,
+        map=LowRankMap(directions, readers, offset),
         moved=directions,
         host=koopman.config.host,
         operator=koopman.digest(),
     )
 
 
-def change(state: Tensor) -> Tensor:
-    """Say by how much `mover` moves rows `[*batch, width]`: `−(s W − o) Aᵀ`."""
+def change(state: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+    """Say by how much `mover` moves rows: `−(s W − o) Aᵀ`, in float64."""
     directions, readers, offset = _factors(state.shape[-1])
     return -((state.double() @ readers - offset) @ directions.T).to(state)
 
