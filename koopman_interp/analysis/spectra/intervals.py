@@ -1,13 +1,13 @@
 """How far eigenvalues and residuals would move had other samples been observed: bootstrap intervals over inputs.
 
 The observed inputs are cut into shards, whose Gram matrices add up; shards are then drawn with replacement, which
-costs nothing but small solves (bagging, as in Sashidhar & Kutz's BOP-DMD, arXiv 2107.10878). Samples of one input
+costs nothing but small solves (bagging, as in Sashidhar & Kutz's BOP-DMD, arXiv 2107.10878). Samples of equal inputs
 stay together, and so do the depths of one sample: what is drawn anew is what was drawn in the first place.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class Intervals:
         draws: how many draws were made.
         shards: shards with samples.
         samples: rows.
+        parts: shards that the inputs were cut into; fewer have samples where inputs are few.
     """
 
     estimate: Complex[ndarray, " mode"]
@@ -60,12 +61,27 @@ class Intervals:
     draws: int
     shards: int
     samples: int
+    parts: int
 
     def __repr__(self) -> str:
         told = int(np.isfinite(self.estimate).sum())
         return (
             f"Intervals({told} of {len(self.estimate)} modes, {self.level:.0%} of {self.draws} draws of {self.shards} "
             f"shards, {self.samples:,} samples)"
+        )
+
+    def times(self, factor: Float[ndarray, " mode"]) -> Intervals:
+        """Return the intervals of eigenvalues that are a positive factor larger."""
+        return replace(self, estimate=self.estimate * factor, decay=self.decay * factor[:, None])
+
+    def note(self) -> str | None:
+        """Say where the inputs are too few; None where they are not."""
+        if self.shards == self.parts:
+            return None
+        what = "There are no intervals" if self.shards < LEAST_SHARDS else "Intervals are too narrow"
+        return (
+            f"{what}: the samples are of so few different inputs that {self.shards} of {self.parts} shards have any. "
+            "Observe more inputs."
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,7 +121,7 @@ def intervals(
     filled = np.flatnonzero(count)
     rows = int(count.sum())
     if len(filled) < LEAST_SHARDS or rows < ROWS_PER_MODE * len(values):
-        return _unknown(len(values), level, len(filled), rows)
+        return _unknown(len(values), level, len(filled), rows, len(count))
     by_shard = _OfModes.of(grams, readers, filled)
     weights = np.random.default_rng(seed).multinomial(len(filled), [1 / len(filled)] * len(filled), draws)
     # All of the shards first, as they were drawn in the first place.
@@ -123,6 +139,7 @@ def intervals(
         draws=draws,
         shards=len(filled),
         samples=rows,
+        parts=len(count),
     )
 
 
@@ -202,10 +219,10 @@ def _quantiles(drawn: Float[ndarray, "draw mode"], told: ndarray, level: float) 
     return np.where(told[:, None] & np.isfinite(ends), ends, [-np.inf, np.inf])
 
 
-def _unknown(modes: int, level: float, shards: int, rows: int) -> Intervals:
+def _unknown(modes: int, level: float, shards: int, rows: int, parts: int) -> Intervals:
     open_ends = np.tile([-np.inf, np.inf], (modes, 1))
     return Intervals(
-        np.full(modes, np.nan + 0j), np.zeros(modes), open_ends, open_ends, open_ends, level, 0, shards, rows
+        np.full(modes, np.nan + 0j), np.zeros(modes), open_ends, open_ends, open_ends, level, 0, shards, rows, parts
     )
 
 

@@ -115,7 +115,7 @@ def describe_modes(
                 up=() if changes is None else _outputs(changes[place], 1, examples, tokenizer, names),
                 down=() if changes is None else _outputs(changes[place], -1, examples, tokenizer, names),
                 growth=tuple((spread / spread[0] if spread[0] else spread).tolist()),
-                expected=tuple((abs(value) ** elapsed).tolist()),
+                expected=tuple((abs(spectrum.operator_eigenvalues[mode]) ** elapsed).tolist()),
             )
         )
     return ModeMeanings(tuple(meanings), koopman.sites, koopman.sites[depth])
