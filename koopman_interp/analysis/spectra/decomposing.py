@@ -18,7 +18,7 @@ from koopman_interp.analysis.spectra.amplitudes import AmplitudePass
 from koopman_interp.analysis.spectra.eigen import eigen, real_basis, uncut
 from koopman_interp.analysis.spectra.grams import GramPass
 from koopman_interp.analysis.spectra.host_units import DegreePass
-from koopman_interp.analysis.spectra.intervals import LEADING, intervals
+from koopman_interp.analysis.spectra.intervals import LEADING, intervals, solved_anew
 from koopman_interp.analysis.spectra.residuals import CONSTANT, SpanPass, step_residuals
 from koopman_interp.analysis.spectra.spectrum import TOLERANCE, Spectrum
 from koopman_interp.errors import InputError
@@ -102,6 +102,7 @@ def spectrum(
         varying=steps.varying,
         energy=energy / energy.sum() if energy.any() else energy,
         sensitivity=pairs.sensitivity,
+        solved_anew=solved_anew(grams, pairs.values, W),
         intervals=intervals(sharded.grams(), pairs.values[:lead], W[:, :lead], level=level).times(units.factor[:lead]),
         amplitudes=sizes.amplitudes(),
         coordinates=coordinates,

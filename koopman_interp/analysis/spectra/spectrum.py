@@ -54,6 +54,8 @@ class Spectrum(Result):
         varying: share of the mean of |φ|² that differs between samples, `[mode]`.
         energy: share of each mode in the sum over modes of `E |φ − mean|² ‖v‖²`, `[mode]`.
         sensitivity: condition number of each eigenvalue, `[mode]`.
+        solved_anew: what least squares on the rows given, among all eigenfunctions, makes of each eigenvalue of K,
+            `[mode]`; NaN where they do not say.
         intervals: over resampled inputs, of the slowest modes.
         amplitudes: of the slowest modes, by class and depth.
         coordinates: those that K acts in.
@@ -76,6 +78,7 @@ class Spectrum(Result):
     varying: Float[ndarray, " mode"] | None = None
     energy: Float[ndarray, " mode"] | None = None
     sensitivity: Float[ndarray, " mode"] | None = None
+    solved_anew: Complex[ndarray, " mode"] | None = None
     intervals: Intervals | None = None
     amplitudes: Amplitudes | None = None
     coordinates: Coordinates = field(default_factory=Coordinates)
@@ -127,11 +130,16 @@ class Spectrum(Result):
     def verdicts(self) -> tuple[Verdict, ...]:
         """One word on each mode.
 
-        *trusted*: the residual is within the tolerance; *spurious*: it is not; *constant*: φ is the same for all
+        *trusted*: the residual is within the tolerance; *spurious*: it is not; *contradicted*: it is, but solved anew
+        on the data λ is another, as happens where K is far from normal; *constant*: φ is the same for all
         samples; *unreached*: φ is zero on all samples; *defective*: λ has no eigenvector of its own; *unknown*: there
         are fewer than ten samples a mode.
         """
-        return verdicts(self.residuals, self.varying, self.sensitivity, self.samples, self.tolerance)
+        drift = None
+        if self.solved_anew is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                drift = np.abs(self.solved_anew - self.operator_eigenvalues) / np.abs(self.operator_eigenvalues)
+        return verdicts(self.residuals, self.varying, self.sensitivity, drift, self.samples, self.tolerance)
 
     @property
     def trusted(self) -> ndarray:
@@ -309,11 +317,12 @@ _OPTIONAL = (
     "varying",
     "energy",
     "sensitivity",
+    "solved_anew",
     "unit_factor",
     "unit_error",
 )
 _INTERVALS = ("estimate", "correlation", "decay", "rotation", "residual")
-_COMPLEX = {"operator_eigenvalues", "modes", "readers", "intervals.estimate", "amplitudes.mean"}
+_COMPLEX = {"operator_eigenvalues", "modes", "readers", "solved_anew", "intervals.estimate", "amplitudes.mean"}
 _COUNTS = ("level", "draws", "shards", "samples", "parts")
 _AMPLITUDES = ("mean", "square", "count")
 
