@@ -28,6 +28,8 @@ _PREDICTORS = {
     "mean": (GREY, "^", ":"),
     "endpoint linear": (GREEN, "D", "-."),
     "affine chain": (PURPLE, "v", (0, (5, 1, 1, 1, 1, 1))),
+    "K per depth": (BLUE, "X", ":"),
+    "kernel ridge": (GREEN, "P", ":"),
 }
 
 

@@ -291,9 +291,7 @@ class Spectrum(Result):
         tensors, header = read_tensors(path, kind="spectrum")
         try:
             parts = {name: tensors[name].numpy() for name in tensors}
-            for name in {"operator_eigenvalues", "modes", "readers", "intervals.estimate", "amplitudes.mean"} & set(
-                parts
-            ):
+            for name in _COMPLEX & set(parts):
                 parts[name] = torch.view_as_complex(tensors[name]).numpy()
             own: dict[str, Any] = {name: parts[name] for name in _VECTORS}
             own |= {name: parts.get(name) for name in _OPTIONAL}

@@ -11,7 +11,7 @@ from scipy.linalg import block_diag, expm
 
 import koopman_interp as ki
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
-from koopman_interp.surrogates.normalization import Normalization
+from koopman_interp.surrogates.normalization import Coordinates, Normalization
 from koopman_interp.testing import LinearHost
 from tests.analysis.linear import (
     BLOCKS,
@@ -156,13 +156,93 @@ def test_the_tolerance_marks_modes():
     koopman = plain_surrogate(known_operator(), times)
     strict, lax = (ki.spectrum(koopman, noise, tolerance=tolerance) for tolerance in (0.1, 10.0))
     assert "0 with residual ≤ 0.1" in repr(strict)
-    assert "6 with residual ≤ 10" in repr(lax)
     assert str(strict).count("spurious") == 4
     assert "spurious" not in str(lax)
+    # What the data give for λ is not asked here.
+    strict = replace(strict, solved_anew=None)
+    assert replace(lax, solved_anew=None).trusted.all()
     between = float(np.median(strict.residuals))
-    some = ki.spectrum(koopman, noise, tolerance=between).trusted
+    some = replace(strict, tolerance=between).trusted
     assert some.tolist() == (strict.residuals <= between).tolist()
     assert 0 < some.sum() < 6
+
+
+def test_what_the_data_contradict_is_not_trusted():
+    """An eigenfunction that leans on another has a small residual at an eigenvalue that neither has."""
+    true = np.array([[0.9, 30.0], [0.0, 0.5]])
+    values = np.linalg.eigvals(true)
+    wrong = true + np.array([[0.0, 0.0], [0.002, 0.0]])
+    found = ki.spectrum(plain_surrogate(wrong, TIMES), linear_data(true, TIMES, rows=500))
+    off = np.abs(found.eigenvalues[:, None] - values).min(1)
+    assert off.max() > 0.1
+    assert "contradicted" in found.verdicts
+    assert not found.trusted[off > 0.1].any()
+    np.testing.assert_allclose(np.sort(found.solved_anew.real), np.sort(values), atol=1e-6)
+
+
+def test_an_error_that_adds_up_over_the_span_is_seen():
+    """Each step is off by a little, the same way; the whole span is off by much."""
+    times = tuple(map(float, range(11)))
+    K = np.diag([0.95, 0.7])
+    found = ki.spectrum(plain_surrogate(K + np.diag([-0.06, 0]), times), linear_data(K, times, rows=200))
+    assert found.about_mean[0] < 0.1 < found.over_span[0]
+    assert found.over_span[0] == pytest.approx(1 - (0.89 / 0.95) ** 10, rel=1e-6)
+    assert found.verdicts == ("spurious", "trusted")
+
+
+def test_fewer_than_ten_samples_a_mode_judge_nothing():
+    K = known_operator()
+    found = ki.spectrum(plain_surrogate(K, TIMES), linear_data(K, TIMES, rows=59))
+    assert set(found.verdicts) == {"unknown"}
+    assert "fewer than 10 samples a mode" in str(found)
+    assert ki.spectrum(plain_surrogate(K, TIMES), linear_data(K, TIMES, rows=60)).trusted.all()
+
+
+def test_of_polynomials_the_host_grows_by_their_degree():
+    """States that shrink by g a step and are scaled by it: what is quadratic in them shrinks by g²."""
+    a, b, g = 0.9, 0.5, 0.8
+    x = np.random.default_rng(0).uniform(-1, 1, size=(600, 2))
+    states = [np.stack([(a**t) * x[:, 0], (b**t) * x[:, 1]], 1) for t in TIMES]
+    data = trajectories_of(states, TIMES)
+    koopman = plain_surrogate(np.eye(3), TIMES)
+    koopman.normalization = Normalization([2] * 3, 2).double()
+    for depth in range(3):
+        _, forward, inverse = koopman.normalization.maps(depth)
+        forward.copy_(torch.eye(2) / g**depth)
+        inverse.copy_(torch.eye(2) * g**depth)
+    koopman.config = replace(koopman.config, coordinates=Coordinates("shared", "geometric", g))
+    koopman.encoder = Lift()
+    koopman.operator.K.copy_(torch.diag(torch.tensor([a / g, b / g, (a / g) ** 2])))
+    found = ki.spectrum(koopman, data)
+    np.testing.assert_allclose(np.sort(found.operator_eigenvalues.real), np.sort([a / g, b / g, (a / g) ** 2]))
+    np.testing.assert_allclose(np.sort(found.eigenvalues.real), np.sort([a, b, a * a]), rtol=1e-9)
+    assert found.in_host_units
+    assert found.trusted.all()
+    assert "the host's own units" in str(found)
+    np.testing.assert_allclose(found.half_life, np.log(2) / -np.log(found.decay))
+    np.testing.assert_allclose(found.of_operator().eigenvalues, found.operator_eigenvalues)
+    spread = np.abs(found.intervals.decay - found.decay[:, None]).max()
+    assert spread < 1e-6
+
+
+def test_without_one_scale_there_are_no_host_units():
+    K = known_operator()
+    found = ki.spectrum(plain_surrogate(K, TIMES), linear_data(K, TIMES))
+    assert not found.in_host_units
+    assert "no host's units" in str(found)
+
+
+def test_energy_orders_modes_and_counts_shares():
+    K = np.diag([0.9, 0.8, 0.7])
+    x = np.random.default_rng(0).normal(size=(2000, 3)) * [1.0, 10.0, 0.1]
+    data = trajectories_of([x @ np.linalg.matrix_power(K, int(time)) for time in TIMES], TIMES)
+    found = ki.spectrum(plain_surrogate(K, TIMES), data)
+    assert found.energy.sum() == pytest.approx(1)
+    assert found.by_energy().columns[0].values == (1, 0, 2)
+    assert found.tables()[0].columns[0].values == (0, 1, 2)
+    assert found.variance_in() == pytest.approx(1)
+    assert found.variance_in([1]) == pytest.approx(found.energy[1], abs=0.01)
+    assert found.variance_in([]) == 0
 
 
 def test_a_normal_operator_is_well_conditioned_and_a_crooked_one_is_not():
