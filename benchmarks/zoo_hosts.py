@@ -15,7 +15,7 @@ from digits import digits_setting
 from jaxtyping import Float, Int
 from other_tasks import energy, regressor
 from paper_settings import SETTINGS, train_by_sgd
-from resnet20 import SITES, cifar, trained_resnet20
+from resnet20 import cifar, trained_resnet20
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -194,7 +194,7 @@ def resnet20(*, smoke: bool, models: Path, **_: Any) -> Case:
     """A trained ResNet-20 on CIFAR-10, its last stage."""
     data = cifar(str(needed(default_data("cifar10-4k"))), 400 if smoke else None)
     model = trained_resnet20(needed(models / "resnet20-cifar10"))
-    return of_inputs(model, (data.x, data.y), (data.x_test, data.y_test), list(SITES))
+    return of_inputs(model, (data.x, data.y), (data.x_test, data.y_test), ["layer3.0", "layer3.1", "layer3.2"])
 
 
 def uci_energy(*, seed: int, smoke: bool, **_: Any) -> Case:

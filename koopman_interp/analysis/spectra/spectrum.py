@@ -251,7 +251,8 @@ class Spectrum(Result):
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; a residual is None where it certifies nothing."""
         verdicts = self.verdicts
-        certified = (verdict in ("trusted", "spurious") for verdict in verdicts)
+        judged = zip(verdicts, np.isfinite(self.residuals), strict=True)
+        certified = (known and verdict != "defective" for verdict, known in judged)
         residuals = zip(self.residuals.tolist(), certified, strict=True)
         return {
             "eigenvalues": [[value.real, value.imag] for value in self.eigenvalues.tolist()],

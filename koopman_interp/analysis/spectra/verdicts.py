@@ -13,7 +13,7 @@ from koopman_interp.analysis.spectra.eigen import DEFECTIVE
 from koopman_interp.analysis.spectra.intervals import ROWS_PER_MODE
 from koopman_interp.analysis.spectra.residuals import CONSTANT
 
-DRIFT = 0.1
+DRIFT = 0.05
 """Distance of λ from what the data give for it, relative to its size, past which the data contradict it."""
 
 Verdict = Literal["trusted", "spurious", "contradicted", "unknown", "constant", "unreached", "defective"]
