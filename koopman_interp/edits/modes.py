@@ -156,8 +156,8 @@ def _chosen(koopman: KoopmanAutoencoder, spectrum: Spectrum, modes: Sequence[int
         spurious = [mode for mode in members if not spectrum.trusted[mode]]
         if spurious:
             raise InputError(
-                f"Modes {spurious} are not trusted at a tolerance of {spectrum.tolerance:g}, so they are not known to be the "
-                "host's. Choose among spectrum.trusted, or say uncertified=True."
+                f"Modes {spurious} are not trusted at a tolerance of {spectrum.tolerance:g}, so they are not known to "
+                "be the host's. Choose among spectrum.trusted, or say uncertified=True."
             )
     return members
 
