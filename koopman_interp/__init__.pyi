@@ -23,7 +23,9 @@ from .analysis.spectra.modes import host_modes as host_modes
 from .analysis.spectra.pseudospectra import Pseudospectra as Pseudospectra
 from .analysis.spectra.pseudospectra import pseudospectra as pseudospectra
 from .analysis.spectra.spectrum import Spectrum as Spectrum
-from .analysis.spectra.spectrum import spectrum as spectrum
+from .analysis.spectra.decomposing import spectrum as spectrum
+from .analysis.spectra.vamp import VampScores as VampScores
+from .analysis.spectra.vamp import vamp_score as vamp_score
 from .analysis.substitutes.fidelity import Fidelity as Fidelity
 from .analysis.substitutes.fidelity import fidelity as fidelity
 from .analysis.substitutes.lens import LensReading as LensReading

@@ -116,7 +116,7 @@ def fit_(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def spectrum_(koopman: Path, trajectories: Path, modes: int, as_json: bool) -> None:
     """Eigenvalues of KOOPMAN with residuals on TRAJECTORIES."""
-    from koopman_interp.analysis.spectra.spectrum import spectrum
+    from koopman_interp.analysis.spectra.decomposing import spectrum
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from koopman_interp.analysis.shapes.topology import topology
-from koopman_interp.analysis.spectra.spectrum import spectrum
+from koopman_interp.analysis.spectra.decomposing import spectrum
 from koopman_interp.analysis.substitutes.fidelity import fidelity
 from koopman_interp.auditing.audit import audit
 from koopman_interp.edits.erase import erase_class

@@ -75,7 +75,7 @@ def test_every_step_runs_on_files(run, tmp_path):
     code, printed, _ = run("spectrum", "k", "t.safetensors", "--json")
     assert code == 0
     surrogate = ki.KoopmanAutoencoder.from_pretrained(tmp_path / "k")
-    found = torch.tensor([complex(*pair) for pair in json.loads(printed)["eigenvalues"]]).abs().max()
+    found = torch.tensor([complex(*pair) for pair in json.loads(printed)["operator_eigenvalues"]]).abs().max()
     torch.testing.assert_close(found, torch.linalg.eigvals(surrogate.K).abs().max(), rtol=1e-4, atol=0)
     code, printed, _ = run("topology", "t.safetensors", "--points", "60", "--json")
     assert code == 0

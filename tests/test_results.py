@@ -27,6 +27,7 @@ NOT_DRAWN = {
     "OperatorEdit": "facts of a certificate",
     "PermutationTest": "one difference and its p-value",
     "SchurForm": "a list of blocks",
+    "VampScores": "a score by the number of modes",
     "SiteTable": "a list of names",
     "SpectralDistance": "two numbers",
 }
@@ -60,6 +61,7 @@ def results(trained, trajectories, surrogate):
         spectrum,
         ki.spectral_distance(spectrum, ki.spectrum(surrogate, trajectories), starts=1),
         ki.pseudospectra(spectrum, points=6),
+        ki.vamp_score(koopman, fitted),
         ki.schur_form(koopman),
         meanings,
         meanings[0],

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.func import jvp
 
 from koopman_interp.errors import InputError, NonFiniteError
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -27,26 +28,32 @@ class Encoded:
 
     Attributes:
         z: `[depth, sample, observable]`, float64, on the surrogate's device.
-        sequence: `[sample]`, which observed input each row belongs to.
+        digests: `[sample]`, of the input that each row belongs to; equal inputs have equal ones.
         labels: `[sample]`, or None.
+        growing: derivative of the first rows' observables for a growth of all normalised states,
+            `d E(e^s y) / ds` at 0; None unless asked for.
     """
 
     z: Float[Tensor, "depth sample observable"]
-    sequence: Int[Tensor, " sample"]
+    digests: Int[Tensor, " sample"]
     labels: Int[Tensor, " sample"] | None
+    growing: Float[Tensor, "depth some observable"] | None = None
 
     def projected(self, basis: Float[Tensor, "observable coordinate"]) -> Encoded:
-        """Return the rows in the coordinates that orthonormal columns give."""
-        return replace(self, z=self.z @ basis.to(self.z))
+        """Return the rows in the coordinates that orthonormal columns give, without their growth."""
+        return replace(self, z=self.z @ basis.to(self.z), growing=None)
 
 
 @torch.no_grad()
-def encoded(koopman: KoopmanAutoencoder, trajectories: Trajectories | Iterable[Trajectories]) -> Iterator[Encoded]:
+def encoded(
+    koopman: KoopmanAutoencoder, trajectories: Trajectories | Iterable[Trajectories], *, growing: int = 0
+) -> Iterator[Encoded]:
     """Go through trajectories as chunks of observables, in order.
 
     Args:
         koopman: the surrogate.
         trajectories: rows in memory, or parts that come one after the other, as `Tap.stream` gives them; read once.
+        growing: of how many rows to give the derivative for a growth of their states, from the first on.
 
     Yields:
         Chunks whose size keeps memory bounded at any width and depth.
@@ -61,12 +68,14 @@ def encoded(koopman: KoopmanAutoencoder, trajectories: Trajectories | Iterable[T
         require_sites(koopman, part)
         for start in range(0, len(part), rows):
             none = False
-            yield _chunk(koopman, part[start : start + rows])
+            chunk = _chunk(koopman, part[start : start + rows], growing)
+            growing -= 0 if chunk.growing is None else chunk.growing.shape[1]
+            yield chunk
     if none:
         raise InputError("There are no samples to read the operator on. Observe some inputs.")
 
 
-def _chunk(koopman: KoopmanAutoencoder, part: Trajectories) -> Encoded:
+def _chunk(koopman: KoopmanAutoencoder, part: Trajectories, growing: int) -> Encoded:
     device = koopman.normalization.maps(0)[0].device
     z = torch.empty(part.depths, len(part), koopman.config.observables, dtype=torch.float64, device=device)
     for depth, state in enumerate(part.states):
@@ -75,7 +84,19 @@ def _chunk(koopman: KoopmanAutoencoder, part: Trajectories) -> Encoded:
     if not bool(torch.isfinite(z.sum())):
         part.require_finite()
         raise NonFiniteError("The encoder made NaN or infinity of finite states. Fit again, in a wider dtype.")
-    return Encoded(z, part.sequence, part.labels)
+    if not growing:
+        return Encoded(z, part.digests, part.labels)
+    grows = [_growing(koopman, state[:growing].to(device), depth) for depth, state in enumerate(part.states)]
+    return Encoded(z, part.digests, part.labels, torch.stack(grows).double())
+
+
+def _growing(
+    koopman: KoopmanAutoencoder, states: Float[Tensor, "sample width"], depth: int
+) -> Float[Tensor, "sample observable"]:
+    """Return `DE(y) y` at normalised states y."""
+    y = koopman.normalization.normalize(states, depth)
+    derivative: Tensor = jvp(koopman.encoder, (y,), (y,))[1]
+    return derivative
 
 
 def require_sites(koopman: KoopmanAutoencoder, trajectories: Trajectories) -> None:

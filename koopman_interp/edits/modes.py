@@ -66,8 +66,8 @@ def edit_modes(
     if basis not in ("eigenpairs", "schur"):
         raise InputError(f"basis={basis!r} is neither 'eigenpairs' nor 'schur'.")
     chosen = _chosen(koopman, spectrum, modes, uncertified)
-    if rotate and any(abs(spectrum.eigenvalues[index].imag) <= _REAL for index in chosen):
-        real = [index for index in chosen if abs(spectrum.eigenvalues[index].imag) <= _REAL]
+    if rotate and any(abs(spectrum.operator_eigenvalues[index].imag) <= _REAL for index in chosen):
+        real = [index for index in chosen if abs(spectrum.operator_eigenvalues[index].imag) <= _REAL]
         raise InputError(f"Modes {real} have real eigenvalues and no plane to turn in. Rotate conjugate pairs only.")
     if basis == "eigenpairs":
         change = _by_pairs(spectrum, chosen, scale, rotate)
@@ -121,7 +121,7 @@ def steer(
     v, w = _pair(spectrum, index)
     covariance = koopman.moments.covariance[depth].cpu().numpy()
     spread = math.sqrt(max(float((w.conj() @ covariance @ w).real), 0.0))
-    twice = 1 if abs(spectrum.eigenvalues[index].imag) <= _REAL else 2
+    twice = 1 if abs(spectrum.operator_eigenvalues[index].imag) <= _REAL else 2
     shift = (amount * spread * np.exp(1j * phase * (twice - 1)) * v * twice).real
     directions = torch.from_numpy(np.ascontiguousarray(shift))[:, None]
     description = f"steer mode {index} by {amount:g} standard deviations"
@@ -132,13 +132,13 @@ def steer(
 
 def _chosen(koopman: KoopmanAutoencoder, spectrum: Spectrum, modes: Sequence[int], uncertified: bool) -> list[int]:
     """Check modes, and name each conjugate pair by one member."""
-    count = len(spectrum.eigenvalues)
+    count = len(spectrum.operator_eigenvalues)
     if count != koopman.config.observables:
         raise InputError(
             f"This spectrum has {count} modes, the surrogate {koopman.config.observables}: it is of another K."
         )
     K = koopman.K.detach().double().cpu().numpy()
-    error = np.linalg.norm(K @ spectrum.modes - spectrum.modes * spectrum.eigenvalues) / np.linalg.norm(K)
+    error = np.linalg.norm(K @ spectrum.modes - spectrum.modes * spectrum.operator_eigenvalues) / np.linalg.norm(K)
     if error > _SAME * max(1.0, count):
         raise InputError(
             "The modes of this spectrum are not those of the surrogate's K: take spectrum(koopman, …) anew."
@@ -146,17 +146,18 @@ def _chosen(koopman: KoopmanAutoencoder, spectrum: Spectrum, modes: Sequence[int
     if not len(modes) or not all(mode in range(count) for mode in modes):
         raise InputError(f"Expected one mode or more between 0 and {count - 1}; got {list(modes)}.")
     members: list[int] = []
+    values = spectrum.operator_eigenvalues
     for mode in modes:
-        value = spectrum.eigenvalues[mode]
-        partner = mode if abs(value.imag) <= _REAL else int(np.abs(spectrum.eigenvalues - value.conj()).argmin())
+        value = values[mode]
+        partner = mode if abs(value.imag) <= _REAL else int(np.abs(values - value.conj()).argmin())
         if mode not in members and partner not in members:
             members.append(mode)
     if not uncertified:
         spurious = [mode for mode in members if not spectrum.trusted[mode]]
         if spurious:
             raise InputError(
-                f"Modes {spurious} have residuals past {spectrum.tolerance:g}, so they are not known to be the "
-                "model's. Choose among spectrum.trusted, or say uncertified=True."
+                f"Modes {spurious} are not trusted at a tolerance of {spectrum.tolerance:g}, so they are not known to "
+                "be the model's. Choose among spectrum.trusted, or say uncertified=True."
             )
     return members
 
@@ -172,12 +173,12 @@ def _by_pairs(spectrum: Spectrum, chosen: Sequence[int], scale: float, rotate: f
     directions, readers = list[np.ndarray](), list[np.ndarray]()
     for index in chosen:
         v, w = _pair(spectrum, index)
-        if abs(spectrum.eigenvalues[index].imag) <= _REAL:
+        if abs(spectrum.operator_eigenvalues[index].imag) <= _REAL:
             directions.append((1 - scale) * v.real)
             readers.append(w.real)
             continue
         # The pair contributes 2 Re((f − 1) c v) with c = z·w; f turns the way that the pair itself turns.
-        turn = rotate if spectrum.eigenvalues[index].imag > 0 else -rotate
+        turn = rotate if spectrum.operator_eigenvalues[index].imag > 0 else -rotate
         moved = 2 * (1 - scale * np.exp(1j * turn)) * v
         directions += [moved.real, -moved.imag]
         readers += [w.real, w.imag]
@@ -188,8 +189,12 @@ def _by_schur(
     koopman: KoopmanAutoencoder, spectrum: Spectrum, chosen: Sequence[int], scale: float, rotate: float
 ) -> LowRankMap:
     """Change the invariant subspace that the chosen pairs span, by an orthogonal basis of it."""
-    wanted = spectrum.eigenvalues[list(chosen)]
-    near = _SAME * math.sqrt(len(spectrum.eigenvalues)) * max(1.0, float(np.abs(spectrum.eigenvalues).max()))
+    wanted = spectrum.operator_eigenvalues[list(chosen)]
+    near = (
+        _SAME
+        * math.sqrt(len(spectrum.operator_eigenvalues))
+        * max(1.0, float(np.abs(spectrum.operator_eigenvalues).max()))
+    )
 
     # A lambda, since f2py counts the arguments of what it calls back.
     T, Q, size = schur(

@@ -24,6 +24,7 @@ from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.observing.batches import BATCH_SIZE, Inputs, calls
 from koopman_interp.observing.recording import Recording
 from koopman_interp.observing.samples import Samples, labels_of_samples, none_left
+from koopman_interp.observing.site_times import site_times
 from koopman_interp.trajectories import Trajectories
 
 
@@ -41,8 +42,10 @@ def attach(
         model: a torch module, a model of a known framework, or a `Host`.
         sites: which states to record, in order of depth: names, globs or a predicate on names. None is the
             residual stream: the input of the first block and the output of each.
-        times: time of each site in operator steps; 0, 1, 2, … unless told otherwise. Two sites at times 0 and k
-            give the setting of arXiv 2505.12809.
+        times: time of each site in operator steps. None goes by the block numbers in the names of the sites: the
+            outputs of blocks 0, 2 and 5 lie at times 0, 2 and 5. Where names do not tell (stages joined to one
+            another, places within a block) it is 0, 1, 2, … Two sites at times 0 and k give the setting of arXiv
+            2505.12809.
         skip: leading positions of each sequence to leave out, counted from its first real token. The first tokens of
             language models are often attention sinks, whose states are far from all others.
         layout: names of the axes of the states, where they are not `batch width`, `batch position width` or `batch
@@ -62,7 +65,9 @@ def attach(
         raise InputError(f"A trajectory needs two or more sites; {sites!r} chose only {', '.join(chosen)}.")
     if times is not None and len(times) != len(chosen):
         raise InputError(f"Expected {len(chosen)} times, one a site ({', '.join(chosen)}); got {len(times)}.")
-    return Tap(host, chosen, tuple(map(float, range(len(chosen)) if times is None else times)), skip, layout)
+    if times is None:
+        times = site_times(chosen, {site.name: site.kind for site in host.listed()})
+    return Tap(host, chosen, tuple(map(float, times)), skip, layout)
 
 
 def sites(model: nn.Module | Host) -> SiteTable:
@@ -111,7 +116,9 @@ class Tap:
 
     def __repr__(self) -> str:
         skipping = f", skipping {self.skip} leading positions" if self.skip else ""
-        return f"Tap({type(self.host.model).__name__}, {len(self.sites)} sites: {', '.join(self.sites)}{skipping})"
+        in_order = self.times == tuple(map(float, range(len(self.sites))))
+        at = "" if in_order else f" at times {', '.join(f'{time:g}' for time in self.times)}"
+        return f"Tap({type(self.host.model).__name__}, {len(self.sites)} sites: {', '.join(self.sites)}{at}{skipping})"
 
     def __enter__(self) -> Tap:
         if self._recording is not None and self._recording.running:

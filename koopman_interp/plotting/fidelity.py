@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
+    AMBER,
     BLUE,
     FLOOR,
     GREEN,
     GREY,
     ORANGE,
     PURPLE,
+    SKY,
     label_ends,
     own_axes,
     plain,
@@ -28,6 +30,8 @@ _PREDICTORS = {
     "mean": (GREY, "^", ":"),
     "endpoint linear": (GREEN, "D", "-."),
     "affine chain": (PURPLE, "v", (0, (5, 1, 1, 1, 1, 1))),
+    "K per depth": (SKY, "X", ":"),
+    "kernel ridge": (AMBER, "P", ":"),
 }
 
 

@@ -26,13 +26,16 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None, *, pseudospectra: 
 
     Trusted modes are filled and all others hollow; the colour is the residual, where 1 means that the mode
     predicts nothing. Crosses are intervals of what the data give for |λ| and arg λ, of trusted modes. Contours, where
-    pseudospectra are given, enclose where a function with so small a residual exists on the data.
+    pseudospectra are given, enclose where a function with so small a residual exists on the data; the eigenvalues are
+    those of K itself then, and in the host's own units otherwise, where there are such.
 
     Raises:
         InputError: the pseudospectra are those of several steps at once.
     """
     if pseudospectra is not None and pseudospectra.gap != 1:
         raise InputError(f"These pseudospectra are those of K^{pseudospectra.gap:g}; the eigenvalues are those of K.")
+    if pseudospectra is not None:
+        spectrum = spectrum.of_operator()
     ax = own_axes(ax, 6.6, 5.2)
     _draw_plane(ax)
     colours = ScalarMappable(Normalize(0, 1), DARK_TO_LIGHT)
@@ -47,11 +50,12 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None, *, pseudospectra: 
         label = f"{name} {spectrum.tolerance:g} ({int(chosen.sum())})" if chosen.any() else "_"
         at = (values.real[chosen], values.imag[chosen])
         ax.scatter(*at, s=64, facecolors=faces, edgecolors=edges, linewidths=1.8, label=label, zorder=3)
+    of = "of K" if spectrum.unit_factor is None else "in the host's units"
     place = ax.inset_axes((1.05, 0, 0.045, 1))
     bar = ax.figure.colorbar(colours, cax=place, extend="max", label="residual (1: predicts nothing)")
     if spectrum.tolerance < 1:
         bar.ax.axhline(spectrum.tolerance, color="w", linewidth=2)
-    ax.set(xlabel="Re λ", ylabel="Im λ", title="Eigenvalues of K, per operator step")
+    ax.set(xlabel="Re λ", ylabel="Im λ", title=f"Eigenvalues {of}, per operator step")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, fontsize=8)
     return ax
 

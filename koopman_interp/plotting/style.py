@@ -18,6 +18,7 @@ from numpy import ndarray
 
 # Okabe and Ito's palette, whose colours are told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
+SKY, AMBER = "#56B4E9", "#E69F00"
 # Viridis without its yellow, which white paper swallows.
 DARK_TO_LIGHT = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)))
 LINES = ("-", "--", "-.", ":")

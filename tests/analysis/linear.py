@@ -70,7 +70,7 @@ def whole_power(K, time):
     return np.linalg.matrix_power(K, int(time))
 
 
-def linear_data(K, times, rows=50, power=whole_power):
+def linear_data(K, times, rows=100, power=whole_power):
     x = np.random.default_rng(1).normal(size=(rows, len(K)))
     return trajectories_of([x @ power(K, time).T for time in times], times)
 

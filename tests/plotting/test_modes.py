@@ -45,6 +45,8 @@ def test_each_draws_on_the_axes_given_or_on_a_figure_of_its_own(found):
 
 def test_residuals_stand_at_their_eigenvalues_and_intervals_hold_them(found):
     spectrum, _ = found
+    # Of one step alone: over the whole span the noise of all steps adds up, and intervals are of one.
+    spectrum = replace(spectrum, residuals=np.maximum(spectrum.about_mean, spectrum.about_zero))
     spectrum = replace(spectrum, tolerance=float(np.median(spectrum.residuals)))
     ax = plotting.plot_residuals(spectrum)
     trusted, others = (np.asarray(points.get_offsets()) for points in ax.collections)
@@ -78,7 +80,7 @@ def test_pseudospectra_are_drawn_with_the_eigenvalues_of_the_power_that_they_are
     for pseudospectra in (once, replace(once, gap=2.0)):
         ax = plotting.plot_pseudospectra(pseudospectra)
         crosses = np.asarray(ax.collections[-1].get_offsets())
-        powers = spectrum.eigenvalues**pseudospectra.gap
+        powers = spectrum.operator_eigenvalues**pseudospectra.gap
         np.testing.assert_allclose(crosses, np.stack([powers.real, powers.imag], 1))
 
 

@@ -26,7 +26,7 @@ from koopman_interp.plotting.style import label_ends
 from tests.plotting.test_audits import AUDIT
 
 SPECTRUM = Spectrum(
-    eigenvalues=np.array([1.1, 0.8 + 0.3j, 0.8 - 0.3j, 0.2], dtype=complex),
+    operator_eigenvalues=np.array([1.1, 0.8 + 0.3j, 0.8 - 0.3j, 0.2], dtype=complex),
     modes=np.eye(4, dtype=complex),
     readers=np.eye(4, dtype=complex),
     residuals=np.array([0.1, 0.2, 0.2, 5.0]),

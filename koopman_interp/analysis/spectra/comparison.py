@@ -38,7 +38,7 @@ class SpectralDistance(PlainResult):
 
     Attributes:
         wasserstein: of order 1 between the eigenvalues in the complex plane, with the weights asked for; the units are
-            those of λ per operator step.
+            those of λ of K itself, per operator step.
         procrustes: angle in radians between the two operators, in coordinates where their observables are white, after
             the best rotation that was found: 0 for the same dynamics, π/2 for unrelated ones. The search is not convex,
             so this is an upper bound.
@@ -118,7 +118,7 @@ def _grams(spectrum: Spectrum) -> tuple[ndarray, ndarray]:
 def _measure(spectrum: Spectrum, weights: Weights) -> tuple[ndarray, ndarray]:
     """Return eigenvalues and their weights, which add up to 1; past 400, the heaviest."""
     G, W = _grams(spectrum)
-    values = spectrum.eigenvalues
+    values = spectrum.operator_eigenvalues
     heavy = np.ones(len(values))
     if weights == "energy":
         heavy = np.maximum(np.einsum("mk,mk->k", W.conj(), G @ W).real, 0) * (np.abs(spectrum.modes) ** 2).sum(0)
@@ -155,7 +155,7 @@ def _white_operator(spectrum: Spectrum) -> Float[ndarray, "direction direction"]
     G, W = _grams(spectrum)
     assert spectrum.grams is not None
     V = spectrum.grams.coordinates(spectrum.modes)
-    K = ((V * spectrum.eigenvalues) @ W.T).real
+    K = ((V * spectrum.operator_eigenvalues) @ W.T).real
     spread, vectors = np.linalg.eigh(G)
     spread, vectors = spread[::-1], vectors[:, ::-1]
     kept = spread > 1e-10 * spread[0]

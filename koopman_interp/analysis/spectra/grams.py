@@ -190,8 +190,8 @@ def gather_grams(
         trajectories: rows in memory, or parts, as `Tap.stream` gives them; read once.
         basis: orthonormal columns to project the observables on first; None keeps all.
         by_class: tell apart the classes that the surrogate was fitted on.
-        shards: parts of the observed inputs, at random by number, that are told apart for resampling; the samples of
-            one input stay together.
+        shards: parts of the observed inputs, at random by their digests, that are told apart for resampling; the
+            samples of one input stay together, also where it was observed several times.
         by_depth: tell every pair of depths apart; otherwise pairs with equally many steps between are added up.
 
     Returns:
@@ -276,10 +276,10 @@ class GramPass:
         """Rows of each class and shard; None stands for all rows."""
         if not self.classes and self.shards == 1:
             return {(0, 0): None}
-        label = torch.zeros_like(chunk.sequence)
+        label = torch.zeros_like(chunk.digests)
         if self.classes:
             label = _class_indices(chunk, self.classes)
-        group = label * self.shards + shard_of(chunk.sequence, self.shards)
+        group = label * self.shards + shard_of(chunk.digests, self.shards)
         order = torch.argsort(group, stable=True)
         groups, sizes = torch.unique_consecutive(group[order], return_counts=True)
         parts = order.split(sizes.tolist())
@@ -294,9 +294,9 @@ class GramPass:
             )
 
 
-def shard_of(sequence: Int[Tensor, " sample"], shards: int) -> Int[Tensor, " sample"]:
-    """Put each observed input into a shard by its number, mixed so that no order of the inputs shows through."""
-    mixed = sequence.cpu().long() * 0x2545F4914F6CDD1D
+def shard_of(digests: Int[Tensor, " sample"], shards: int) -> Int[Tensor, " sample"]:
+    """Put each observed input into a shard by its digest, mixed once more: equal inputs come into the same one."""
+    mixed = digests.cpu().long() * 0x2545F4914F6CDD1D
     mixed = (mixed ^ (mixed >> 29)) * 0x1B873593CC9E2D51
     return ((mixed >> 33) & 0x7FFFFFFF) % shards
 

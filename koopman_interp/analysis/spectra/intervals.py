@@ -1,13 +1,13 @@
 """How far eigenvalues and residuals would move had other samples been observed: bootstrap intervals over inputs.
 
 The observed inputs are cut into shards, whose Gram matrices add up; shards are then drawn with replacement, which
-costs nothing but small solves (bagging, as in Sashidhar & Kutz's BOP-DMD, arXiv 2107.10878). Samples of one input
+costs nothing but small solves (bagging, as in Sashidhar & Kutz's BOP-DMD, arXiv 2107.10878). Samples of equal inputs
 stay together, and so do the depths of one sample: what is drawn anew is what was drawn in the first place.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Complex, Float
@@ -28,6 +28,8 @@ _RANK = 1e-10
 """Variance of a combination of eigenfunctions, relative to the largest, below which it counts as zero."""
 _CORRELATED = 0.5
 """Correlation from which an eigenfunction solved for anew is taken for the mode's own."""
+_MOST_SOLVED = 512
+"""Modes past which the operator is not solved anew for all of them."""
 _AT_ONCE = 50
 """Draws whose Gram matrices are held together."""
 
@@ -48,6 +50,7 @@ class Intervals:
         draws: how many draws were made.
         shards: shards with samples.
         samples: rows.
+        parts: shards that the inputs were cut into; fewer have samples where inputs are few.
     """
 
     estimate: Complex[ndarray, " mode"]
@@ -59,12 +62,27 @@ class Intervals:
     draws: int
     shards: int
     samples: int
+    parts: int
 
     def __repr__(self) -> str:
         told = int(np.isfinite(self.estimate).sum())
         return (
             f"Intervals({told} of {len(self.estimate)} modes, {self.level:.0%} of {self.draws} draws of {self.shards} "
             f"shards, {self.samples:,} samples)"
+        )
+
+    def times(self, factor: Float[ndarray, " mode"]) -> Intervals:
+        """Return the intervals of eigenvalues that are a positive factor larger."""
+        return replace(self, estimate=self.estimate * factor, decay=self.decay * factor[:, None])
+
+    def note(self) -> str | None:
+        """Say where the inputs are too few; None where they are not."""
+        if self.shards == self.parts:
+            return None
+        what = "There are no intervals" if self.shards < LEAST_SHARDS else "Intervals are too narrow"
+        return (
+            f"{what}: the samples are of so few different inputs that {self.shards} of {self.parts} shards have any. "
+            "Observe more inputs."
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -104,7 +122,7 @@ def intervals(
     filled = np.flatnonzero(count)
     rows = int(count.sum())
     if len(filled) < LEAST_SHARDS or rows < ROWS_PER_MODE * len(values):
-        return _unknown(len(values), level, len(filled), rows)
+        return _unknown(len(values), level, len(filled), rows, len(count))
     by_shard = _OfModes.of(grams, readers, filled)
     weights = np.random.default_rng(seed).multinomial(len(filled), [1 / len(filled)] * len(filled), draws)
     # All of the shards first, as they were drawn in the first place.
@@ -122,7 +140,23 @@ def intervals(
         draws=draws,
         shards=len(filled),
         samples=rows,
+        parts=len(count),
     )
+
+
+def solved_anew(
+    grams: Grams, values: Complex[ndarray, " mode"], readers: Complex[ndarray, "observable mode"]
+) -> Complex[ndarray, " mode"]:
+    """Return what the data give for each eigenvalue, as `Intervals.estimate` does, of all modes together.
+
+    NaN where the data do not say: with fewer than 10 samples a mode, past 512 modes, or where no eigenfunction of the
+    operator solved anew has a correlation of 0.5 or more with the mode's. Costs a decomposition of that operator.
+    """
+    if len(values) > _MOST_SOLVED or grams.samples < ROWS_PER_MODE * len(values):
+        return np.full(len(values), np.nan + 0j)
+    whole = _OfModes.of(grams.pooled(), readers, np.arange(1))
+    radius, turn, _, correlation = (each[0] for each in _estimated(whole, np.ones((1, 1)), values))
+    return np.where(correlation > _CORRELATED, radius * np.exp(1j * turn), np.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,10 +235,10 @@ def _quantiles(drawn: Float[ndarray, "draw mode"], told: ndarray, level: float) 
     return np.where(told[:, None] & np.isfinite(ends), ends, [-np.inf, np.inf])
 
 
-def _unknown(modes: int, level: float, shards: int, rows: int) -> Intervals:
+def _unknown(modes: int, level: float, shards: int, rows: int, parts: int) -> Intervals:
     open_ends = np.tile([-np.inf, np.inf], (modes, 1))
     return Intervals(
-        np.full(modes, np.nan + 0j), np.zeros(modes), open_ends, open_ends, open_ends, level, 0, shards, rows
+        np.full(modes, np.nan + 0j), np.zeros(modes), open_ends, open_ends, open_ends, level, 0, shards, rows, parts
     )
 
 

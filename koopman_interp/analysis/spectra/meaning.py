@@ -175,7 +175,7 @@ def _meaning(
         up=named.outputs(change, 1),
         down=named.outputs(change, -1),
         growth=tuple((spread / spread[0] if spread[0] else spread).tolist()),
-        expected=tuple((abs(value) ** elapsed).tolist()),
+        expected=tuple((abs(spectrum.operator_eigenvalues[mode]) ** elapsed).tolist()),
     )
 
 

@@ -33,7 +33,7 @@ class ModeMeaning(PlainResult):
 
     Attributes:
         mode: its index in the spectrum.
-        eigenvalue: λ, real and imaginary part.
+        eigenvalue: λ of the spectrum, real and imaginary part.
         residual: of the spectrum; None where it certifies nothing.
         verdict: of the spectrum.
         varying: share of the mean of |φ|² that differs between samples at the site.
@@ -44,7 +44,7 @@ class ModeMeaning(PlainResult):
             that gain most.
         down: those that lose most.
         growth: standard deviation of φ at each depth, relative to the first.
-        expected: `|λ|^t` at the time of each depth, counted from the first.
+        expected: `|λ|^t` at the time of each depth, counted from the first, with λ of K itself, which φ goes by.
     """
 
     mode: int
@@ -122,7 +122,7 @@ def _figures(modes: Sequence[ModeMeaning]) -> Table:
         Column("residual", tuple(mode.residual for mode in modes), digits(3)),
         Column("differs %", tuple(mode.varying for mode in modes), percents(0)),
         Column("growth", tuple(mode.growth[-1] for mode in modes), digits(3)),
-        Column("|λ|^t", tuple(mode.expected[-1] for mode in modes), digits(3)),
+        Column("expected", tuple(mode.expected[-1] for mode in modes), digits(3)),
         Column("verdict", tuple(mode.verdict for mode in modes), left=True),
     )
     return Table(columns, "How much of a mode differs between samples, and how far it grows from first to last depth.")
@@ -168,11 +168,11 @@ def _growth(modes: Sequence[ModeMeaning], depths: Sequence[str]) -> Table:
         Column("mode", names),
         *(Column(name, sizes, digits(3)) for name, sizes in zip(depths, at_depths, strict=True)),
     )
-    return Table(columns, "Growth by depth: standard deviation relative to the first depth, and |λ|^t.")
+    return Table(columns, "Growth by depth: standard deviation relative to the first depth, and what K makes of it.")
 
 
 def _sizes(mode: ModeMeaning) -> tuple[tuple[str, tuple[float, ...]], ...]:
-    return (", measured", mode.growth), (", |λ|^t", mode.expected)
+    return (", measured", mode.growth), (", expected", mode.expected)
 
 
 def _changes(outputs: Sequence[tuple[str, float]]) -> str:

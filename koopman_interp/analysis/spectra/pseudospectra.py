@@ -46,7 +46,7 @@ class Pseudospectra(Result):
         real: real parts of the grid, ascending, `[column]`.
         imag: imaginary parts, ascending, `[row]`.
         residual: τ at each point, about each depth's mean, `[row, column]`.
-        eigenvalues: those of K, `[mode]`.
+        eigenvalues: those of K itself, `[mode]`.
         directions: dimension of the space of functions that was searched.
         samples: rows.
         gap: operator steps between the depths of each pair; τ is that of K^gap.
@@ -156,7 +156,8 @@ def pseudospectra(
         raise InputError(f"Functions are searched in 1 or more directions; got {directions}.")
     if points < 2:
         raise InputError(f"A grid has 2 or more points a side; got {points}.")
-    searched = min(directions, MOST_DIRECTIONS, len(spectrum.eigenvalues), spectrum.samples // ROWS_PER_DIRECTION)
+    values = spectrum.operator_eigenvalues
+    searched = min(directions, MOST_DIRECTIONS, len(values), spectrum.samples // ROWS_PER_DIRECTION)
     if searched < 1:
         raise InputError(
             f"Pseudospectra need {ROWS_PER_DIRECTION} samples or more for each direction; got {spectrum.samples}."
@@ -164,7 +165,7 @@ def pseudospectra(
     grams = spectrum.grams.pooled()
     index = max(range(len(grams.spans)), key=lambda place: len(grams.spans[place].starts))
     A, L = _whitened(grams, index, real_basis(grams.coordinates(spectrum.readers[:, :searched])))
-    reach = extent or 1.1 * max(1.0, float(spectrum.decay.max()))
+    reach = extent or 1.1 * max(1.0, float(np.abs(values).max()))
     real = np.linspace(-reach, reach, points)
     upper = np.linspace(0, reach, (points + 1) // 2) if points % 2 else (real[points // 2 :])
     half = np.array([[_smallest(A, L, complex(x, y)) for x in real] for y in upper])
@@ -174,7 +175,7 @@ def pseudospectra(
         real=real,
         imag=imag,
         residual=np.concatenate([mirrored, half]),
-        eigenvalues=spectrum.eigenvalues,
+        eigenvalues=values,
         directions=len(A),
         samples=spectrum.samples,
         gap=grams.spans[index].gap,

@@ -1,17 +1,13 @@
-"""The spectrum of K, with a certificate beside each eigenvalue.
+"""The spectrum of K as a value: eigenpairs, how far the data bear each out, and in which coordinates they hold.
 
-K is not normal, so eigenvalues alone mislead. For each pair the residual of residual dynamic mode decomposition
-(Colbrook & Townsend, arXiv 2111.14889) is computed on the given rows from the Gram matrices that one streamed pass
-gathers, with an interval over resampled inputs. An eigenfunction that is the same for all samples has no residual to
-speak of and tells nothing of the samples; it is marked and not trusted.
+Printable, kept in one file, and ordered by decay or by energy. Knows nothing of how it was found.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,45 +15,31 @@ from jaxtyping import Complex, Float
 from numpy import ndarray
 from torch import Tensor
 
-from koopman_interp.analysis.encoding import encoded
-from koopman_interp.analysis.spectra.amplitudes import AmplitudePass, Amplitudes
-from koopman_interp.analysis.spectra.eigen import DEFECTIVE, PRINTED, eigen, real_basis, turned, uncut
-from koopman_interp.analysis.spectra.grams import GramPass, Grams
-from koopman_interp.analysis.spectra.intervals import LEADING, Intervals, intervals
+from koopman_interp.analysis.spectra.amplitudes import Amplitudes
+from koopman_interp.analysis.spectra.eigen import PRINTED, real_basis, turned
+from koopman_interp.analysis.spectra.grams import Grams
+from koopman_interp.analysis.spectra.intervals import Intervals
+from koopman_interp.analysis.spectra.verdicts import Verdict, sentences, verdicts
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.results import Result
-from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import Column, Table, digits
-from koopman_interp.trajectories import Trajectories
+from koopman_interp.surrogates.normalization import Coordinates
+from koopman_interp.tables import Column, Table, digits, percents
 
 TOLERANCE = 0.3
 """Modes whose residual is larger are marked spurious."""
 
-SHARDS = 32
-"""Parts of the observed inputs that are resampled for intervals."""
-
-_CONSTANT = 1e-6
-_UNREACHED = 1e-14
-
-Verdict = Literal["trusted", "spurious", "constant", "unreached", "defective"]
-
-_SENTENCES = {
-    "constant": "the same for all samples, so without a residual to speak of",
-    "unreached": "zero on all samples, so not judged",
-    "defective": "without an eigenvector of their own to working precision; read the Schur form instead",
-}
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectrum(Result):
-    """Eigenvalues and eigenvectors of K, slowest decay first, and how far the data bear them out.
+    """Eigenvalues and eigenvectors of K, slowest decay of K first, and how far the data bear them out.
 
     Attributes:
-        eigenvalues: λ, `[mode]`.
+        operator_eigenvalues: λ of K itself, `[mode]`: what acts on the eigenfunctions of the surrogate.
         modes: right eigenvectors, `[observable, mode]`: what each mode looks like in observables.
         readers: left eigenvectors, `[observable, mode]`: the eigenfunction of a mode is `φ(x) = E(x) · reader`.
-        residuals: the larger of the next two, `[mode]`; infinite where φ is constant or zero on the rows given.
+        residuals: the largest of `about_zero`, `about_mean`, `over_span` and `|λ| unit_error`, `[mode]`; infinite where
+            φ is constant or zero on the rows given.
         condition: condition number of the eigenvector matrix; large means that eigenvalues move far for small
             changes of K.
         samples: rows that the residuals were measured on.
@@ -66,14 +48,23 @@ class Spectrum(Result):
             that power.
         about_mean: the same with each depth's mean of φ taken off, so that an offset common to all samples does not
             pass for a prediction, `[mode]`.
+        over_span: `‖φ(x_last) − λ^n φ(x_first)‖ / ‖φ(x_last)‖` for the n steps from first to last depth, the larger of
+            about zero and about the mean, `[mode]`.
         varying: share of the mean of |φ|² that differs between samples, `[mode]`.
+        energy: share of each mode in the sum over modes of `E |φ − mean|² ‖v‖²`, `[mode]`.
         sensitivity: condition number of each eigenvalue, `[mode]`.
+        solved_anew: what least squares on the rows given, among all eigenfunctions, makes of each eigenvalue of K,
+            `[mode]`; NaN where they do not say.
         intervals: over resampled inputs, of the slowest modes.
         amplitudes: of the slowest modes, by class and depth.
+        coordinates: those that K acts in.
+        unit_factor: by what an eigenvalue of K is multiplied to be in the host's own units, `[mode]`; None where there
+            are no such units, or they are those of K.
+        unit_error: how far, relative to λ, that factor may be off, `[mode]`.
         grams: what the residuals were computed from; not saved with it.
     """
 
-    eigenvalues: Complex[ndarray, " mode"]
+    operator_eigenvalues: Complex[ndarray, " mode"]
     modes: Complex[ndarray, "observable mode"]
     readers: Complex[ndarray, "observable mode"]
     residuals: Float[ndarray, " mode"]
@@ -82,90 +73,158 @@ class Spectrum(Result):
     tolerance: float = TOLERANCE
     about_zero: Float[ndarray, " mode"] | None = None
     about_mean: Float[ndarray, " mode"] | None = None
+    over_span: Float[ndarray, " mode"] | None = None
     varying: Float[ndarray, " mode"] | None = None
+    energy: Float[ndarray, " mode"] | None = None
     sensitivity: Float[ndarray, " mode"] | None = None
+    solved_anew: Complex[ndarray, " mode"] | None = None
     intervals: Intervals | None = None
     amplitudes: Amplitudes | None = None
+    coordinates: Coordinates = field(default_factory=Coordinates)
+    unit_factor: Float[ndarray, " mode"] | None = None
+    unit_error: Float[ndarray, " mode"] | None = None
     grams: Grams | None = None
 
     @property
-    def decay(self) -> Float[ndarray, " mode"]:
-        """|λ|: by what factor a mode's amplitude changes in one step.
+    def eigenvalues(self) -> Complex[ndarray, " mode"]:
+        """λ in the host's own units, `[mode]`; where there are none (see `in_host_units`), that of K itself."""
+        return self.operator_eigenvalues if self.unit_factor is None else self.operator_eigenvalues * self.unit_factor
 
-        A growth that all directions share is in the normalisation and not in K, unless it was fitted with `scale=None`.
-        """
+    @property
+    def in_host_units(self) -> bool:
+        """Whether λ is what the host does to its own states, and not to states that were scaled depth by depth."""
+        return self.coordinates.growth is not None
+
+    @property
+    def decay(self) -> Float[ndarray, " mode"]:
+        """|λ|: by what factor a mode's amplitude changes in one step."""
         return np.abs(self.eigenvalues)
 
     @property
     def rotation(self) -> Float[ndarray, " mode"]:
-        """Arg λ: by what angle a mode turns in one step, in radians.
-
-        A rotation that all samples share is in the normalisation and not in K, unless it was fitted with `align=False`.
-        """
+        """Arg λ: by what angle a mode turns in one step, in radians."""
         return np.angle(self.eigenvalues)
+
+    @property
+    def half_life(self) -> Float[ndarray, " mode"]:
+        """`ln 2 / −ln |λ|`: steps in which a mode's amplitude halves; infinite where it does not decay.
+
+        A step is a layer where the times of the sites count layers.
+        """
+        with np.errstate(divide="ignore"):
+            return np.where(self.decay < 1, math.log(2) / -np.log(np.minimum(self.decay, 1.0)), np.inf)
+
+    def of_operator(self) -> Spectrum:
+        """Return the same with the eigenvalues of K itself, which pseudospectra go with."""
+        if self.unit_factor is None:
+            return self
+        kept = self.intervals
+        return replace(
+            self,
+            unit_factor=None,
+            intervals=None if kept is None else kept.times(1 / self.unit_factor[: len(kept.decay)]),
+        )
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """One word on each mode.
 
-        *trusted*: the residual is within the tolerance; *spurious*: it is not; *constant*: φ is the same for all
-        samples; *unreached*: φ is zero on all samples; *defective*: λ has no eigenvector of its own.
+        *trusted*: the residual is within the tolerance; *spurious*: it is not; *contradicted*: it is, but solved anew
+        on the data λ is another, as happens where K is far from normal; *constant*: φ is the same for all
+        samples; *unreached*: φ is zero on all samples; *defective*: λ has no eigenvector of its own; *unknown*: there
+        are fewer than ten samples a mode.
         """
-        varying = np.ones(len(self.residuals)) if self.varying is None else self.varying
-        sensitivity = np.ones(len(self.residuals)) if self.sensitivity is None else self.sensitivity
-        return tuple(
-            "unreached"
-            if np.isnan(varies)
-            else "constant"
-            if varies < _CONSTANT
-            else "defective"
-            if sensitive > DEFECTIVE
-            else "trusted"
-            if residual <= self.tolerance
-            else "spurious"
-            for residual, varies, sensitive in zip(self.residuals, varying, sensitivity, strict=True)
-        )
+        drift = None
+        if self.solved_anew is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                drift = np.abs(self.solved_anew - self.operator_eigenvalues) / np.abs(self.operator_eigenvalues)
+        return verdicts(self.residuals, self.varying, self.sensitivity, drift, self.samples, self.tolerance)
 
     @property
     def trusted(self) -> ndarray:
         """Which modes keep their residual under the tolerance, and have one."""
         return np.array([verdict == "trusted" for verdict in self.verdicts], dtype=bool)
 
+    def variance_in(self, modes: ndarray | list[int] | None = None) -> float:
+        """Return the share of the variance of the observables that the eigenfunctions of some modes explain, linearly.
+
+        Args:
+            modes: indices, or a mask; None is the trusted ones. Where only the slowest modes were found, the variance
+                is that of the observables' projection on these.
+
+        Raises:
+            InputError: the spectrum has no Gram matrices.
+        """
+        if self.grams is None:
+            raise InputError("This spectrum has no Gram matrices. Take one from spectrum(koopman, trajectories).")
+        readers = self.grams.coordinates(self.readers[:, self.trusted if modes is None else modes])
+        G = self.grams.centred().G.sum((0, 1, 2)).numpy()
+        if not readers.shape[1] or not np.trace(G):
+            return 0.0
+        basis = real_basis(readers)
+        across = basis.T @ G
+        explained = np.trace(across.T @ np.linalg.pinv(across @ basis, hermitian=True) @ across)
+        return float(explained / np.trace(G))
+
     def __repr__(self) -> str:
         of_all = "" if len(self.eigenvalues) == len(self.modes) else f"of {len(self.modes)} "
         return (
             f"Spectrum({len(self.eigenvalues)} {of_all}modes, {int(self.trusted.sum())} with residual ≤ "
-            f"{self.tolerance:g} on {self.samples:,} samples, largest |λ| {self.decay[0]:.3f}, eigenvector condition "
-            f"{self.condition:.1e})"
+            f"{self.tolerance:g} on {self.samples:,} samples, largest |λ| {self.decay.max():.3f}, eigenvector "
+            f"condition {self.condition:.1e})"
         )
 
     def tables(self, most: int | None = PRINTED) -> tuple[Table]:
-        """Return the modes as a table, slowest first; a conjugate pair is one line.
+        """Return the modes as a table, slowest of K first; a conjugate pair is one line.
 
         Args:
             most: lines to show; None shows all.
         """
-        upper = [index for index, value in enumerate(self.eigenvalues) if value.imag >= 0]
+        return (self._table(np.arange(len(self.residuals)), "Slowest modes first", most),)
+
+    def by_energy(self, most: int | None = PRINTED) -> Table:
+        """Return the modes as a table, those with most energy on the data first; their numbers stay the same.
+
+        Args:
+            most: lines to show; None shows all.
+
+        Raises:
+            InputError: the spectrum was made without energy.
+        """
+        if self.energy is None:
+            raise InputError("This spectrum has no energy. Take one from spectrum(koopman, trajectories).")
+        return self._table(np.argsort(-self.energy, kind="stable"), "Modes with most energy first", most)
+
+    def _table(self, order: ndarray, first: str, most: int | None) -> Table:
+        upper = [index for index in order.tolist() if self.operator_eigenvalues[index].imag >= 0]
         level = 0.95 if self.intervals is None else self.intervals.level
         verdicts = self.verdicts
         columns = (
             Column("mode", tuple(upper)),
             Column("|λ|", tuple(self.decay[upper].tolist()), digits(4)),
             Column("turn, °", tuple(np.degrees(self.rotation[upper]).tolist()), turned),
+            Column("half-life", tuple(self.half_life[upper].tolist()), digits(1)),
+            Column("energy %", tuple(map(self._energy, upper)), percents(1)),
             Column("residual", tuple(self._residual(index) for index in upper), digits(3)),
             Column(f"|λ| on data, {level:.0%}", tuple(map(self._on_data, upper)), _ends, parts=("low", "high")),
             Column("verdict", tuple(verdicts[index] for index in upper), left=True),
         )
-        caption = "Slowest modes first; a conjugate pair is one line. |λ| and turn are per operator step."
-        return (Table(columns, caption, most=most),)
+        units = "the host's own units" if self.in_host_units else "the units of K"
+        caption = f"{first}; a conjugate pair is one line. |λ|, turn and half-life are per operator step, in {units}."
+        return Table(columns, caption, most=most)
 
     def notes(self) -> tuple[str, ...]:
-        """Say what the verdicts mean that leave a mode without a residual."""
-        counts = {verdict: self.verdicts.count(verdict) for verdict in _SENTENCES}
-        return tuple(
-            f"{count} {'mode is' if count == 1 else 'modes are'} {verdict}: {_SENTENCES[verdict]}."
-            for verdict, count in counts.items()
-            if count
+        """Say in which coordinates λ holds, what verdicts mean that judge nothing, and where inputs are too few."""
+        few = None if self.intervals is None else self.intervals.note()
+        return (self._coordinates(), *sentences(self.verdicts), *([few] if few else []))
+
+    def _coordinates(self) -> str:
+        where = f"K acts in these coordinates: {self.coordinates}"
+        if self.in_host_units:
+            return f"{where}. λ is in the host's own units."
+        return (
+            f"{where}. So there are no host's units: λ, half-life and verdict are those of K in these coordinates. For "
+            "λ of the host fit with NormalizationConfig(scale='geometric')."
         )
 
     def head(self, most: int) -> str:
@@ -176,6 +235,12 @@ class Spectrum(Result):
         residual = float(self.residuals[index])
         return residual if np.isfinite(residual) else None
 
+    def _energy(self, index: int) -> float | None:
+        """Return the share of a mode, with its conjugate's."""
+        if self.energy is None:
+            return None
+        return float(self.energy[index]) * (2 if self.operator_eigenvalues[index].imag else 1)
+
     def _on_data(self, index: int) -> tuple[float, float] | None:
         if self.intervals is None or index >= len(self.intervals.decay):
             return None
@@ -185,10 +250,14 @@ class Spectrum(Result):
     def as_dict(self) -> dict[str, Json]:
         """Return plain values for JSON; a residual is None where it certifies nothing."""
         verdicts = self.verdicts
-        certified = (verdict in ("trusted", "spurious") for verdict in verdicts)
+        judged = zip(verdicts, np.isfinite(self.residuals), strict=True)
+        certified = (known and verdict != "defective" for verdict, known in judged)
         residuals = zip(self.residuals.tolist(), certified, strict=True)
         return {
             "eigenvalues": [[value.real, value.imag] for value in self.eigenvalues.tolist()],
+            "operator_eigenvalues": [[value.real, value.imag] for value in self.operator_eigenvalues.tolist()],
+            "energy": None if self.energy is None else self.energy.tolist(),
+            "coordinates": self.coordinates.as_dict(),
             "residuals": [residual if certified else None for residual, certified in residuals],
             "verdicts": list(verdicts),
             "condition": self.condition if np.isfinite(self.condition) else None,
@@ -201,9 +270,10 @@ class Spectrum(Result):
         """Write to one safetensors file, all but the Gram matrices, which have a `save` of their own."""
         parts = {name: getattr(self, name) for name in (*_VECTORS, *_OPTIONAL)}
         header: dict[str, Json] = {name: getattr(self, name) for name in ("condition", "samples", "tolerance")}
+        header["coordinates"] = self.coordinates.as_dict()
         if self.intervals is not None:
             parts |= {f"intervals.{name}": getattr(self.intervals, name) for name in _INTERVALS}
-            header["intervals"] = {n: getattr(self.intervals, n) for n in ("level", "draws", "shards", "samples")}
+            header["intervals"] = {n: getattr(self.intervals, n) for n in _COUNTS}
         if self.amplitudes is not None:
             parts |= {f"amplitudes.{name}": getattr(self.amplitudes, name) for name in _AMPLITUDES}
             header["labels"] = self.amplitudes.labels
@@ -221,10 +291,11 @@ class Spectrum(Result):
         tensors, header = read_tensors(path, kind="spectrum")
         try:
             parts = {name: tensors[name].numpy() for name in tensors}
-            for name in {"eigenvalues", "modes", "readers", "intervals.estimate", "amplitudes.mean"} & set(parts):
+            for name in _COMPLEX & set(parts):
                 parts[name] = torch.view_as_complex(tensors[name]).numpy()
             own: dict[str, Json] = {name: parts[name] for name in _VECTORS}
             own |= {name: parts.get(name) for name in _OPTIONAL}
+            own["coordinates"] = Coordinates.from_dict(header["coordinates"])
             if "intervals" in header:
                 kept: dict[str, Json] = {name: parts[f"intervals.{name}"] for name in _INTERVALS}
                 own["intervals"] = Intervals(**kept, **header["intervals"])
@@ -236,9 +307,21 @@ class Spectrum(Result):
             raise FileFormatError(f"{path} lacks parts of a spectrum. Write it again from its source.") from error
 
 
-_VECTORS = ("eigenvalues", "modes", "readers", "residuals")
-_OPTIONAL = ("about_zero", "about_mean", "varying", "sensitivity")
+_VECTORS = ("operator_eigenvalues", "modes", "readers", "residuals")
+_OPTIONAL = (
+    "about_zero",
+    "about_mean",
+    "over_span",
+    "varying",
+    "energy",
+    "sensitivity",
+    "solved_anew",
+    "unit_factor",
+    "unit_error",
+)
 _INTERVALS = ("estimate", "correlation", "decay", "rotation", "residual")
+_COMPLEX = {"operator_eigenvalues", "modes", "readers", "solved_anew", "intervals.estimate", "amplitudes.mean"}
+_COUNTS = ("level", "draws", "shards", "samples", "parts")
 _AMPLITUDES = ("mean", "square", "count")
 
 
@@ -250,117 +333,3 @@ def _ends(interval: tuple[float, float]) -> str:
 def _as_real(part: ndarray) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(part))
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-@torch.no_grad()
-def spectrum(
-    koopman: KoopmanAutoencoder,
-    trajectories: Trajectories | Iterable[Trajectories],
-    *,
-    tolerance: float = TOLERANCE,
-    modes: int | None = None,
-    shards: int = SHARDS,
-    level: float = 0.95,
-) -> Spectrum:
-    """Decompose K, and judge each eigenpair on data in one pass.
-
-    Args:
-        koopman: the fitted surrogate.
-        trajectories: rows to judge on, held-out ones, if the residuals are to mean anything: in memory, or parts that
-            are read once, as `Tap.stream` gives them.
-        tolerance: residual past which a mode is marked spurious.
-        modes: how many of the slowest to find; None is all up to 2,048 observables, and 256 of wider surrogates, whose
-            Gram matrices are then those of these modes alone.
-        shards: parts of the observed inputs that are resampled for intervals.
-        level: of the intervals, as a share.
-
-    Returns:
-        The spectrum, slowest decay first.
-
-    Raises:
-        InputError: the trajectories have other sites than the surrogate, or no samples; or tolerance or level is none.
-        NonFiniteError: a state is NaN or infinite.
-    """
-    if not tolerance >= 0:
-        raise InputError(f"The tolerance is the largest residual of a trusted mode, 0 or more; got {tolerance}.")
-    if not 0 < level < 1:
-        raise InputError(f"The level of an interval is a share between 0 and 1; got {level}.")
-    pairs = eigen(koopman, modes)
-    W = pairs.readers
-    basis = None if len(pairs.values) == pairs.observables else torch.from_numpy(real_basis(W))
-    lead = uncut(pairs.values, LEADING)
-    few = torch.from_numpy(real_basis(W[:, :lead]))
-    whole, sharded = GramPass(koopman, basis=basis), GramPass(koopman, basis=few, shards=shards)
-    sizes = AmplitudePass(few.numpy().T @ W[:, :lead])
-    for chunk in encoded(koopman, trajectories):
-        whole.update(chunk if basis is None else chunk.projected(basis))
-        slow = chunk.projected(few)
-        sharded.update(slow)
-        sizes.update(slow)
-    grams = whole.grams()
-    about_zero, about_mean, varying = residuals(grams, pairs.values, W)
-    vague = np.isnan(varying) | (varying < _CONSTANT)
-    return Spectrum(
-        eigenvalues=pairs.values,
-        modes=pairs.modes,
-        readers=W,
-        residuals=np.where(vague, np.inf, np.maximum(about_zero, about_mean)),
-        condition=pairs.condition,
-        samples=grams.samples,
-        tolerance=tolerance,
-        about_zero=about_zero,
-        about_mean=about_mean,
-        varying=varying,
-        sensitivity=pairs.sensitivity,
-        intervals=intervals(sharded.grams(), pairs.values[:lead], W[:, :lead], level=level),
-        amplitudes=sizes.amplitudes(),
-        grams=grams,
-    )
-
-
-def residuals(
-    grams: Grams, values: Complex[ndarray, " mode"], readers: Complex[ndarray, "observable mode"]
-) -> tuple[Float[ndarray, " mode"], Float[ndarray, " mode"], Float[ndarray, " mode"]]:
-    """Compute the residuals of eigenpairs from Gram matrices.
-
-    `‖φ⁺ − λ^g φ‖² = w*Lw − 2 Re(λ̄^g w*Aw) + |λ|^2g w*Gw`, added up over spans and divided by the sum of `w*Gw`. In
-    float64 the difference leaves nothing below about 1e-8.
-
-    Args:
-        grams: of any rows.
-        values: λ, `[mode]`.
-        readers: left eigenvectors.
-
-    Returns:
-        The residual about zero, the residual about each depth's mean, and the share of |φ|² that differs between
-        samples; all NaN where φ is zero on the rows to working precision, and the second NaN where φ does not differ.
-    """
-    W = grams.coordinates(readers)
-    pooled = grams.pooled()
-    missed, size = _missed(pooled, values, W)
-    missed_c, size_c = _missed(pooled.centred(), values, W)
-    total = float(torch.einsum("sabii->", pooled.G))
-    reached = size > _UNREACHED * total * (np.abs(W) ** 2).sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        varying = np.where(reached, np.maximum(size_c, 0) / size, np.nan)
-        about_zero = np.where(reached, np.sqrt(np.maximum(missed, 0) / size), np.nan)
-        about_mean = np.sqrt(np.maximum(missed_c, 0) / size_c)
-    return about_zero, np.where(varying > _CONSTANT, about_mean, np.nan), varying
-
-
-def _missed(grams: Grams, values: ndarray, W: ndarray) -> tuple[ndarray, ndarray]:
-    real, imag = np.ascontiguousarray(W.real), np.ascontiguousarray(W.imag)
-    missed, size = np.zeros(len(values)), np.zeros(len(values))
-    for span, G, A, L in zip(grams.spans, grams.G, grams.A, grams.L, strict=True):
-        power = values**span.gap
-        now, across, after = (_quadratic(gram[0, 0].numpy(), real, imag) for gram in (G, A, L))
-        missed += after.real - 2 * (power.conj() * across).real + np.abs(power) ** 2 * now.real
-        size += now.real
-    return missed, size
-
-
-def _quadratic(gram: ndarray, real: ndarray, imag: ndarray) -> ndarray:
-    """`w* gram w` for each column of `real + i imag`, in real products."""
-    of_real, of_imag = gram @ real, gram @ imag
-    upright = (real * of_real + imag * of_imag).sum(0)
-    return upright + 1j * (real * of_imag - imag * of_real).sum(0)

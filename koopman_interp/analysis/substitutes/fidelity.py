@@ -1,7 +1,8 @@
 """How faithful a surrogate is: depth by depth, and span by span at the model's output, beside what is free.
 
 Each number stands beside the identity (the state as it was at the source), the mean, the best linear map from source to
-target and a chain of such maps layer by layer, all fitted on the same rows as the surrogate. An operator that looks
+target, a chain of such maps layer by layer, an operator of its own for each step, and kernel ridge regression, all
+fitted on the same rows as the surrogate. An operator that looks
 faithful at its site can lose to these once its error has passed through the rest of the network, so the model's output
 has the last word. Costs one pass over the inputs and, for each span and stand-in, what lies after the span; holds one
 batch.
@@ -75,6 +76,7 @@ class Fidelity(PlainResult):
         rows: held-out rows judged.
         spans: the same for each span asked for; empty where it was the whole one alone.
         no_outputs: why there are no figures at the output; empty where there are.
+        kernel_rows: rows that kernel ridge regression was fitted on.
     """
 
     depths: tuple[DepthFidelity, ...]
@@ -82,6 +84,7 @@ class Fidelity(PlainResult):
     rows: int
     spans: tuple[SpanFidelity, ...] = ()
     no_outputs: str = ""
+    kernel_rows: int = 0
 
     def __repr__(self) -> str:
         at_output = ""
@@ -123,9 +126,11 @@ class Fidelity(PlainResult):
             notes.append(f"There are no figures at the model's output. {self.no_outputs}")
         if ENDPOINT not in self.depths[-1].fvu:
             notes.append(
-                "The best linear map and the affine chain are left out; to have them, give the trajectories that the "
-                "surrogate was fitted on: fitted=…."
+                "The best linear map, the affine chain, one K per depth and kernel ridge regression are left out; to "
+                "have them, give the trajectories that the surrogate was fitted on: fitted=…."
             )
+        if self.kernel_rows:
+            notes.append(f"Kernel ridge regression was fitted on {self.kernel_rows:,} rows.")
         return tuple(notes)
 
 
@@ -143,7 +148,7 @@ def fidelity(
     next_token: bool = False,
     batch_size: int = BATCH_SIZE,
 ) -> Fidelity:
-    """Measure a surrogate beside the identity, the mean, the best linear map and a chain of linear maps.
+    """Measure a surrogate beside the identity, the mean, linear maps, one K per depth and kernel ridge regression.
 
     Args:
         model: the model.
@@ -153,8 +158,9 @@ def fidelity(
             figures.
         labels: of the held-out inputs where they come apart from them, as in `Tap.observe`; that costs one more pass,
             to learn which samples they are of. Or the name of the column that holds them.
-        fitted: trajectories that the surrogate was fitted on, for the best linear map and the chain of maps; None
-            leaves these two out.
+        fitted: trajectories that the surrogate was fitted on, for the best linear map, the chain of maps, one K per
+            depth and kernel ridge regression (on 2,000 evenly spaced rows at most, some seconds a source); None leaves
+            these four out.
         source: site or depth where the span starts; None is the first.
         target: site or depth where it ends; None is the last.
         spans: which to judge at the output beside the whole: only the one given; those from every depth of it to its
@@ -191,10 +197,11 @@ def fidelity(
             at_output.add(own, given, next_token=next_token)
     depths = at_depths.figures()
     if read.no_outputs:
-        return Fidelity(depths, (), at_depths.rows, (), read.no_outputs)
+        return Fidelity(depths, (), at_depths.rows, (), read.no_outputs, stand_ins.kernel_rows())
     judged, sites = at_output.figures(), koopman.sites
     by_span = tuple(SpanFidelity(sites[i], sites[j], outputs) for (i, j), outputs in judged.items())
-    return Fidelity(depths, judged[first, last], at_depths.rows, () if spans == "given" else by_span)
+    kept = () if spans == "given" else by_span
+    return Fidelity(depths, judged[first, last], at_depths.rows, kept, kernel_rows=stand_ins.kernel_rows())
 
 
 class _HeldOut:

@@ -6,9 +6,13 @@
     endpoint linear  the least-squares affine map from source to target, one for each span
     affine chain     one such map for each pair of neighbouring depths, composed: the per-layer maps of the tuned lens's
                      kind (arXiv 2303.08112), here without its training
+    K per depth      the surrogate's encoder and decoder, with an affine map of the observables of its own for each
+                     step: what sharing one K costs
+    kernel ridge     kernel ridge regression from source to target, on 2,000 rows at most
 
-All of them see one sample at a time. The affine maps need the rows that the surrogate was fitted on; each is fitted
-when it is first asked for, in one pass over the rows of two depths. Knows nothing of hosts.
+All of them see one sample at a time. The last four need the rows that the surrogate was fitted on; each is fitted when
+it is first asked for: an affine map in one pass over the rows of two depths, of observables after encoding them, and
+the kernel's with the cube of its rows, once a source. Knows nothing of hosts.
 """
 
 from __future__ import annotations
@@ -16,14 +20,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial, reduce
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from koopman_interp.analysis.substitutes.affine import AffineMap
+from koopman_interp.analysis.substitutes.kernel_ridge import KernelMap, fit_kernel_maps
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
 SURROGATE, IDENTITY, MEAN, ENDPOINT, CHAIN = "surrogate", "identity", "mean", "endpoint linear", "affine chain"
+PER_DEPTH, KERNEL = "K per depth", "kernel ridge"
+
+_CHUNK = 8192
 
 StandIn = Callable[[Tensor], Tensor]
 """From rows at the source of a span to rows at its target."""
@@ -34,19 +43,21 @@ class StandIns:
 
     Args:
         koopman: the surrogate.
-        fitted: rows that it was fitted on; None leaves the affine maps out.
+        fitted: rows that it was fitted on; None leaves out what is fitted to them.
     """
 
     def __init__(self, koopman: KoopmanAutoencoder, fitted: Trajectories | None = None) -> None:
         self._koopman = koopman
         self._fitted = fitted
         self._maps: dict[tuple[int, int], AffineMap] = {}
+        self._steps: dict[int, AffineMap] = {}
+        self._kernels: dict[int, list[KernelMap]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all stand-ins, the surrogate first."""
         free = (SURROGATE, IDENTITY, MEAN)
-        return free if self._fitted is None else (*free, ENDPOINT, CHAIN)
+        return free if self._fitted is None else (*free, ENDPOINT, CHAIN, PER_DEPTH, KERNEL)
 
     def of(self, source: int, target: int) -> dict[str, StandIn | None]:
         """Return the stand-ins of a span by name; None for the identity where a width on the way is another."""
@@ -60,11 +71,43 @@ class StandIns:
             stand_ins[ENDPOINT] = self._affine(self._fitted, source, target)
             steps = (self._affine(self._fitted, depth, depth + 1) for depth in range(source, target))
             stand_ins[CHAIN] = reduce(AffineMap.then, steps)
+            own = reduce(AffineMap.then, (self._step(self._fitted, depth) for depth in range(source, target)))
+            stand_ins[PER_DEPTH] = partial(self._stepped, step=own, source=source, target=target)
+            stand_ins[KERNEL] = self._kernel(self._fitted, source)[target - source - 1]
         return stand_ins
+
+    def kernel_rows(self) -> int:
+        """Rows that the kernel regressions were fitted on; 0 where there are none."""
+        return max((kernel.rows for kernels in self._kernels.values() for kernel in kernels), default=0)
 
     def _predicted(self, rows: Float[Tensor, "row _"], source: int, target: int) -> Float[Tensor, "row _"]:
         mean, _, _ = self._koopman.normalization.maps(source)
         return self._koopman.predict(rows.to(mean.device), source, target).to(rows.device)
+
+    def _stepped(
+        self, rows: Float[Tensor, "row _"], step: AffineMap, source: int, target: int
+    ) -> Float[Tensor, "row _"]:
+        """Return what one K per depth, composed, makes of rows at the source."""
+        mean, _, _ = self._koopman.normalization.maps(source)
+        z = self._koopman.encode(rows.to(mean.device), source)
+        return self._koopman.decode(step(z), target).to(rows.device)
+
+    def _step(self, fitted: Trajectories, depth: int) -> AffineMap:
+        """Return the least-squares map of observables from a depth to the next."""
+        if depth not in self._steps:
+            device = self._koopman.normalization.maps(depth)[0].device
+            before, after = (
+                torch.cat([self._koopman.encode(rows.to(device), at) for rows in fitted.states[at].split(_CHUNK)])
+                for at in (depth, depth + 1)
+            )
+            self._steps[depth] = AffineMap.fit(before, after)
+        return self._steps[depth]
+
+    def _kernel(self, fitted: Trajectories, source: int) -> list[KernelMap]:
+        """Return the kernel regressions from a depth to all later ones, which share a solve."""
+        if source not in self._kernels:
+            self._kernels[source] = fit_kernel_maps(fitted.states[source], fitted.states[source + 1 :])
+        return self._kernels[source]
 
     def _affine(self, fitted: Trajectories, source: int, target: int) -> AffineMap:
         """Return the least-squares map of a span."""

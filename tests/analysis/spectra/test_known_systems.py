@@ -1,12 +1,14 @@
 """Spectra of systems that are known: a rotation, the quadratic example, and what PyDMD finds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import block_diag
 
 import koopman_interp as ki
-from koopman_interp.surrogates.normalization import Normalization
+from koopman_interp.surrogates.normalization import Coordinates, Normalization
 from koopman_interp.testing import LinearHost
 from tests.analysis.linear import known_operator, noisy_data, pairs_of, plain_surrogate, trajectories_of
 
@@ -20,7 +22,7 @@ def test_a_network_that_only_rotates_neither_decays_nor_misses():
     x = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
     tap = ki.attach(host)
     # Aligned depths would have the rotation in the normalisation, and K would be the identity.
-    config = ki.FitConfig(observables=4, normalization=ki.NormalizationConfig(align=False))
+    config = ki.FitConfig(observables=4, normalization=ki.NormalizationConfig())
     koopman = ki.fit(tap.observe(x, progress=False), config, method="least_squares")
     found = ki.spectrum(koopman, tap.observe(x.flip(1), progress=False))
     np.testing.assert_allclose(found.decay, 1, atol=2e-3)
@@ -56,6 +58,33 @@ def test_the_quadratic_example_has_a_closed_subspace_with_its_products():
     np.testing.assert_allclose(phi[:, 1] / phi[0, 1], square / square[0], rtol=1e-6)
     exact = data.states[0][:, 1] - c / (a * a - b) * data.states[0][:, 0] ** 2
     np.testing.assert_allclose(phi[:, 2] / phi[0, 2], exact / exact[0], rtol=1e-6)
+
+
+def test_of_polynomials_the_host_grows_by_their_degree():
+    """States that shrink by g a step and are scaled by it: what is quadratic in them shrinks by g²."""
+    a, b, g = 0.9, 0.5, 0.8
+    x = np.random.default_rng(0).uniform(-1, 1, size=(600, 2))
+    states = [np.stack([(a**t) * x[:, 0], (b**t) * x[:, 1]], 1) for t in TIMES]
+    data = trajectories_of(states, TIMES)
+    koopman = plain_surrogate(np.eye(3), TIMES)
+    koopman.normalization = Normalization([2] * 3, 2).double()
+    for depth in range(3):
+        _, forward, inverse = koopman.normalization.maps(depth)
+        forward.copy_(torch.eye(2) / g**depth)
+        inverse.copy_(torch.eye(2) * g**depth)
+    koopman.config = replace(koopman.config, coordinates=Coordinates("shared", "geometric", g))
+    koopman.encoder = Lift()
+    koopman.operator.K.copy_(torch.diag(torch.tensor([a / g, b / g, (a / g) ** 2])))
+    found = ki.spectrum(koopman, data)
+    np.testing.assert_allclose(np.sort(found.operator_eigenvalues.real), np.sort([a / g, b / g, (a / g) ** 2]))
+    np.testing.assert_allclose(np.sort(found.eigenvalues.real), np.sort([a, b, a * a]), rtol=1e-9)
+    assert found.in_host_units
+    assert found.trusted.all()
+    assert "the host's own units" in str(found)
+    np.testing.assert_allclose(found.half_life, np.log(2) / -np.log(found.decay))
+    np.testing.assert_allclose(found.of_operator().eigenvalues, found.operator_eigenvalues)
+    spread = np.abs(found.intervals.decay - found.decay[:, None]).max()
+    assert spread < 1e-6
 
 
 def test_pydmd_finds_the_same_eigenvalues_and_residuals():

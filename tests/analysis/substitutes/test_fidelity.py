@@ -15,7 +15,7 @@ from koopman_interp.hosts.fingerprint import weight_digest
 from koopman_interp.observing.outputs import Output
 from koopman_interp.testing import LinearHost, yin_yang
 
-NAMES = ["surrogate", "identity", "mean", "endpoint linear", "affine chain"]
+NAMES = ["surrogate", "identity", "mean", "endpoint linear", "affine chain", "K per depth", "kernel ridge"]
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def test_there_is_no_identity_between_different_widths():
     koopman = ki.fit(data, config, method="least_squares")
     found = ki.fidelity(model, koopman, held_out=x, fitted=data)
     assert all(depth.fvu["identity"] is None for depth in found.depths)
-    assert list(by_name(found)) == ["base model", "surrogate", "mean", "endpoint linear", "affine chain"]
+    assert list(by_name(found)) == ["base model", *(name for name in NAMES if name != "identity")]
     assert found.depths[1].fvu["mean"] == pytest.approx(1, abs=1e-2)
     assert found.depths[2].fvu["endpoint linear"] < 0.5
     assert "–" in str(found)
@@ -414,7 +414,7 @@ def test_without_the_rows_fitted_the_linear_maps_are_left_out(found, model, surr
     for ours, theirs in zip(alone.depths, found.depths, strict=True):
         assert ours.fvu == {name: theirs.fvu[name] for name in free}
     assert "fitted=" in str(alone).split("\n\n")[-1]
-    assert found.notes() == ()
+    assert found.notes() == (f"Kernel ridge regression was fitted on {found.kernel_rows:,} rows.",)
 
 
 class Bare(nn.Module):
@@ -468,7 +468,7 @@ def test_two_outputs_are_held_at_a_time(monkeypatch, model, surrogate, trajector
     ki.fidelity(model, surrogate, held_out=held_out, fitted=trajectories, spans="all")
     ki.compare_lenses(model, surrogate, held_out=held_out[0], fitted=trajectories)
     ki.koopman_lens(model, surrogate, held_out[0])
-    assert (max(most), len(most)) == (2, 4 * (1 + 10 * 4 + 4) + 4 * (1 + 4 * 3 + 1) + 4 * 5)
+    assert (max(most), len(most)) == (2, 4 * (1 + 10 * 6 + 4) + 4 * (1 + 4 * 3 + 1) + 4 * 5)
 
 
 def test_plain_values_go_through_json(found):
@@ -527,6 +527,33 @@ def test_nothing_is_left_behind(model, surrogate, trajectories, held_out):
         surrogate.digest(),
     )
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_one_operator_per_depth_is_solved_for_in_observables(found, model, surrogate, trajectories, held_out):
+    """Least squares from depth to depth in the encoder's coordinates, decoded at the end."""
+    states = observed(model, held_out[0])
+    fitted = [surrogate.encode(state, depth).double().numpy() for depth, state in enumerate(trajectories.states)]
+    z = surrogate.encode(torch.from_numpy(states[0]).float(), 0).double().numpy()
+    for depth in range(1, len(states)):
+        z = np.c_[z, np.ones(len(z))] @ linear_map(fitted[depth - 1], fitted[depth])
+        reached = surrogate.decode(torch.from_numpy(z).float(), depth).double().numpy()
+        assert found.depths[depth].fvu["K per depth"] == pytest.approx(fvu(reached, states[depth]), rel=5e-2)
+
+
+def test_a_kernel_regression_bends_where_linear_maps_cannot():
+    from koopman_interp.analysis.substitutes.kernel_ridge import ROWS, fit_kernel_maps
+
+    draw = torch.Generator().manual_seed(0)
+    x, fresh = (2 * torch.rand(rows, 2, generator=draw) - 1 for rows in (3000, 300))
+
+    def bent(rows):
+        return [torch.sin(3 * rows), 1e3 * rows[:, :1] * rows[:, 1:]]
+
+    maps = fit_kernel_maps(x, bent(x))
+    assert [each.rows for each in maps] == [1500, 1500]
+    assert max(each.rows for each in maps) <= ROWS
+    for each, target in zip(maps, bent(fresh), strict=True):
+        assert fvu(each(fresh).double().numpy(), target.double().numpy()) < 1e-3
 
 
 def test_times_of_the_surrogate_are_kept(model, held_out, yin_yang_data):
