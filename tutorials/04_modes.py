@@ -61,7 +61,7 @@ known = LinearHost(
 ).eval()
 tap = ki.attach(known)
 seen, fresh = (tap.observe(torch.randn(1000, 4), progress=False) for _ in range(2))
-config = ki.FitConfig(observables=4, normalization=ki.NormalizationConfig(scale="none"))
+config = ki.FitConfig(observables=4, normalization=ki.NormalizationConfig(scale="common"))
 linear = ki.fit(seen, config, method="least_squares")
 print("== Known modes ==")
 print(ki.spectrum(linear, fresh))

@@ -107,17 +107,17 @@ class FitConfig(DescentConfig):
 
     Attributes:
         steps: as in a descent; the default is far more than a fit takes before its loss is level.
-        schedule: as in a descent.
+        schedule: as in a descent, and so `least_gain` and `patience`, which end most fits.
         aim: `prediction` fits K by gradient steps on the losses; `spectrum` solves K in closed form on each batch
             (variable projection; Golub & Pereyra 2003), with how far the observables are from an invariant space among
             the losses, and takes a geometric scale: eigenvalues are nearer the truth, at more time a step.
-        observables: width of the observable space; None is half as much again as the normalised width, 64 at least,
-            as far as there are rows for them.
+        observables: width of the observable space; None is the normalised width, but 64 at least and 256 at most, as
+            far as there are rows for them.
         architecture: of encoder and decoder, `linear_plus_nonlinear` or the paper's plain `mlp`.
         activation: between their layers, `leaky_relu`, or `gelu` for systems that are smooth.
-        hidden: widths of the encoder's hidden layers, mirrored by the decoder; None is one of twice the
-            observables, or the normalised width where that is larger: observables have no higher rank than that.
-        batch_size: samples a step; None is from 256 to 512, by how many there are.
+        hidden: widths of the encoder's hidden layers, mirrored by the decoder; None is one as wide as the
+            observables, 128 at least: width and hidden together are as high as the observables' rank can be.
+        batch_size: samples a step; None is 256.
         operator: kind of K: dense, generator, low_rank, identity_plus_low_rank or blocks.
         rank: of the low-rank kinds; None is 32.
         normalization: what is done to each depth first.
@@ -140,8 +140,9 @@ class FitConfig(DescentConfig):
     """
 
     steps: int = 20_000
-    learning_rate: float = 1e-3
     schedule: Schedule = "wsd"
+    least_gain: float = 0.08
+    patience: int | None = 3
     aim: Aim = "prediction"
     observables: int | None = None
     architecture: Architecture = "linear_plus_nonlinear"
@@ -159,7 +160,7 @@ class FitConfig(DescentConfig):
     residual: float = 0.3
     isometry: Isometry = "matching"
     isometry_weight: float | None = None
-    operator_rate: float = 0.05
+    operator_rate: float = 0.2
     warm_start: bool = True
     ridge: float = 1e-6
     device: str | None = None

@@ -33,7 +33,7 @@ from koopman_interp.fitting.sizes import Sizes, sizes
 from koopman_interp.fitting.variable_projection import SpectrumObjective
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
-from koopman_interp.surrogates.normalization import Normalization, NormalizationConfig, fit_normalization
+from koopman_interp.surrogates.normalization import Normalization, fit_normalization
 from koopman_interp.surrogates.record import FitRecord, Look
 from koopman_interp.trajectories import Trajectories
 
@@ -101,8 +101,10 @@ def _fitted(
     trajectories.require_finite()
     train, held_out = trajectories.split(config.validation, seed=config.seed)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # Eigenvalues mean something only where a map that is the same at each depth is not made another at each.
+    autonomous = config.aim == "spectrum"
     normalization = fit_normalization(
-        _chunks(train), _normalization_config(config), times=train.times, stride=_stride(train)
+        _chunks(train), config.normalization, times=train.times, autonomous=autonomous, stride=_stride(train)
     )
     _require_samples(len(train), len(held_out), normalization.dimension)
 
@@ -185,7 +187,7 @@ def _descend(
             f"steps 0: the motion is linear in the states, held-out loss {linear.loss:.1e}"
         ]
     if config.warm_start:
-        start_operator(surrogate, enough, config.ridge)
+        start_operator(surrogate, enough, config.ridge, calm=True)
     groups = [(list(part.parameters()), 1.0) for part in (surrogate.encoder, surrogate.decoder)]
     if config.aim == "prediction":
         groups.insert(1, (list(surrogate.operator.parameters()), config.operator_rate))
@@ -204,13 +206,6 @@ def _descend(
 def _stride(train: Trajectories) -> int:
     """How far apart rows may lie that a basis is fitted on."""
     return max(1, len(train) // max(_CHUNK, _BASIS_ROWS * max(train.widths)))
-
-
-def _normalization_config(config: FitConfig) -> NormalizationConfig:
-    """A spectrum needs one scale for all depths but for growth."""
-    if config.aim == "spectrum" and config.normalization.scale == "auto":
-        return replace(config.normalization, scale="geometric")
-    return config.normalization
 
 
 def _normalization_choices(normalization: Normalization) -> list[str]:

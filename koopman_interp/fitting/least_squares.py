@@ -20,6 +20,8 @@ _CHUNK = 8192
 _START_ROWS = 16
 """Samples per observable that a start is solved on, at least."""
 _FEATURE_SCALE = 0.1
+_CALM = 1e-4
+"""Ridge of a calm start, relative to the mean square of all observables."""
 
 
 def ridge(
@@ -42,8 +44,17 @@ def start_rows(states: Float[Tensor, "depth sample width"], observables: int) ->
 
 
 @torch.no_grad()
-def start_operator(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float) -> None:
+def start_operator(
+    surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float, *, calm: bool = False
+) -> None:
     """Set K to the ridge regression of each depth's observables on those of the depth before.
+
+    Args:
+        surrogate: whose K is set.
+        states: normalised.
+        strength: of the ridge.
+        calm: take the ridge relative to the mean square of all observables, which leaves what is nearly nothing out.
+            Observables that an encoder has only begun to make are, and a K that amplifies them is a bad start.
 
     Sites that lie several steps apart give a power of K, of which the principal root is taken; the root of a
     negative eigenvalue is not real, and only its real part is kept.
@@ -60,6 +71,8 @@ def start_operator(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth s
                 z, z_next = surrogate.encoder(before).double(), surrogate.encoder(after).double()
                 gram += z.T @ z
                 cross += z.T @ z_next
+        if calm:
+            gram.diagonal().add_(_CALM * gram.diagonal().mean())
         roots.append(_root(ridge(gram, cross, strength).T, gap))
     K = torch.stack(roots).mean(0)
     turn = surrogate.operator.start_from(K.to(states.dtype))

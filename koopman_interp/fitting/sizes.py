@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from koopman_interp.fitting.config import FitConfig
 
-_FEWEST_OBSERVABLES = 64
+_FEWEST_OBSERVABLES, _MOST_OBSERVABLES = 64, 256
+_FEWEST_HIDDEN = 128
 _ROWS_AN_OBSERVABLE = 10
 """Steps of a sample from one depth to the next that are wanted for each observable."""
-_BATCHES = (256, 512)
-_STEPS_AN_EPOCH = 40
-"""Batches that a pass over the samples is to make, within the bounds above."""
+_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -47,22 +46,23 @@ def sizes(config: FitConfig, dimension: int, samples: int, depths: int) -> Sizes
         reasons.append(f"observables {observables}: {why}")
     hidden = config.hidden
     if hidden is None:
-        widest, of_what = max((observables, "observables"), (dimension, "components"))
-        hidden = (2 * widest,)
-        reasons.append(f"hidden {hidden[0]}: twice the {widest} {of_what}, so that no observable lacks rank")
+        hidden = (max(_FEWEST_HIDDEN, observables),)
+        reasons.append(f"hidden {hidden[0]}: no fewer than the observables, so that none lacks rank")
     batch_size = config.batch_size
     if batch_size is None:
-        batch_size = min(samples, max(_BATCHES[0], min(_BATCHES[1], samples // _STEPS_AN_EPOCH)))
-        reasons.append(f"batch size {batch_size}: from {_BATCHES[0]} to {_BATCHES[1]}, by {samples:,} samples")
+        batch_size = min(samples, _BATCH)
+        reasons.append(f"batch size {batch_size}: more steps are worth more than larger ones")
     return Sizes(observables, hidden, batch_size, tuple(reasons))
 
 
 def _observables(dimension: int, steps: int) -> tuple[int, str]:
     """Return how many observables to take, and why."""
-    wanted, why = max(2, dimension * 3 // 2), f"half as much again as the {dimension} components"
+    wanted, why = dimension, f"as many as the {dimension} components"
     if wanted < _FEWEST_OBSERVABLES:
         wanted, why = _FEWEST_OBSERVABLES, f"the fewest that are taken where states are as narrow as {dimension}"
-    most = max(2, dimension, steps // _ROWS_AN_OBSERVABLE)
+    elif wanted > _MOST_OBSERVABLES:
+        wanted, why = _MOST_OBSERVABLES, f"the most that are taken unasked, of {dimension} components"
+    most = max(2, min(dimension, wanted), steps // _ROWS_AN_OBSERVABLE)
     if wanted > most:
         return most, f"{steps:,} steps of samples from depth to depth serve no more"
     return wanted, why

@@ -22,7 +22,8 @@ from koopman_interp.errors import InputError
 from koopman_interp.surrogates.state_moments import StateMoments
 
 Basis = Literal["shared", "per depth"]
-Scale = Literal["auto", "geometric", "per depth", "none"]
+Scale = Literal["common", "geometric", "per depth"]
+Centre = Literal["common", "per depth"]
 
 MOST_COMPONENTS = 1024
 """Components kept at most, unless told otherwise."""
@@ -33,6 +34,8 @@ UNEVEN = math.log(1.5)
 """Largest distance of a depth's log size from even growth up to which a geometric scale is taken unasked."""
 LINEAR = 0.01
 """Share of the motion that one linear operator may leave unexplained for a geometric scale to be taken in any case."""
+AFFINE = 1e-6
+"""Share of the motion that one linear operator may leave unexplained for a motion to count as affine."""
 
 _RANK_TOLERANCE = 1e-10
 _PRECISE_TOLERANCE = 1e-14
@@ -48,17 +51,21 @@ class NormalizationConfig:
         variance: share of the variance that the kept components hold. Accuracy lives in small directions, so it is
             cut late, and never below 64 components.
         basis: `shared`, one for all depths, or `per depth`; None shares it where all widths agree.
-        scale: `geometric` in depth, `per depth`, or `none`; `auto` is geometric where sizes grow evenly with depth (no
-            depth is off by more than a half) or where one linear operator on the states explains 99 % of the motion,
-            and per depth elsewhere.
+        centre: `common`, one for all depths, which leaves a motion that is the same map at each depth the same, or `per
+            depth`; `auto` is common where an operator has to keep its meaning and the motion is not affine, and per
+            depth elsewhere.
+        scale: `common`, `geometric` in depth, or `per depth`; `auto` is common where an operator has to keep its
+            meaning. Elsewhere it is geometric where sizes grow evenly with depth (no depth is off by more than a half)
+            or where one linear operator on the states explains 99 % of the motion, and per depth where not.
         whiten: exponent α of `λ^(−α/2)`, by which each component is scaled: 0 is off, 1 is full whitening.
         align: rotate each depth onto the last by orthogonal Procrustes, as the paper does. It changes the operator.
     """
 
     dimension: int | None = None
-    variance: float = 1 - 1e-4
+    variance: float = 0.999
     basis: Basis | None = None
-    scale: Scale = "auto"
+    centre: Centre | Literal["auto"] = "auto"
+    scale: Scale | Literal["auto"] = "auto"
     whiten: float = 0.0
     align: bool = False
 
@@ -69,8 +76,10 @@ class NormalizationConfig:
             raise InputError(f"variance is the share that is kept, above 0 and at most 1; got {self.variance}.")
         if self.basis not in (None, "shared", "per depth"):
             raise InputError(f"basis={self.basis!r} is neither 'shared' nor 'per depth' nor None.")
-        if self.scale not in ("auto", "geometric", "per depth", "none"):
-            raise InputError(f"scale={self.scale!r} is none of 'auto', 'geometric', 'per depth' and 'none'.")
+        if self.centre not in ("auto", "common", "per depth"):
+            raise InputError(f"centre={self.centre!r} is none of 'auto', 'common' and 'per depth'.")
+        if self.scale not in ("auto", "common", "geometric", "per depth"):
+            raise InputError(f"scale={self.scale!r} is none of 'auto', 'common', 'geometric' and 'per depth'.")
         if not 0.0 <= self.whiten <= 1.0:
             raise InputError(f"Partial whitening takes an exponent between 0 and 1; got {self.whiten}.")
 
@@ -81,30 +90,33 @@ class Coordinates:
 
     Attributes:
         basis: `shared` by all depths, or one `per depth`.
-        scale: `geometric`, `per depth` or `none`.
+        scale: `common`, `geometric` or `per depth`.
         growth: g, by which the host's states grow in one operator step under a geometric scale: eigenvalues in the
-            host's own units are g times those of K. None where each depth has a scale of its own, or a basis of its
-            own: there are no such units then.
+            host's own units are g times those of K; 1 under a common scale. None where each depth has a scale of its
+            own, or a basis of its own: there are no such units then.
         aligned: whether depths were rotated onto the last.
+        centre: `common` or `per depth`.
         reason: why the scale is what it is, in words.
     """
 
     basis: Basis = "per depth"
-    scale: Literal["geometric", "per depth", "none"] = "per depth"
+    scale: Scale = "per depth"
     growth: float | None = None
     aligned: bool = False
+    centre: Centre = "per depth"
     reason: str = ""
 
     def __str__(self) -> str:
         basis = "one basis for all depths" if self.basis == "shared" else "a basis of its own at each depth"
+        centre = {"common": "one centre", "per depth": "each depth centred"}[self.centre]
         scale = {
+            "common": "one size",
             "geometric": f"sizes that grow by {self.growth:.3g} a step"
             if self.growth is not None
             else "geometric sizes",
             "per depth": "each depth scaled to size 1",
-            "none": "the host's own sizes",
         }[self.scale]
-        return f"{basis}, {scale}" + (", rotated onto the last depth" if self.aligned else "")
+        return f"{basis}, {centre}, {scale}" + (", rotated onto the last depth" if self.aligned else "")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Coordinates:
@@ -168,6 +180,7 @@ def fit_normalization(
     config: NormalizationConfig | None = None,
     *,
     times: Sequence[float] | None = None,
+    autonomous: bool = False,
     stride: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> Normalization:
@@ -177,6 +190,7 @@ def fit_normalization(
         batches: chunks of trajectories, each a sequence with one tensor of rows a depth.
         config: which steps to take.
         times: of the depths, in operator steps; None is one step apart.
+        autonomous: whether a motion that is the same map at each depth has to stay so, which settles what is `auto`.
         stride: second moments are taken of every so many-th row.
         dtype: of the maps; the solves run in float64.
 
@@ -198,7 +212,7 @@ def fit_normalization(
         moments.update(states)
     if moments is None or moments.count == 0:
         raise InputError("There are no samples to fit a normalisation on.")
-    return _solved(moments, config, tuple(map(float, times or range(len(moments.widths)))), dtype)
+    return _solved(moments, config, tuple(map(float, times or range(len(moments.widths)))), autonomous, dtype)
 
 
 def _require_basis(widths: Sequence[int], config: NormalizationConfig) -> None:
@@ -207,27 +221,46 @@ def _require_basis(widths: Sequence[int], config: NormalizationConfig) -> None:
             f"Cannot keep {config.dimension} components of a depth of width {min(widths)}. "
             f"Set NormalizationConfig(dimension=…) to {min(widths)} or less."
         )
-    if config.basis == "shared" and len(set(widths)) > 1:
+    if len(set(widths)) == 1:
+        return
+    if config.basis == "shared":
         raise InputError(
             f"One basis for all depths needs one width; the depths have {list(widths)}. Leave basis=None, or give "
             "basis='per depth'."
         )
+    if config.centre == "common":
+        raise InputError(
+            f"One centre for all depths needs one width; the depths have {list(widths)}. Leave centre='auto', or give "
+            "centre='per depth'."
+        )
 
 
 def _solved(
-    moments: StateMoments, config: NormalizationConfig, times: Sequence[float], dtype: torch.dtype
+    moments: StateMoments,
+    config: NormalizationConfig,
+    times: Sequence[float],
+    autonomous: bool,
+    dtype: torch.dtype,
 ) -> Normalization:
     """Turn moments into maps."""
     depths = range(len(moments.widths))
     variances = [_variance(moments, depth) for depth in depths]
     shared = config.basis == "shared" or (config.basis is None and len(set(moments.widths)) == 1)
-    scale, growth, reason = _scale(moments, variances, times, config)
+    centre = _centre(moments, autonomous and shared, config)
+    centres = [moments.mean(depth) for depth in depths]
+    if centre == "common":
+        centres = [torch.stack(centres).mean(0)] * len(centres)
+        variances = [
+            variance + float((moments.mean(depth) - centres[0]).square().sum())
+            for depth, variance in enumerate(variances)
+        ]
+    scale, growth, reason = _scale(moments, variances, times, autonomous and shared, config)
     sizes = _sizes(variances, moments.widths, times, scale, growth)
     weights = [1 / (size**2 * len(sizes)) for size in sizes]
     bases = (
-        [moments.components(depths, weights)] * len(sizes)
+        [moments.components(depths, weights, centres)] * len(sizes)
         if shared
-        else [moments.components([depth], [1 / sizes[depth] ** 2]) for depth in depths]
+        else [moments.components([depth], [1 / sizes[depth] ** 2], [centres[depth]]) for depth in depths]
     )
     tolerance = _PRECISE_TOLERANCE if moments.precise else _RANK_TOLERANCE
     dimension = config.dimension or max(
@@ -246,25 +279,40 @@ def _solved(
         if config.align and depth < len(maps) - 1:
             rotation = _procrustes(moments.cross(depth, forward, maps[-1][0]))
             forward, inverse = forward @ rotation, rotation.T @ inverse
-        for buffer, value in zip(normalization.maps(depth), (moments.mean(depth), forward, inverse), strict=True):
+        for buffer, value in zip(normalization.maps(depth), (centres[depth], forward, inverse), strict=True):
             buffer.copy_(value)
     own = growth if shared and not config.align and config.whiten == 0 else None
     normalization.coordinates = Coordinates(
-        "shared" if shared else "per depth", scale, own, config.align and len(maps) > 1, reason
+        "shared" if shared else "per depth", scale, own, config.align and len(maps) > 1, centre, reason
     )
     return normalization
 
 
+def _centre(moments: StateMoments, autonomous: bool, config: NormalizationConfig) -> Centre:
+    """Choose between centres: one keeps a map the same at all depths, and so do several, if the map is affine."""
+    if config.centre != "auto":
+        return config.centre
+    if not autonomous:
+        return "per depth"
+    left = moments.nonlinear_share()
+    return "per depth" if left is not None and left <= AFFINE else "common"
+
+
 def _scale(
-    moments: StateMoments, variances: Sequence[float], times: Sequence[float], config: NormalizationConfig
-) -> tuple[Literal["geometric", "per depth", "none"], float | None, str]:
+    moments: StateMoments,
+    variances: Sequence[float],
+    times: Sequence[float],
+    autonomous: bool,
+    config: NormalizationConfig,
+) -> tuple[Scale, float | None, str]:
     """Choose between scales; return the choice, growth by step, and why."""
     logs = [math.log(variance / width) / 2 for variance, width in zip(variances, moments.widths, strict=True)]
     slope, off = _line(times, logs)
-    if config.scale == "none":
-        return "none", 1.0, "asked for"
+    growth: dict[Scale, float | None] = {"common": 1.0, "geometric": math.exp(slope), "per depth": None}
     if config.scale != "auto":
-        return config.scale, math.exp(slope) if config.scale == "geometric" else None, "asked for"
+        return config.scale, growth[config.scale], "asked for"
+    if autonomous:
+        return "common", 1.0, "so that a map that is the same at each depth stays so"
     if off <= UNEVEN:
         return "geometric", math.exp(slope), f"sizes grow evenly with depth, within a factor of {math.exp(off):.2f}"
     left = moments.nonlinear_share()
@@ -286,8 +334,8 @@ def _sizes(
 ) -> list[float]:
     """Root mean square of a coordinate that each depth is divided by."""
     own = [math.sqrt(variance / width) for variance, width in zip(variances, widths, strict=True)]
-    if scale == "none":
-        return [1.0] * len(own)
+    if scale == "common":
+        return [math.sqrt(sum(variances) / sum(widths))] * len(own)
     if growth is None:
         return own
     middle = sum(times) / len(times)

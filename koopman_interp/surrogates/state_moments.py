@@ -111,20 +111,21 @@ class StateMoments:
         return float(self._squares[depth] / self.count - self._shift(depth).square().sum())
 
     def components(
-        self, depths: Sequence[int], weights: Sequence[float]
+        self, depths: Sequence[int], weights: Sequence[float], centres: Sequence[Float[Tensor, " width"]]
     ) -> tuple[Float[Tensor, " component"], Float[Tensor, "width component"]]:
-        """Return the leading eigenvalues, descending, and eigenvectors of a weighted sum of covariances.
+        """Return the leading eigenvalues, descending, and eigenvectors of a weighted sum of second moments.
 
         Args:
             depths: of one width.
-            weights: of their covariances.
+            weights: of their second moments.
+            centres: about which these are.
         """
         test = self._tests[depths[0]]
         sketch = torch.zeros_like(self._own[depths[0]])
-        for depth, weight in zip(depths, weights, strict=True):
-            shift = self._shift(depth)
-            other = shift if test is None else shift @ test
-            sketch += weight * (self._own[depth] / self.count - torch.outer(shift, other))
+        for depth, weight, centre in zip(depths, weights, centres, strict=True):
+            shift, offset = self._shift(depth), self.mean(depth) - centre
+            within = self._own[depth] / self.count - torch.outer(shift, shift if test is None else shift @ test)
+            sketch += weight * (within + torch.outer(offset, offset if test is None else offset @ test))
         if test is None:
             values, vectors = torch.linalg.eigh((sketch + sketch.T) / 2)
             return values.flip(0), vectors.flip(1)

@@ -16,7 +16,7 @@ from koopman_interp.fitting.descent import Descent
 from koopman_interp.surrogates.operators import OPERATORS
 from koopman_interp.testing import LinearHost
 
-PLAIN = ki.NormalizationConfig(scale="none")
+PLAIN = ki.NormalizationConfig(scale="common")
 
 
 def same_weights(first, second):
@@ -151,7 +151,7 @@ def test_endpoints_look_at_nothing_between(trajectories, quick_config):
         quick_config,
         steps=5,
         pairs="endpoints",
-        normalization=ki.NormalizationConfig(basis="per depth", scale="none"),
+        normalization=ki.NormalizationConfig(basis="per depth", scale="common"),
         warm_start=False,
     )
     spoilt = list(trajectories.states)

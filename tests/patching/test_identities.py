@@ -279,7 +279,7 @@ def linear():
     x = torch.randn(600, 6, generator=draw) + 2 * torch.randn(3, 6, generator=draw)[labels]
     model = LinearHost(K, 3).eval()
     trajectories = ki.attach(model).observe(x, labels, progress=False)
-    plain = ki.NormalizationConfig(scale="none")
+    plain = ki.NormalizationConfig(scale="common")
     config = ki.FitConfig(observables=6, normalization=plain, ridge=0.0)
     koopman = ki.fit(trajectories, config, method="least_squares")
     return model, K, koopman, trajectories.split(config.validation, seed=config.seed)[0]

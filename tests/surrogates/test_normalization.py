@@ -90,7 +90,7 @@ def test_chunks_give_what_one_pass_gives(settings, chunks):
 @pytest.mark.parametrize("whiten", [0.0, 0.5, 1.0])
 def test_components_and_whitening_are_those_of_numpy(whiten):
     data = states()
-    maps = fitted(data, dimension=3, whiten=whiten, scale="none")
+    maps = fitted(data, dimension=3, whiten=whiten, scale="common")
     for depth, state in enumerate(data):
         centred = state.numpy() - state.numpy().mean(0)
         values, vectors = np.linalg.eigh(np.cov(centred.T, bias=True))

@@ -72,7 +72,7 @@ def spectrum(
     few = torch.from_numpy(real_basis(W[:, :lead]))
     whole, sharded = GramPass(koopman, basis=basis), GramPass(koopman, basis=few, shards=shards)
     sizes = AmplitudePass(few.numpy().T @ W[:, :lead])
-    over_span = SpanPass(pairs.values, W, koopman.steps(0, -1))
+    over_span = SpanPass(pairs.values, W, koopman.config.times)
     coordinates = koopman.config.coordinates
     scaled = coordinates.growth is not None and coordinates.growth != 1
     degrees = DegreePass(W, coordinates.growth if scaled and coordinates.growth else 1.0)

@@ -147,7 +147,7 @@ def intervals(
 def solved_anew(
     grams: Grams, values: Complex[ndarray, " mode"], readers: Complex[ndarray, "observable mode"]
 ) -> Complex[ndarray, " mode"]:
-    """Return what the data give for each eigenvalue, as `Intervals.estimate` does, of all modes together.
+    """Return for each eigenvalue the nearest that the data give, as `Intervals.estimate` does, of all modes together.
 
     NaN where the data do not say: with fewer than 10 samples a mode, past 512 modes, or where no eigenfunction of the
     operator solved anew has a correlation of 0.5 or more with the mode's. Costs a decomposition of that operator.
@@ -156,7 +156,12 @@ def solved_anew(
         return np.full(len(values), np.nan + 0j)
     whole = _OfModes.of(grams.pooled(), readers, np.arange(1))
     radius, turn, _, correlation = (each[0] for each in _estimated(whole, np.ones((1, 1)), values))
-    return np.where(correlation > _CORRELATED, radius * np.exp(1j * turn), np.nan)
+    told = correlation > _CORRELATED
+    given = (radius * np.exp(1j * turn))[told]
+    nearest = np.full(len(values), np.nan + 0j)
+    if len(given):
+        nearest[told] = given[np.abs(given[None] - values[told][:, None]).argmin(1)]
+    return nearest
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,14 @@ Errors that are small at each step and all alike add up there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Complex, Float
 from numpy import ndarray
+from torch import Tensor
 
 from koopman_interp.analysis.encoding import Encoded
 from koopman_interp.analysis.spectra.grams import Grams
@@ -20,8 +22,10 @@ from koopman_interp.analysis.spectra.grams import Grams
 CONSTANT = 1e-6
 """Share of |φ|² that differs between samples, below which φ counts as the same for all."""
 _UNREACHED = 1e-14
+_ALIVE = 0.1
+"""Share of a mode that is left at the end of the span it is judged over, at least."""
 _ROUNDING = 1e-12
-"""Mean square of φ at the last depth, relative to that of all observables, below which it counts as decayed."""
+"""Mean square of φ at the end of its span, relative to that of all observables, below which it counts as nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,61 +74,77 @@ def step_residuals(
 
 
 class SpanPass:
-    """Gathers what residuals over the whole span take, chunk by chunk; costs two encoded depths times the readers.
+    """Gathers what residuals over many steps take, chunk by chunk; costs two encoded depths times the readers.
+
+    The span of a mode leads from the first depth to the last at which λ leaves a tenth of it or more: of what has
+    decayed beyond, nothing can be said but that it has.
 
     Args:
         values: λ of K, `[mode]`, the upper member of a conjugate pair before the lower.
         readers: left eigenvectors.
-        steps: operator steps from the first depth to the last.
+        times: of the depths, in operator steps.
     """
 
     def __init__(
-        self, values: Complex[ndarray, " mode"], readers: Complex[ndarray, "observable mode"], steps: float
+        self,
+        values: Complex[ndarray, " mode"],
+        readers: Complex[ndarray, "observable mode"],
+        times: Sequence[float],
     ) -> None:
         # The lower member of a pair has the residual of the upper.
-        self._upper = np.flatnonzero(values.imag >= 0)
+        upper = np.flatnonzero(values.imag >= 0)
         self._of_mode = np.cumsum(values.imag >= 0) - 1
-        self._power = values[self._upper] ** steps
-        self._readers = readers[:, self._upper]
-        self._turning = np.flatnonzero(values[self._upper].imag)
-        self._sums = np.zeros((2, len(self._upper)), complex)
-        self._squares = np.zeros((2, len(self._upper)))
-        self._across = np.zeros(len(self._upper), complex)
-        self._total, self._rows = 0.0, 0
+        elapsed = np.array(times) - times[0]
+        left = np.abs(values[upper, None]) ** elapsed
+        self._ends = np.array([np.flatnonzero(each >= _ALIVE)[-1] for each in left])
+        self._power = values[upper] ** elapsed[self._ends]
+        self._readers = readers[:, upper]
+        self._sums = np.zeros((2, len(upper)), complex)
+        self._squares = np.zeros((2, len(upper)))
+        self._across = np.zeros(len(upper), complex)
+        self._total, self._rows = np.zeros(len(times)), 0
 
     def update(self, chunk: Encoded) -> None:
         """Add a chunk of all observables."""
-        real = torch.from_numpy(np.ascontiguousarray(self._readers.real)).to(chunk.z)
-        imag = torch.from_numpy(np.ascontiguousarray(self._readers.imag[:, self._turning])).to(chunk.z)
-        ends = []
-        for place, z in enumerate((chunk.z[0], chunk.z[-1])):
-            of_imag = torch.zeros(len(z), len(self._upper), dtype=z.dtype, device=z.device)
-            of_imag[:, self._turning] = z @ imag
-            phi = torch.complex(z @ real, of_imag)
-            ends.append(phi)
-            self._sums[place] += phi.sum(0).cpu().numpy()
-            self._squares[place] += phi.abs().square().sum(0).cpu().numpy()
-        self._across += (ends[0].conj() * ends[1]).sum(0).cpu().numpy()
-        self._total += float(chunk.z[-1].square().sum())
+        for depth in np.unique(self._ends[self._ends > 0]).tolist():
+            modes = np.flatnonzero(self._ends == depth)
+            readers = self._readers[:, modes]
+            real, imag = (torch.from_numpy(np.ascontiguousarray(p)).to(chunk.z) for p in (readers.real, readers.imag))
+            turning = np.flatnonzero(readers.imag.any(0))
+            phi = [_complex(z, real, imag[:, turning], turning) for z in (chunk.z[0], chunk.z[depth])]
+            for place, end in enumerate(phi):
+                self._sums[place, modes] += end.sum(0).cpu().numpy()
+                self._squares[place, modes] += end.abs().square().sum(0).cpu().numpy()
+            self._across[modes] += (phi[0].conj() * phi[1]).sum(0).cpu().numpy()
+        self._total += chunk.z.square().sum((1, 2)).cpu().numpy()
         self._rows += chunk.z.shape[1]
 
     def residuals(self) -> Float[ndarray, " mode"]:
-        """Return `‖φ_last − λ^n φ_first‖ / ‖φ_last‖`, the larger of about zero and about each depth's mean.
+        """Return `‖φ_later − λ^n φ_first‖ / ‖φ_later‖`, the larger of about zero and about each depth's mean.
 
-        What has decayed to nothing at the last depth is compared with the rounding of its observables.
+        Zero where a mode's span has no step. What is nothing at the end of its span is compared with the rounding of
+        the observables there.
         """
-        rounding = _ROUNDING * self._total * (np.abs(self._readers) ** 2).sum(0)
+        rounding = _ROUNDING * self._total[self._ends] * (np.abs(self._readers) ** 2).sum(0)
         mean = self._sums / max(1, self._rows)
         squares = self._squares - self._rows * np.abs(mean) ** 2
         across = self._across - self._rows * mean[0].conj() * mean[1]
         about_zero = self._missed(self._squares, self._across, rounding)
-        return np.maximum(about_zero, self._missed(squares, across, rounding))[self._of_mode]
+        worst = np.maximum(about_zero, self._missed(squares, across, rounding))
+        return np.where(self._ends > 0, worst, 0.0)[self._of_mode]
 
     def _missed(self, squares: ndarray, across: ndarray, rounding: ndarray) -> Float[ndarray, " mode"]:
         first, last = squares
         missed = last - 2 * (self._power.conj() * across).real + np.abs(self._power) ** 2 * first
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.sqrt(np.maximum(missed, 0) / np.maximum(last, rounding))
+
+
+def _complex(z: Tensor, real: Tensor, imag: Tensor, turning: ndarray) -> Tensor:
+    """`z (real + i imag)`, where few columns have an imaginary part."""
+    of_imag = z.new_zeros(len(z), real.shape[1])
+    of_imag[:, turning] = z @ imag
+    return torch.complex(z @ real, of_imag)
 
 
 def _missed(grams: Grams, values: ndarray, W: ndarray) -> tuple[ndarray, ndarray]:

@@ -19,7 +19,7 @@ from koopman_interp.analysis.spectra.amplitudes import Amplitudes
 from koopman_interp.analysis.spectra.eigen import PRINTED, real_basis, turned
 from koopman_interp.analysis.spectra.grams import Grams
 from koopman_interp.analysis.spectra.intervals import Intervals
-from koopman_interp.analysis.spectra.verdicts import Verdict, sentences, verdicts
+from koopman_interp.analysis.spectra.verdicts import DRIFT, Verdict, sentences, verdicts
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.results import Result
@@ -48,13 +48,13 @@ class Spectrum(Result):
             that power.
         about_mean: the same with each depth's mean of φ taken off, so that an offset common to all samples does not
             pass for a prediction, `[mode]`.
-        over_span: `‖φ(x_last) − λ^n φ(x_first)‖ / ‖φ(x_last)‖` for the n steps from first to last depth, the larger of
-            about zero and about the mean, `[mode]`.
+        over_span: `‖φ(x_later) − λ^n φ(x_first)‖ / ‖φ(x_later)‖` for the n steps from the first depth to the last at
+            which |λ^n| is a tenth or more, the larger of about zero and about the mean, `[mode]`.
         varying: share of the mean of |φ|² that differs between samples, `[mode]`.
         energy: share of each mode in the sum over modes of `E |φ − mean|² ‖v‖²`, `[mode]`.
         sensitivity: condition number of each eigenvalue, `[mode]`.
-        solved_anew: what least squares on the rows given, among all eigenfunctions, makes of each eigenvalue of K,
-            `[mode]`; NaN where they do not say.
+        solved_anew: the eigenvalue nearest each of K that least squares on the rows given makes, among all
+            eigenfunctions, `[mode]`; NaN where they do not say.
         intervals: over resampled inputs, of the slowest modes.
         amplitudes: of the slowest modes, by class and depth.
         coordinates: those that K acts in.
@@ -129,15 +129,16 @@ class Spectrum(Result):
     def verdicts(self) -> tuple[Verdict, ...]:
         """One word on each mode.
 
-        *trusted*: the residual is within the tolerance; *spurious*: it is not; *contradicted*: it is, but solved anew
-        on the data λ is another, as happens where K is far from normal; *constant*: φ is the same for all
-        samples; *unreached*: φ is zero on all samples; *defective*: λ has no eigenvector of its own; *unknown*: there
-        are fewer than ten samples a mode.
+        *trusted*: the residual is within the tolerance; *spurious*: it is not; *contradicted*: it is, but the operator
+        solved anew on the data has no eigenvalue within twice that of λ, as happens where K is far from normal;
+        *constant*: φ is the same for all samples; *unreached*: φ is zero on all samples; *defective*: λ has no
+        eigenvector of its own; *unknown*: there are fewer than ten samples a mode.
         """
         drift = None
         if self.solved_anew is not None:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                drift = np.abs(self.solved_anew - self.operator_eigenvalues) / np.abs(self.operator_eigenvalues)
+            # Each of the two is known to within its residual, and no better.
+            allowed = np.maximum(DRIFT * np.abs(self.operator_eigenvalues), 2 * self.residuals)
+            drift = np.abs(self.solved_anew - self.operator_eigenvalues) / allowed
         return verdicts(self.residuals, self.varying, self.sensitivity, drift, self.samples, self.tolerance)
 
     @property

@@ -14,13 +14,13 @@ from koopman_interp.analysis.spectra.intervals import ROWS_PER_MODE
 from koopman_interp.analysis.spectra.residuals import CONSTANT
 
 DRIFT = 0.05
-"""Distance of λ from what the data give for it, relative to its size, past which the data contradict it."""
+"""Distance of λ from what the data give for it, relative to its size, up to which the data never contradict it."""
 
 Verdict = Literal["trusted", "spurious", "contradicted", "unknown", "constant", "unreached", "defective"]
 
 _SENTENCES: dict[Verdict, str] = {
     "unknown": f"not judged, on fewer than {ROWS_PER_MODE} samples a mode; give more rows",
-    "contradicted": f"small in residual, but solved anew on these rows λ is more than {DRIFT:.0%} off",
+    "contradicted": f"small in residual, but solved anew on these rows no λ is within twice that, or {DRIFT:.0%}",
     "constant": "the same for all samples, so without a residual to speak of",
     "unreached": "zero on all samples, so not judged",
     "defective": "without an eigenvector of their own to working precision; read the Schur form instead",
@@ -41,7 +41,8 @@ def verdicts(
         residuals: of the modes.
         varying: share of |φ|² that differs between samples; NaN where φ is zero. None takes all to differ.
         sensitivity: of the eigenvalues; None takes all to have eigenvectors of their own.
-        drift: distance of λ from what the data give for it, relative to its size; NaN or None where they do not say.
+        drift: distance of λ from the nearest that the data give, as a share of what is allowed; NaN or None where they
+            do not say.
         samples: that the residuals were measured on.
         tolerance: largest residual of a trusted mode.
     """
@@ -59,7 +60,7 @@ def verdicts(
             return "defective"
         if residual > tolerance:
             return "spurious"
-        return "contradicted" if moved > DRIFT else "trusted"
+        return "contradicted" if moved > 1 else "trusted"
 
     known = (ones if part is None else part for part in (varying, sensitivity))
     moved = 0 * ones if drift is None else drift

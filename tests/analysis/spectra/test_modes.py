@@ -92,7 +92,7 @@ def linear_host(K=((0.9, 0.2, 0.0), (0.0, 0.6, 0.0), (0.0, 0.0, 0.3))):
     x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
     tap = ki.attach(host)
     data = tap.observe(x, (x[:, 0] > 0).long(), progress=False)
-    config = ki.FitConfig(observables=3, normalization=ki.NormalizationConfig(scale="none"))
+    config = ki.FitConfig(observables=3, normalization=ki.NormalizationConfig(scale="common"))
     koopman = ki.fit(data, config, method="least_squares")
     return host, x, data, koopman
 

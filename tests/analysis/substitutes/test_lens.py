@@ -70,7 +70,7 @@ def test_on_a_linear_host_it_is_exact_from_every_depth():
     x = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
     data = ki.attach(model).observe(x, progress=False)
     # Without a scale and a rotation of its own for each depth, all steps of the normalised states are one matrix.
-    config = ki.FitConfig(observables=6, ridge=0.0, normalization=ki.NormalizationConfig(scale="none"))
+    config = ki.FitConfig(observables=6, ridge=0.0, normalization=ki.NormalizationConfig(scale="common"))
     koopman = ki.fit(data, config, method="least_squares")
     reading = ki.koopman_lens(model, koopman, x[:40])
     assert float(reading.kl.abs().max()) < 1e-5
