@@ -6,6 +6,7 @@ closed-form edits need, and the record of all that. Memory: one float32 copy of 
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from koopman_interp.hashing import tensor_digest
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
 from koopman_interp.surrogates.normalization import Normalization, fit_normalization
 from koopman_interp.surrogates.record import FitRecord, Look
+from koopman_interp.surrogates.state_moments import PRECISE_WIDTH
 from koopman_interp.trajectories import Trajectories
 
 Method = Literal["gradient", "least_squares"]
@@ -101,11 +103,7 @@ def _fitted(
     trajectories.require_finite()
     train, held_out = trajectories.split(config.validation, seed=config.seed)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    # Eigenvalues mean something only where a map that is the same at each depth is not made another at each.
-    autonomous = config.aim == "spectrum"
-    normalization = fit_normalization(
-        _chunks(train), config.normalization, times=train.times, autonomous=autonomous, stride=_stride(train)
-    )
+    normalization = fit_normalization(_chunks(train), config.normalization, times=train.times, stride=_stride(train))
     _require_samples(len(train), len(held_out), normalization.dimension)
 
     chosen = sizes(config, normalization.dimension, len(train), train.depths)
@@ -275,10 +273,16 @@ def _chunks(trajectories: Trajectories) -> Iterator[list[Tensor]]:
 
 
 def _normalized(trajectories: Trajectories, normalization: Normalization, device: torch.device) -> Tensor:
-    """Bring all depths to the common space: `[depth, sample, width]`."""
+    """Bring all depths to the common space: `[depth, sample, width]`.
+
+    Narrow states go there in float64: where coordinates are of very different sizes, the smallest components are small
+    differences of large numbers.
+    """
     whole = torch.empty(trajectories.depths, len(trajectories), normalization.dimension, device=device)
+    precise = max(trajectories.widths) <= PRECISE_WIDTH
+    maps = copy.deepcopy(normalization).cpu().double() if precise else normalization
     for depth, state in enumerate(trajectories.states):
         for start in range(0, len(state), _CHUNK):
-            rows = state[start : start + _CHUNK].to(device)
-            whole[depth, start : start + _CHUNK] = normalization.normalize(rows, depth)
+            rows = state[start : start + _CHUNK].to("cpu" if precise else device)
+            whole[depth, start : start + _CHUNK] = maps.normalize(rows, depth)
     return whole

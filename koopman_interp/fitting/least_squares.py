@@ -29,12 +29,14 @@ def ridge(
 ) -> Float[Tensor, "inputs outputs"]:
     """Solve `(G + strength · diag G) B = C` for the map B of rows.
 
-    The ridge is relative to each input's own mean square, so that inputs of very different sizes are all served; what
-    is nearly nothing beside the largest gets the least that keeps the solve regular.
+    The ridge is relative to each input's own mean square, and so is the solve, so that inputs of very different sizes
+    are all served; an input that is zero is given nothing.
     """
     own = gram.diagonal()
-    least = torch.finfo(gram.dtype).eps * own.max()
-    return torch.linalg.solve(gram + torch.diag(strength * own + least), cross)
+    scale = torch.where(own > 0, own, 1).rsqrt()
+    unit = scale[:, None] * gram * scale
+    unit.diagonal().add_(strength + len(own) * torch.finfo(gram.dtype).eps)
+    return scale[:, None] * torch.linalg.solve(unit, scale[:, None] * cross)
 
 
 def start_rows(states: Float[Tensor, "depth sample width"], observables: int) -> Float[Tensor, "depth some width"]:

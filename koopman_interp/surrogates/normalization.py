@@ -9,6 +9,7 @@ pass gathers (see `state_moments`). Knows nothing of hosts or operators.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +37,9 @@ LINEAR = 0.01
 """Share of the motion that one linear operator may leave unexplained for a geometric scale to be taken in any case."""
 AFFINE = 1e-6
 """Share of the motion that one linear operator may leave unexplained for a motion to count as affine."""
+ONE_MAP, NO_WORSE = 0.1, 2.0
+"""Share of the motion that one affine map may leave, and how many times what a map for each step leaves, for a motion
+to count as one and the same map at all depths."""
 
 _RANK_TOLERANCE = 1e-10
 _PRECISE_TOLERANCE = 1e-14
@@ -51,12 +55,12 @@ class NormalizationConfig:
         variance: share of the variance that the kept components hold. Accuracy lives in small directions, so it is
             cut late, and never below 64 components.
         basis: `shared`, one for all depths, or `per depth`; None shares it where all widths agree.
-        centre: `common`, one for all depths, which leaves a motion that is the same map at each depth the same, or `per
-            depth`; `auto` is common where an operator has to keep its meaning and the motion is not affine, and per
-            depth elsewhere.
-        scale: `common`, `geometric` in depth, or `per depth`; `auto` is common where an operator has to keep its
-            meaning. Elsewhere it is geometric where sizes grow evenly with depth (no depth is off by more than a half)
-            or where one linear operator on the states explains 99 % of the motion, and per depth where not.
+        centre: `common` to all depths, which leaves a motion that is the same map at each depth the same, or `per
+            depth`; `auto` is common where the motion is such a map, and per depth elsewhere. It counts as one where
+            one affine map leaves no more than a tenth of it, and no more than twice what a map for each step leaves.
+        scale: `common`, `geometric` in depth, or `per depth`; `auto` is common where the centre is or the motion is one
+            linear operator. Elsewhere it is geometric where sizes grow evenly with depth (no depth is off by more than
+            a half) or where one linear operator explains 99 % of the motion, and per depth where not.
         whiten: exponent α of `λ^(−α/2)`, by which each component is scaled: 0 is off, 1 is full whitening.
         align: rotate each depth onto the last by orthogonal Procrustes, as the paper does. It changes the operator.
     """
@@ -180,7 +184,6 @@ def fit_normalization(
     config: NormalizationConfig | None = None,
     *,
     times: Sequence[float] | None = None,
-    autonomous: bool = False,
     stride: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> Normalization:
@@ -190,7 +193,6 @@ def fit_normalization(
         batches: chunks of trajectories, each a sequence with one tensor of rows a depth.
         config: which steps to take.
         times: of the depths, in operator steps; None is one step apart.
-        autonomous: whether a motion that is the same map at each depth has to stay so, which settles what is `auto`.
         stride: second moments are taken of every so many-th row.
         dtype: of the maps; the solves run in float64.
 
@@ -212,7 +214,7 @@ def fit_normalization(
         moments.update(states)
     if moments is None or moments.count == 0:
         raise InputError("There are no samples to fit a normalisation on.")
-    return _solved(moments, config, tuple(map(float, times or range(len(moments.widths)))), autonomous, dtype)
+    return _solved(moments, config, tuple(map(float, times or range(len(moments.widths)))), dtype)
 
 
 def _require_basis(widths: Sequence[int], config: NormalizationConfig) -> None:
@@ -236,17 +238,13 @@ def _require_basis(widths: Sequence[int], config: NormalizationConfig) -> None:
 
 
 def _solved(
-    moments: StateMoments,
-    config: NormalizationConfig,
-    times: Sequence[float],
-    autonomous: bool,
-    dtype: torch.dtype,
+    moments: StateMoments, config: NormalizationConfig, times: Sequence[float], dtype: torch.dtype
 ) -> Normalization:
     """Turn moments into maps."""
     depths = range(len(moments.widths))
     variances = [_variance(moments, depth) for depth in depths]
     shared = config.basis == "shared" or (config.basis is None and len(set(moments.widths)) == 1)
-    centre = _centre(moments, autonomous and shared, config)
+    centre = _centre(moments, shared, times, config)
     centres = [moments.mean(depth) for depth in depths]
     if centre == "common":
         centres = [torch.stack(centres).mean(0)] * len(centres)
@@ -254,7 +252,7 @@ def _solved(
             variance + float((moments.mean(depth) - centres[0]).square().sum())
             for depth, variance in enumerate(variances)
         ]
-    scale, growth, reason = _scale(moments, variances, times, autonomous and shared, config)
+    scale, growth, reason = _scale(moments, variances, times, centre, config)
     sizes = _sizes(variances, moments.widths, times, scale, growth)
     weights = [1 / (size**2 * len(sizes)) for size in sizes]
     bases = (
@@ -288,21 +286,24 @@ def _solved(
     return normalization
 
 
-def _centre(moments: StateMoments, autonomous: bool, config: NormalizationConfig) -> Centre:
+def _centre(moments: StateMoments, shared: bool, times: Sequence[float], config: NormalizationConfig) -> Centre:
     """Choose between centres: one keeps a map the same at all depths, and so do several, if the map is affine."""
     if config.centre != "auto":
         return config.centre
-    if not autonomous:
-        return "per depth"
+    gaps = {later - earlier for earlier, later in itertools.pairwise(times)}
+    shares = moments.shares_left() if shared and len(gaps) == 1 else None
     left = moments.nonlinear_share()
-    return "per depth" if left is not None and left <= AFFINE else "common"
+    if shares is None or left is None or left <= AFFINE:
+        return "per depth"
+    one, own = shares
+    return "common" if one <= ONE_MAP and one <= NO_WORSE * own else "per depth"
 
 
 def _scale(
     moments: StateMoments,
     variances: Sequence[float],
     times: Sequence[float],
-    autonomous: bool,
+    centre: Centre,
     config: NormalizationConfig,
 ) -> tuple[Scale, float | None, str]:
     """Choose between scales; return the choice, growth by step, and why."""
@@ -311,11 +312,13 @@ def _scale(
     growth: dict[Scale, float | None] = {"common": 1.0, "geometric": math.exp(slope), "per depth": None}
     if config.scale != "auto":
         return config.scale, growth[config.scale], "asked for"
-    if autonomous:
-        return "common", 1.0, "so that a map that is the same at each depth stays so"
+    if centre == "common":
+        return "common", 1.0, "the motion is nearly one map at all depths, and stays one so"
+    left = moments.nonlinear_share()
+    if left is not None and left <= AFFINE:
+        return "common", 1.0, "the motion is one linear operator on the states"
     if off <= UNEVEN:
         return "geometric", math.exp(slope), f"sizes grow evenly with depth, within a factor of {math.exp(off):.2f}"
-    left = moments.nonlinear_share()
     if left is not None and left <= LINEAR:
         return "geometric", math.exp(slope), f"one linear operator on the states leaves {left:.1e} of the motion"
     return "per depth", None, f"sizes grow unevenly with depth, by up to a factor of {math.exp(off):.1f}"

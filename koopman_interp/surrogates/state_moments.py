@@ -10,6 +10,7 @@ arXiv 2009.11392 for the cross moments), so that time and memory stay linear in 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -161,18 +162,32 @@ class StateMoments:
         The operator is the least-squares one over all steps alike, each weighed by the size of where it arrives. None
         where widths differ, or where there are too few rows to ask.
         """
-        width = self.widths[0]
-        rows = [torch.cat([part[depth] for part in self._tried]).double() for depth in range(len(self.widths))]
-        if len(set(self.widths)) > 1 or len(rows[0]) < 4 * width:
+        rows = self._rows_tried()
+        if rows is None:
             return None
         centred = [row - row.mean(0) for row in rows]
-        weights = [1 / float(row.square().mean().sqrt()) for row in centred[1:]]
-        before = torch.cat([weight * row for weight, row in zip(weights, centred[:-1], strict=True)])
-        after = torch.cat([weight * row for weight, row in zip(weights, centred[1:], strict=True)])
-        gram = before.T @ before
-        gram.diagonal().add_(1e-12 * gram.diagonal().mean())
-        operator = torch.linalg.solve(gram, before.T @ after)
-        return float((after - before @ operator).square().sum() / after.square().sum())
+        sizes = [float(row.square().mean().sqrt()) for row in centred[1:]]
+        return _left_by_one(centred, sizes) / (len(sizes) * rows[0].numel())
+
+    def shares_left(self) -> tuple[float, float] | None:
+        """Shares of the variance that one affine map leaves of all steps, and that a map of its own leaves of each.
+
+        Of the states as they are, each step weighed as in `nonlinear_share`. Where the first is hardly more than the
+        second, the motion is one and the same map. None where that says None.
+        """
+        rows = self._rows_tried()
+        if rows is None:
+            return None
+        sizes = [float((row - row.mean(0)).square().mean().sqrt()) for row in rows[1:]]
+        whole = len(sizes) * rows[0].numel()
+        rows = [torch.cat([row, row.new_ones(len(row), 1)], 1) for row in rows]
+        own = [_left_by_one(pair, [size]) for pair, size in zip(itertools.pairwise(rows), sizes, strict=True)]
+        return _left_by_one(rows, sizes) / whole, sum(own) / whole
+
+    def _rows_tried(self) -> list[Float[Tensor, "sample width"]] | None:
+        width = self.widths[0]
+        rows = [torch.cat([part[depth] for part in self._tried]).double() for depth in range(len(self.widths))]
+        return None if len(set(self.widths)) > 1 or len(rows[0]) < 4 * width else rows
 
     def _shift(self, depth: int) -> Float[Tensor, " width"]:
         return self._sums[depth] / self.count
@@ -186,3 +201,14 @@ class StateMoments:
     def _sketch(self, rows: Tensor, depth: int) -> Tensor:
         test = self._tests[depth]
         return rows if test is None else rows @ test.to(rows)
+
+
+def _left_by_one(rows: Sequence[Float[Tensor, "sample column"]], sizes: Sequence[float]) -> float:
+    """Sum of the squares of what the best one linear map of rows leaves of all steps, each in units of a size."""
+    before = torch.cat([row / size for row, size in zip(rows[:-1], sizes, strict=True)])
+    after = torch.cat([row / size for row, size in zip(rows[1:], sizes, strict=True)])
+    gram = before.T @ before
+    scale = gram.diagonal().clamp_min(torch.finfo(gram.dtype).tiny).rsqrt()
+    gram = scale[:, None] * gram * scale + 1e-12 * torch.eye(len(gram), dtype=gram.dtype)
+    operator = scale[:, None] * torch.linalg.solve(gram, scale[:, None] * (before.T @ after))
+    return float((after - before @ operator).square().sum())
