@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from common import default_data, machine
+import torch
+from common import default_data, machine, predictions, share
+from paper_recipe import paper_fit
+from paper_settings import SETTINGS
 from zoo_hosts import HOSTS, Case, Known
 
 import koopman_interp as ki
@@ -28,6 +31,7 @@ from koopman_interp.files import jsonable, write_json
 from koopman_interp.tables import number, percent, table
 
 BESIDE = ("endpoint linear", "kernel ridge", "K per depth")
+PAPER = "paper's recipe"
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def measured(name: str, case: Case, seed: int, *, smoke: bool) -> Row:
     seconds = time.perf_counter() - started
     spectrum = ki.spectrum(koopman, case.held_out)
     wrong, missed = distances(spectrum, case.known)
+    paper = None if case.next_token or not isinstance(case.inputs, tuple) else by_paper(name, case, seconds)
     faith = ki.fidelity(case.model, koopman, held_out=case.inputs, fitted=case.fitted, next_token=case.next_token)
     base, *substituted = faith.outputs or (None,)
     return Row(
@@ -82,7 +87,7 @@ def measured(name: str, case: Case, seed: int, *, smoke: bool) -> Row:
         seed=seed,
         fvu=faith.depths[-1].fvu,
         base=None if base is None else base.accuracy,
-        in_place={row.name: row.accuracy for row in substituted},
+        in_place={row.name: row.accuracy for row in substituted} | {PAPER: paper},
         kl={row.name: row.kl for row in substituted},
         modes=len(spectrum.eigenvalues),
         trusted=int(spectrum.trusted.sum()),
@@ -95,18 +100,58 @@ def measured(name: str, case: Case, seed: int, *, smoke: bool) -> Row:
     )
 
 
+def by_paper(name: str, case: Case, seconds: float) -> float | None:
+    """Return the accuracy in place of a fit by the paper's recipe in as many seconds; None where widths differ.
+
+    Its MNIST settings go with the width, where the paper has none for a host.
+    """
+    ends = replace(
+        case.fitted,
+        sites=(case.fitted.sites[0], case.fitted.sites[-1]),
+        states=(case.fitted.states[0], case.fitted.states[-1]),
+        shapes=(case.fitted.shapes[0], case.fitted.shapes[-1]),
+        times=(0.0, 1.0),
+    )
+    if len(set(ends.widths)) > 1:
+        return None
+    recipe, width = SETTINGS["yin-yang" if name == "yin-yang" else "mnist"].recipe, ends.widths[0]
+    if recipe.dimension != width:
+        wider = width / recipe.dimension
+        hidden = tuple(round(wider * each) for each in recipe.hidden)
+        recipe = replace(recipe, dimension=width, hidden=hidden, observables=round(wider * recipe.observables))
+    koopman, _ = paper_fit(recipe, ends, seconds / 60, epochs=10**6, looks=1)
+    x, y = case.inputs
+    with torch.no_grad(), ki.patched(case.model, koopman, mode="replace"):
+        return share(predictions(case.model, x) == y)
+
+
 def distances(spectrum: ki.Spectrum, known: Known | None) -> tuple[float | None, float | None]:
     """Return how far trusted eigenvalues are from known ones, and known leading ones from the nearest found."""
     if known is None or not spectrum.in_host_units:
         return None, None
     found = spectrum.eigenvalues
+    missed = float(max(min(abs(found - one)) for one in known.leading))
+    if known.every is None:
+        return None, missed
     wrong = [min(abs(value - one) for one in known.every) for value in found[spectrum.trusted]]
-    return float(max(wrong, default=0.0)), float(max(min(abs(found - one)) for one in known.leading))
+    return float(max(wrong, default=0.0)), missed
 
 
 def shown(rows: list[Row]) -> str:
     """Tabulate medians over seeds, one line a host."""
-    header = ["host", "FVU", *BESIDE, "base %", "in place %", "KL", "trusted", "of variance %", "VAMP", "λ wrong"]
+    header = [
+        "host",
+        "FVU",
+        *BESIDE,
+        "base %",
+        "in place %",
+        "paper %",
+        "KL",
+        "trusted",
+        "of variance %",
+        "VAMP",
+        "λ wrong",
+    ]
     lines = []
     for name in dict.fromkeys(row.host for row in rows):
         own = [row for row in rows if row.host == name]
@@ -116,6 +161,7 @@ def shown(rows: list[Row]) -> str:
                 *(number(middle([row.fvu[each] for row in own]), 2, "e") for each in ("surrogate", *BESIDE)),
                 percent(middle([row.base for row in own])),
                 percent(middle([row.in_place.get("surrogate") for row in own])),
+                percent(middle([row.in_place.get(PAPER) for row in own])),
                 number(middle([row.kl.get("surrogate") for row in own]), 4),
                 f"{median(row.trusted for row in own):g}/{own[0].modes}",
                 percent(middle([row.variance for row in own]), 1),
