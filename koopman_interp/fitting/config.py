@@ -110,7 +110,7 @@ class FitConfig(DescentConfig):
         schedule: as in a descent, and so `least_gain` and `patience`, which end most fits.
         aim: `prediction` fits K by gradient steps on the losses; `spectrum` solves K in closed form on each batch
             (variable projection; Golub & Pereyra 2003), with how far the observables are from an invariant space among
-            the losses, and takes a geometric scale: eigenvalues are nearer the truth, at more time a step.
+            the losses: eigenvalues are nearer the truth, at more time a step.
         observables: width of the observable space; None is the normalised width, but 64 at least and 256 at most, as
             far as there are rows for them.
         architecture: of encoder and decoder, `linear_plus_nonlinear` or the paper's plain `mlp`.

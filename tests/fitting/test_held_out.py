@@ -62,8 +62,9 @@ def test_no_gradient_step_sees_a_row_held_out(trajectories, quick_config, seed, 
     koopman = ki.fit(trajectories, replace(quick_config, seed=seed, steps=2), progress=False)
     held_out = koopman.is_held_out(trajectories)
     normalized = seen["normalization"].normalize(trajectories.states[0], 0)
-    assert torch.equal(seen["train"], normalized[~held_out])
-    assert torch.equal(seen["held_out"], normalized[held_out])
+    # To rounding, since narrow states are normalised in float64.
+    torch.testing.assert_close(seen["train"], normalized[~held_out], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(seen["held_out"], normalized[held_out], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -236,3 +236,16 @@ def test_the_decoder_is_the_regression_of_states_on_observables(observables, str
         z = surrogate.encoder(x).flatten(0, 1).numpy()
     expected = solved(z, x.flatten(0, 1).numpy(), strength).T
     np.testing.assert_allclose(surrogate.decoder.linear.weight.detach().numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_inputs_of_very_different_sizes_are_all_served():
+    """No input is lost beside a larger one: a solve in other units of the inputs gives the same map."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(500, 4, generator=generator, dtype=torch.float64)
+    wanted = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    units = torch.tensor([1e6, 1.0, 1e-3, 1e-9], dtype=torch.float64)
+    scaled = z * units
+    found = ridge(scaled.T @ scaled, scaled.T @ (z @ wanted), 1e-12)
+    torch.testing.assert_close(found * units[:, None], wanted, rtol=1e-9, atol=1e-9)
+    nothing = torch.cat([scaled, torch.zeros(500, 1, dtype=torch.float64)], 1)
+    assert float(ridge(nothing.T @ nothing, nothing.T @ z, 1e-12)[4].abs().max()) == 0

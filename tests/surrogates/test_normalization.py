@@ -36,10 +36,10 @@ SETTINGS = [
     {},
     {"whiten": 1.0},
     {"whiten": 0.4, "scale": "per depth"},
-    {"scale": "none"},
+    {"scale": "common"},
     {"align": True},
     {"dimension": 3},
-    {"dimension": 3, "whiten": 1.0, "scale": "none"},
+    {"dimension": 3, "whiten": 1.0, "scale": "common"},
     {"dimension": 2, "whiten": 0.5, "basis": "per depth", "align": True},
 ]
 
@@ -91,8 +91,9 @@ def test_chunks_give_what_one_pass_gives(settings, chunks):
 def test_components_and_whitening_are_those_of_numpy(whiten):
     data = states()
     maps = fitted(data, dimension=3, whiten=whiten, scale="common")
+    size = np.sqrt(sum(state.numpy().var(0).sum() for state in data) / sum(state.shape[1] for state in data))
     for depth, state in enumerate(data):
-        centred = state.numpy() - state.numpy().mean(0)
+        centred = (state.numpy() - state.numpy().mean(0)) / size
         values, vectors = np.linalg.eigh(np.cov(centred.T, bias=True))
         values, vectors = values[::-1][:3], vectors[:, ::-1][:, :3]
         expected = centred @ vectors * values ** (-whiten / 2)
@@ -155,7 +156,7 @@ def operator_between(maps, data):
 
 
 @pytest.mark.parametrize("growth", [0.5, 1.0, 1.7])
-@pytest.mark.parametrize("scale", ["auto", "geometric", "none"])
+@pytest.mark.parametrize("scale", ["auto", "geometric", "common"])
 def test_growth_times_the_operator_has_the_eigenvalues_of_the_host(growth, scale):
     data, values = linear_motion(growth=growth)
     maps = fitted(data, scale=scale)
@@ -202,13 +203,39 @@ def test_even_growth_is_scaled_geometrically_and_uneven_growth_per_depth():
     assert even.coordinates.growth == pytest.approx(2, rel=0.1)
     assert "evenly" in even.coordinates.reason
     assert "unevenly" in uneven.coordinates.reason
-    # A linear motion is scaled geometrically however its size changes.
+    # A linear motion is the same motion in one size, however its own changes.
     data, _ = linear_motion()
     K = torch.diag(torch.tensor([0.01, 0.9, 0.8, 0.7], dtype=torch.float64))
     first = 50 * torch.eye(4, dtype=torch.float64)[0] * data[0] + data[0]
     moved = [first, first @ K, first @ K @ K, first @ K @ K @ K]
-    assert fitted(moved).coordinates.scale == "geometric"
+    assert fitted(moved).coordinates.scale == "common"
     assert "linear operator" in fitted(moved).coordinates.reason
+
+
+def test_one_map_at_all_depths_keeps_one_centre_and_one_size():
+    """`y' = y / 2 + 0.3 x²` moves the mean of y with depth; centred by depth, it is another map at each."""
+    x = torch.rand(600, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    flow = [x]
+    for _ in range(4):
+        x = torch.stack([0.9 * x[:, 0], 0.5 * x[:, 1] + 0.3 * x[:, 0] ** 2], 1)
+        flow.append(x)
+    maps = fitted(flow)
+    assert (maps.coordinates.centre, maps.coordinates.scale, maps.coordinates.growth) == ("common", "common", 1)
+    for depth in range(1, 5):
+        assert all(torch.equal(a, b) for a, b in zip(maps.maps(0), maps.maps(depth), strict=True))
+    # Components are those of all states together about the one centre.
+    together = torch.cat([maps.normalize(state, depth) for depth, state in enumerate(flow)])
+    covariance = torch.cov(together.T, correction=0)
+    torch.testing.assert_close(covariance, torch.diag(covariance.diagonal()), atol=1e-10, rtol=0)
+    assert float(together.mean(0).abs().max()) < 1e-12
+    # The same states by maps of their own at each depth are no such motion.
+    turned = [state @ torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64))[0] for state in flow]
+    assert fitted(turned).coordinates.centre == "per depth"
+
+
+def test_one_centre_needs_one_width():
+    with pytest.raises(InputError, match="One centre"):
+        fitted(states(), centre="common")
 
 
 def test_the_rule_is_the_same_whatever_the_chunks():
@@ -237,8 +264,8 @@ def test_blocks_in_float32_agree_with_float64():
     assert not moments.precise
     moments.update(data)
     exact.update([state.double() for state in data])
-    values, _ = moments.components([0, 1], [0.5, 0.5])
-    expected, _ = exact.components([0, 1], [0.5, 0.5])
+    values, _ = moments.components([0, 1], [0.5, 0.5], [moments.mean(0), moments.mean(1)])
+    expected, _ = exact.components([0, 1], [0.5, 0.5], [exact.mean(0), exact.mean(1)])
     torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6)
     assert moments.variance(1) == pytest.approx(exact.variance(1), rel=1e-6)
     torch.testing.assert_close(moments.mean(0), exact.mean(0), rtol=1e-6, atol=1e-6)

@@ -22,7 +22,7 @@ from koopman_interp.analysis.spectra.grams import Grams
 CONSTANT = 1e-6
 """Share of |φ|² that differs between samples, below which φ counts as the same for all."""
 _UNREACHED = 1e-14
-_ALIVE = 0.1
+ALIVE = 0.1
 """Share of a mode that is left at the end of the span it is judged over, at least."""
 _ROUNDING = 1e-12
 """Mean square of φ at the end of its span, relative to that of all observables, below which it counts as nothing."""
@@ -96,7 +96,7 @@ class SpanPass:
         self._of_mode = np.cumsum(values.imag >= 0) - 1
         elapsed = np.array(times) - times[0]
         left = np.abs(values[upper, None]) ** elapsed
-        self._ends = np.array([np.flatnonzero(each >= _ALIVE)[-1] for each in left])
+        self._ends = np.array([np.flatnonzero(each >= ALIVE)[-1] for each in left])
         self._power = values[upper] ** elapsed[self._ends]
         self._readers = readers[:, upper]
         self._sums = np.zeros((2, len(upper)), complex)

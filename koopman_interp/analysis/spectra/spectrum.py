@@ -19,6 +19,7 @@ from koopman_interp.analysis.spectra.amplitudes import Amplitudes
 from koopman_interp.analysis.spectra.eigen import PRINTED, real_basis, turned
 from koopman_interp.analysis.spectra.grams import Grams
 from koopman_interp.analysis.spectra.intervals import Intervals
+from koopman_interp.analysis.spectra.residuals import ALIVE
 from koopman_interp.analysis.spectra.verdicts import DRIFT, Verdict, sentences, verdicts
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import Json, read_tensors, write_tensors
@@ -130,15 +131,19 @@ class Spectrum(Result):
         """One word on each mode.
 
         *trusted*: the residual is within the tolerance; *spurious*: it is not; *contradicted*: it is, but the operator
-        solved anew on the data has no eigenvalue within twice that of λ, as happens where K is far from normal;
-        *constant*: φ is the same for all samples; *unreached*: φ is zero on all samples; *defective*: λ has no
-        eigenvector of its own; *unknown*: there are fewer than ten samples a mode.
+        solved anew on the data has no eigenvalue within that of λ, nor within 5 %, as happens where K is far from
+        normal (asked of modes of which a tenth is left after a step); *constant*: φ is the same for all samples;
+        *unreached*: φ is zero on all samples; *defective*: λ has no eigenvector of its own; *unknown*: there are fewer
+        than ten samples a mode.
         """
         drift = None
         if self.solved_anew is not None:
-            # Each of the two is known to within its residual, and no better.
-            allowed = np.maximum(DRIFT * np.abs(self.operator_eigenvalues), 2 * self.residuals)
-            drift = np.abs(self.solved_anew - self.operator_eigenvalues) / allowed
+            size = np.abs(self.operator_eigenvalues)
+            allowed = np.maximum(DRIFT * size, self.residuals)
+            # Of what is gone after a step, it does not matter how small it is.
+            off = np.where(size < ALIVE, 0.0, np.abs(self.solved_anew - self.operator_eigenvalues))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                drift = off / allowed
         return verdicts(self.residuals, self.varying, self.sensitivity, drift, self.samples, self.tolerance)
 
     @property

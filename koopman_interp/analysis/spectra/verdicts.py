@@ -20,7 +20,7 @@ Verdict = Literal["trusted", "spurious", "contradicted", "unknown", "constant", 
 
 _SENTENCES: dict[Verdict, str] = {
     "unknown": f"not judged, on fewer than {ROWS_PER_MODE} samples a mode; give more rows",
-    "contradicted": f"small in residual, but solved anew on these rows no λ is within twice that, or {DRIFT:.0%}",
+    "contradicted": f"small in residual, but solved anew on these rows no λ is within that, or {DRIFT:.0%}",
     "constant": "the same for all samples, so without a residual to speak of",
     "unreached": "zero on all samples, so not judged",
     "defective": "without an eigenvector of their own to working precision; read the Schur form instead",

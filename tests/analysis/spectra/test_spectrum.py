@@ -38,15 +38,16 @@ def naive_residuals(found, koopman, trajectories, centre=False):
 
 
 def naive_span_residuals(found, koopman, trajectories):
-    """The last depth, and what as many steps as lie between make of the first."""
-    first, last = (koopman.encode(trajectories.states[d], d).double().numpy() for d in (0, trajectories.depths - 1))
-    steps = koopman.config.times[-1] - koopman.config.times[0]
+    """A later depth, and what as many steps as lie between make of the first, as long as a tenth is left."""
+    z = [koopman.encode(state, depth).double().numpy() for depth, state in enumerate(trajectories.states)]
+    elapsed = [time - koopman.config.times[0] for time in koopman.config.times]
     residuals = []
     for value, reader in zip(found.operator_eigenvalues, found.readers.T, strict=True):
-        now, then = first @ reader, last @ reader
-        about_zero = np.linalg.norm(then - value**steps * now) / np.linalg.norm(then)
+        end = max(depth for depth, steps in enumerate(elapsed) if abs(value) ** steps >= 0.1)
+        now, then, power = z[0] @ reader, z[end] @ reader, value ** elapsed[end]
+        about_zero = np.linalg.norm(then - power * now) / np.linalg.norm(then)
         now, then = now - now.mean(), then - then.mean()
-        residuals.append(max(about_zero, np.linalg.norm(then - value**steps * now) / np.linalg.norm(then)))
+        residuals.append(max(about_zero, np.linalg.norm(then - power * now) / np.linalg.norm(then)))
     return residuals
 
 
