@@ -116,7 +116,8 @@ class FitConfig(DescentConfig):
         architecture: of encoder and decoder, `linear_plus_nonlinear` or the paper's plain `mlp`.
         activation: between their layers, `leaky_relu`, or `gelu` for systems that are smooth.
         hidden: widths of the encoder's hidden layers, mirrored by the decoder; None is one as wide as the
-            observables, 128 at least: width and hidden together are as high as the observables' rank can be.
+            observables, 128 at least, or 256 where the aim is the spectrum: width and hidden together are as high as
+            the observables' rank can be.
         batch_size: samples a step; None is 256.
         operator: kind of K: dense, generator, low_rank, identity_plus_low_rank or blocks.
         rank: of the low-rank kinds; None is 32.
@@ -157,7 +158,7 @@ class FitConfig(DescentConfig):
     reconstruction: float = 1.0
     prediction: float = 1.0
     linearity: float = 1.0
-    residual: float = 0.3
+    residual: float = 3.0
     isometry: Isometry = "matching"
     isometry_weight: float | None = None
     operator_rate: float = 0.2

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from koopman_interp.fitting.config import FitConfig
+from koopman_interp.fitting.config import Aim, FitConfig
 
 _FEWEST_OBSERVABLES, _MOST_OBSERVABLES = 64, 256
-_FEWEST_HIDDEN = 128
+_FEWEST_HIDDEN: dict[Aim, int] = {"prediction": 128, "spectrum": 256}
 _ROWS_AN_OBSERVABLE = 10
 """Steps of a sample from one depth to the next that are wanted for each observable."""
 _BATCH = 256
@@ -46,7 +46,7 @@ def sizes(config: FitConfig, dimension: int, samples: int, depths: int) -> Sizes
         reasons.append(f"observables {observables}: {why}")
     hidden = config.hidden
     if hidden is None:
-        hidden = (max(_FEWEST_HIDDEN, observables),)
+        hidden = (max(_FEWEST_HIDDEN[config.aim], observables),)
         reasons.append(f"hidden {hidden[0]}: no fewer than the observables, so that none lacks rank")
     batch_size = config.batch_size
     if batch_size is None:
