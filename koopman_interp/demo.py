@@ -35,7 +35,7 @@ CLASSES = ("yin", "yang", "dot")
 _POINTS, _HELD_OUT = 5000, 2000
 _WIDTH, _BLOCKS = 10, 5
 _EPOCHS = 40
-_FIT = FitConfig(observables=64, hidden=(128,), pairs="all", steps=1000)
+_FIT = FitConfig(aim="spectrum", observables=32)
 """All pairs of depths at every step, and many observables for the width: its spectrum is to be read."""
 
 

@@ -20,6 +20,7 @@ from koopman_interp.auditing.result import Audit
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_json, write_json
 from koopman_interp.testing import ResidualMLP
+from tests.naming import named
 
 LABEL = 1
 BASELINES = ["base model", "logit mask", "mean difference", *(["LEACE"] if has_leace() else [])]
@@ -114,7 +115,7 @@ def test_the_retrained_models_row_is_that_model(case, found):
         {"source": 1, "target": "blocks.1"},
         {"at": "each site"},
     ],
-    ids=str,
+    ids=named,
 )
 def test_the_edits_row_is_the_patched_model(case, options):
     _, logits = case.states_and_logits(case.model)

@@ -15,6 +15,7 @@ from koopman_interp.files import write_tensors
 from koopman_interp.fitting.descent import Descent
 from koopman_interp.surrogates.operators import OPERATORS
 from koopman_interp.testing import LinearHost
+from tests.naming import named
 
 PLAIN = ki.NormalizationConfig(scale="common")
 
@@ -109,7 +110,7 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("settings", WAYS, ids=str)
+@pytest.mark.parametrize("settings", WAYS, ids=named)
 def test_a_hundred_steps_lower_the_loss(trajectories, settings):
     config = ki.FitConfig(**({"observables": 12, "hidden": (12,), "rank": 4} | settings), steps=100, evaluate_every=100)
     fitted = ki.fit(trajectories, config, progress=False)
@@ -300,7 +301,7 @@ def interrupted_at(monkeypatch, stop):
 @pytest.mark.parametrize(
     ("stop", "settings"),
     [*((stop, {}) for stop in (0, 3, 20, 21, 47, 59)), (47, {"operator": "blocks", "isometry": "chords"})],
-    ids=str,
+    ids=named,
 )
 def test_a_resumed_fit_is_bit_identical_to_one_never_interrupted(
     trajectories, quick_config, surrogate, tmp_path, monkeypatch, stop, settings
@@ -403,7 +404,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=str)
+@pytest.mark.parametrize("change", CHANGES, ids=named)
 def test_a_checkpoint_of_other_settings_is_refused_by_name(trajectories, quick_config, checkpoint, change):
     config = replace(quick_config, **({"steps": 2} | change))
     with pytest.raises(InputError, match="another call of fit: settings"):
@@ -546,7 +547,7 @@ def test_an_unknown_method_is_refused(trajectories):
         {"prediction": -0.1},
         {"isometry_weight": -0.1},
     ],
-    ids=str,
+    ids=named,
 )
 def test_settings_that_make_no_sense_are_refused_by_name(settings):
     with pytest.raises(InputError, match=f"{next(iter(settings))}"):

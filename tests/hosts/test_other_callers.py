@@ -13,6 +13,7 @@ from koopman_interp.errors import HostMismatchError, UnsupportedHostError
 from koopman_interp.testing.identities import change, identity, mover
 from tests.hosts.odd_models import IDS, MASK, Stack, X, by_formula, llama, near
 from tests.hosts.situations import refused, right
+from tests.naming import named
 
 ENDS = ("blocks.0:input", "blocks.3")
 
@@ -57,7 +58,7 @@ def test_gradients_are_those_of_the_patched_function() -> None:
 @pytest.mark.parametrize(
     "settings",
     [{"num_beams": 3}, {"cache_implementation": "static"}, {"assisted": True}, {"use_cache": False}],
-    ids=str,
+    ids=named,
 )
 @right("Tokens and padding", "`positions` under beam search, assisted generation, static caches and none")
 @torch.no_grad()

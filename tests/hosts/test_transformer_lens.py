@@ -20,6 +20,7 @@ from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.testing.traces import traces
 from tests.hosts.lens_models import gpt2_bridge, hooked_transformer, llama_bridge, native_bridge
+from tests.naming import named
 
 TEXTS = ["once upon a time", "girl"]
 PAD = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -101,7 +102,7 @@ def test_an_older_version_is_refused(monkeypatch):
             ("blocks.1.hook_resid_pre", stream()[2]),
         ),
     ],
-    ids=str,
+    ids=named,
 )
 def test_sites_by_name_glob_short_form_and_filter(model, selection, expected):
     assert host_for(model).sites(selection) == expected

@@ -9,6 +9,7 @@ import koopman_interp as ki
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.observing.outputs import Output
 from tests.hosts.lens_models import gpt2_bridge, tokenizer
+from tests.naming import named
 
 OPTIONS = [
     {},
@@ -50,7 +51,7 @@ def audited(patch, batch):
     return output.samples.kept, output.logp
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=named)
 @torch.no_grad()
 def test_it_gives_the_same_logits_in_each_way(deployed, options):
     model, koopman, edits, batch = deployed
@@ -76,7 +77,7 @@ def test_it_gives_the_same_logits_in_each_way(deployed, options):
     assert torch.equal(host.call(batch), plain)
 
 
-@pytest.mark.parametrize("options", [case for case in OPTIONS if "target" not in case], ids=str)
+@pytest.mark.parametrize("options", [case for case in OPTIONS if "target" not in case], ids=named)
 @torch.no_grad()
 def test_a_baked_copy_gives_them_too(model, trajectories, yin_yang_data, options):
     if "positions" in options:

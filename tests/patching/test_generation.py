@@ -7,6 +7,7 @@ import torch
 
 import koopman_interp as ki
 from koopman_interp.errors import InputError
+from tests.naming import named
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -58,7 +59,7 @@ def step_by_step(model, ids, steps):
     return ids, torch.stack(logits, 1)
 
 
-@pytest.mark.parametrize("positions", [None, slice(2, None), [9, 10]], ids=str)
+@pytest.mark.parametrize("positions", [None, slice(2, None), [9, 10]], ids=named)
 @pytest.mark.parametrize("mode", ["delta", "replace"])
 def test_with_a_cache_is_step_by_step_without(case, mode, positions):
     model, ids, koopman, edit = case
@@ -166,7 +167,7 @@ def test_gradients_reach_what_lies_before_the_patch(case, mode):
     assert not torch.allclose(patched, plain, rtol=1e-3)
 
 
-@pytest.mark.parametrize("positions", [None, slice(2, None)], ids=str)
+@pytest.mark.parametrize("positions", [None, slice(2, None)], ids=named)
 def test_in_place_at_each_site_a_cache_changes_nothing(case, positions):
     """Keys and values of edited states are what the cache holds, so later tokens see the edit as they would without."""
     model, ids, koopman, _ = case

@@ -9,6 +9,7 @@ from torch import nn
 import koopman_interp as ki
 from koopman_interp.surrogates.operators import OPERATORS
 from koopman_interp.testing import LinearHost, ResidualMLP, yin_yang
+from tests.naming import named
 
 
 def drawn(*shape, seed=0):
@@ -122,7 +123,7 @@ def delta_by_hand(koopman, rows, target_rows, edits, first, last):
 # --- nothing in, nothing out --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("edits", [None, (), []], ids=str)
+@pytest.mark.parametrize("edits", [None, (), []], ids=named)
 def test_without_an_edit_no_bit_changes(case, edits):
     model, x, koopman, _ = case
     with torch.no_grad():

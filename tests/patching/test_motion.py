@@ -6,6 +6,7 @@ import torch
 import koopman_interp as ki
 from koopman_interp.patching.motion import Motion
 from koopman_interp.surrogates.operators import OPERATORS
+from tests.naming import named
 
 
 def step_by_step(koopman, rows, edits, first, last):
@@ -34,7 +35,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("settings", SHAPES, ids=str)
+@pytest.mark.parametrize("settings", SHAPES, ids=named)
 @pytest.mark.parametrize(("first", "last"), [(0, 4), (1, 3), (2, 3)])
 def test_motion_multiplied_out_is_motion_step_by_step(seen, settings, first, last):
     config = ki.FitConfig(**({"observables": 14, "hidden": (16,)} | settings), steps=5, evaluate_every=5)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import koopman_interp as ki
 from koopman_interp.errors import HostMismatchError, InputError
 from koopman_interp.testing import ResidualMLP
+from tests.naming import named
 
 MODES = ["delta", "replace"]
 
@@ -450,7 +451,7 @@ def tokens():
         (lambda place: place == 2, [2]),
         ([], []),
     ],
-    ids=str,
+    ids=named,
 )
 def test_only_the_chosen_positions_are_patched(tokens, mode, positions, chosen):
     host, ids, koopman, edit = tokens
@@ -488,7 +489,7 @@ def test_places_are_counted_from_the_first_real_token(tokens):
         ([-1], "count from the first token on"),
         (lambda place: place, "to return a mask of shape"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_positions_from_the_end_are_refused(tokens, positions, sentence, traces):
     host, ids, koopman, edit = tokens

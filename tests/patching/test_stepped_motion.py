@@ -12,6 +12,7 @@ from koopman_interp.forgetting.gradient import TrainableMap
 from koopman_interp.patching.motion import Motion
 from koopman_interp.patching.stepped_motion import SteppedMotion
 from koopman_interp.surrogates.operators import OPERATORS
+from tests.naming import named
 
 
 def fitted(seen, **settings):
@@ -37,7 +38,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("settings", SHAPES, ids=str)
+@pytest.mark.parametrize("settings", SHAPES, ids=named)
 @pytest.mark.parametrize("mode", ["delta", "replace"])
 def test_untrained_it_is_the_motion_multiplied_out(seen, settings, mode):
     koopman = fitted(seen, **settings)

@@ -10,6 +10,7 @@ from koopman_interp.errors import InputError
 from koopman_interp.surrogates import state_moments
 from koopman_interp.surrogates.normalization import fit_normalization
 from koopman_interp.surrogates.state_moments import StateMoments
+from tests.naming import named
 
 WIDTHS = (5, 7, 6)
 
@@ -45,7 +46,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("widths", [(5, 5, 5), WIDTHS])
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=named)
 def test_normalising_undoes_denormalising(settings, widths):
     data = states(widths=widths)
     maps = fitted(data, **settings)
@@ -54,7 +55,7 @@ def test_normalising_undoes_denormalising(settings, widths):
         torch.testing.assert_close(maps.normalize(maps.denormalize(points, depth), depth), points)
 
 
-@pytest.mark.parametrize("settings", SETTINGS[:5], ids=str)
+@pytest.mark.parametrize("settings", SETTINGS[:5], ids=named)
 def test_denormalising_undoes_normalising_where_nothing_is_dropped(settings):
     data = states(widths=(5, 5, 5))
     maps = fitted(data, **settings)
@@ -62,7 +63,7 @@ def test_denormalising_undoes_normalising_where_nothing_is_dropped(settings):
         torch.testing.assert_close(maps.denormalize(maps.normalize(state, depth), depth), state)
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=named)
 def test_denormalising_projects_onto_the_principal_components(settings):
     data = states()
     maps = fitted(data, **settings)
@@ -74,7 +75,7 @@ def test_denormalising_projects_onto_the_principal_components(settings):
         torch.testing.assert_close(maps.denormalize(maps.normalize(state, depth), depth), expected)
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=named)
 @pytest.mark.parametrize("chunks", [3, 40])
 def test_chunks_give_what_one_pass_gives(settings, chunks):
     data = states()
@@ -283,7 +284,7 @@ def test_second_moments_of_every_third_row_beside_means_of_all(chunks):
     assert moments.variance(1) == pytest.approx(float(data[1][::3].var(0, unbiased=False).sum()))
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=named)
 def test_differences_map_linearly(settings):
     data = states()
     maps = fitted(data, **settings)
@@ -309,7 +310,7 @@ def test_a_mean_far_larger_than_the_spread_does_no_harm():
 
 
 @pytest.mark.parametrize("widths", [(90, 100, 95), (90, 100, 12), (12, 13, 100), (90, 90, 90)])
-@pytest.mark.parametrize("settings", [{}, {"whiten": 0.7}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"whiten": 0.7}], ids=named)
 def test_sketched_moments_of_data_of_low_rank_are_exact(widths, settings, monkeypatch):
     data = states(widths=widths, rank=6, rows=300)
     kept = 18 if len(set(widths)) == 1 else 6  # all three depths' where they share a basis
@@ -345,7 +346,7 @@ def test_sketches_keep_the_promises_of_exact_maps(monkeypatch):
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"dimension": 3}, {"whiten": 1.0}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"dimension": 3}, {"whiten": 1.0}], ids=named)
 def test_too_few_samples_are_refused_with_both_numbers(settings):
     size = settings.get("dimension", 5)
     with pytest.raises(InputError, match=f"more than {size} samples; got {size}"):
@@ -361,7 +362,7 @@ def test_no_samples_are_refused():
 
 @pytest.mark.parametrize("rows", [40, 300])
 @pytest.mark.parametrize("value", [1.0, 0.1, -273.15, 1 / 3])
-@pytest.mark.parametrize("settings", [{}, {"whiten": 0.5}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"whiten": 0.5}], ids=named)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_depth_that_never_varies_is_named(rows, value, settings, dtype):
     # In floating point the mean of equal numbers need not be that number.
@@ -386,7 +387,7 @@ def test_a_dimension_wider_than_a_depth_is_refused():
 @pytest.mark.parametrize(
     "settings",
     [{"dimension": 0}, {"whiten": 1.5}, {"whiten": -0.1}, {"variance": 0.0}, {"variance": 1.1}],
-    ids=str,
+    ids=named,
 )
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(InputError, match="; got"):
