@@ -199,6 +199,9 @@ def main() -> None:
                 left_out[name] = str(missing).splitlines()[0]
                 break
             rows.append(measured(name, case, seed, smoke=given.smoke))
+            # After each, so that hours of it are not lost with the last.
+            done = {"machine": machine(), "rows": [vars(row) for row in rows], "left out": left_out}
+            write_json(given.out, jsonable(done))
             print(
                 f"{name}, seed {seed}: {rows[-1].trusted} of {rows[-1].modes} modes trusted, {rows[-1].notes}",
                 flush=True,
@@ -206,7 +209,6 @@ def main() -> None:
     print(f"\n{shown(rows)}\n")
     for name, why in left_out.items():
         print(f"{name} is left out: {why}")
-    write_json(given.out, jsonable({"machine": machine(), "rows": [vars(row) for row in rows], "left out": left_out}))
 
 
 if __name__ == "__main__":
