@@ -116,18 +116,16 @@ keep(plotting.plot_spectrum(spectrum, pseudospectra=valleys), "spectrum")
 keep(plotting.plot_residuals(spectrum), "residuals")
 
 # %% [markdown]
-# Read the two figures together. Hardly any mode passes the tolerance: each eigenfunction alone predicts its own next
-# value badly, since the model is not linear and K was fitted to reach all depths at once, which is another aim. The
-# contours are more patient. They ask, at each point of the plane, whether *any* function of the slowest modes would do;
-# what all samples share is taken off first, as for the residuals, since an offset that never changes would pass for the
-# slowest function of all. Some functions do better than the eigenvectors of this K, but none does well: the best, near
-# 1, misses about a sixth of its own spread at each step, so this is no proof of slow functions. And it is one wide
-# valley that holds most of the eigenvalues: the data do not tell them apart. The table says so too, where several modes
-# have the same |λ| on the data.
+# Read the two figures together. The fit was made for the spectrum (`aim="spectrum"`), so that many modes pass; of one
+# that is made to predict, hardly any does. The contours ask another question, at each point of the plane: would *any*
+# function of the slowest modes do? What all samples share is taken off first, as for the residuals, since an offset that
+# never changes would pass for the slowest function of all. Where the smallest residual near an eigenvalue is far below
+# that of its mode, a better function exists than the eigenvector of this K; where one wide valley holds several
+# eigenvalues, the data do not tell them apart. The table says so too, where modes have the same |λ| on the data.
 #
 # ## What the modes say
 #
-# With that caution, `describe_modes` shows for each mode the samples at its two ends, what a step of one standard
+# `describe_modes` shows for each mode the samples at its two ends, what a step of one standard
 # deviation along it changes at the model's own output, and how it grows over depth beside $|\lambda|^t$.
 
 # %%
@@ -139,10 +137,10 @@ keep(plotting.plot_mode_growth(meanings), "growth")
 keep(plotting.plot_class_amplitudes(spectrum, depth=len(koopman.sites) - 1), "classes")
 
 # %% [markdown]
-# The slowest modes are about classes: each of their ends is of one class, and the output follows. The growth is the
-# test of the claim: where the solid line leaves the dashed one, the mode does not do what its eigenvalue says. A mode
-# within the tolerance can fail this test as well, or have an eigenvalue outside the interval that the data give for it.
-# A residual under a wide tolerance is a weak certificate: read the three together.
+# The slowest modes are about classes, and the output follows: a step up one of them says more of one class and less of
+# another. The growth is the test of the claim: where the solid line leaves the dashed one, the mode does not do what its
+# eigenvalue says. A mode within the tolerance can fail this test as well, or have an eigenvalue outside the interval that
+# the data give for it. A residual under a wide tolerance is a weak certificate: read the three together.
 #
 # ## Are two networks the same dynamics?
 #
@@ -167,9 +165,8 @@ for name, other in others.items():
 print(table(["", "Wasserstein (by energy)", "Procrustes angle"], rows))
 
 # %% [markdown]
-# Against that yardstick, the eigenvalues of the other seed are twice as far as those of a second fit, and the angles
-# tell little apart: fits of one model differ almost as much as models do. Nor is the untrained model the farthest. With
-# surrogates whose modes are hardly certified, a distance says as much about the fits as about the networks.
+# Against that yardstick, another seed of the model is hardly farther than a second fit of the same, by either distance.
+# The untrained model is far by its eigenvalues; by the angle it is not, since fits of one model differ almost as much.
 
 # %% [markdown]
 # ## A language model
