@@ -118,9 +118,9 @@ keep(plotting.plot_residuals(spectrum), "residuals")
 # %% [markdown]
 # Read the two figures together. The fit was made for the spectrum (`aim="spectrum"`), so that many modes pass; of one
 # that is made to predict, hardly any does. The contours ask another question, at each point of the plane: would *any*
-# function of the slowest modes do? What all samples share is taken off first, as for the residuals, since an offset that
-# never changes would pass for the slowest function of all. Where the smallest residual near an eigenvalue is far below
-# that of its mode, a better function exists than the eigenvector of this K; where one wide valley holds several
+# function of the slowest modes do? What all samples share is taken off first, as for the residuals, since an offset
+# that never changes would pass for the slowest function of all. Where the smallest residual near an eigenvalue is far
+# below that of its mode, a better function exists than the eigenvector of this K; where one wide valley holds several
 # eigenvalues, the data do not tell them apart. The table says so too, where modes have the same |λ| on the data.
 #
 # ## What the modes say
@@ -137,10 +137,11 @@ keep(plotting.plot_mode_growth(meanings), "growth")
 keep(plotting.plot_class_amplitudes(spectrum, depth=len(koopman.sites) - 1), "classes")
 
 # %% [markdown]
-# The slowest modes are about classes, and the output follows: a step up one of them says more of one class and less of
-# another. The growth is the test of the claim: where the solid line leaves the dashed one, the mode does not do what its
-# eigenvalue says. A mode within the tolerance can fail this test as well, or have an eigenvalue outside the interval that
-# the data give for it. A residual under a wide tolerance is a weak certificate: read the three together.
+# The slowest modes are about classes, and the output follows: a step up one of them says more of one class and less
+# of another. The growth is the test of the claim: where the solid line leaves the dashed one, the mode does not do
+# what its eigenvalue says. A mode within the tolerance can fail this test as well, or have an eigenvalue outside the
+# interval that the data give for it. A residual under a wide tolerance is a weak certificate: read the three
+# together.
 #
 # ## Are two networks the same dynamics?
 #
@@ -165,8 +166,9 @@ for name, other in others.items():
 print(table(["", "Wasserstein (by energy)", "Procrustes angle"], rows))
 
 # %% [markdown]
-# Against that yardstick, another seed of the model is hardly farther than a second fit of the same, by either distance.
-# The untrained model is far by its eigenvalues; by the angle it is not, since fits of one model differ almost as much.
+# Against that yardstick, another seed of the model is hardly farther than a second fit of the same, by either
+# distance. The untrained model is far by its eigenvalues; by the angle it is not, since fits of one model differ
+# almost as much.
 
 # %% [markdown]
 # ## A language model

@@ -567,3 +567,24 @@ def test_settings_go_through_json_unchanged(quick_config):
         ki.FitConfig.from_dict({"stepz": 3})
     with pytest.raises(InputError, match="whitten"):
         ki.FitConfig.from_dict({"normalization": {"whitten": 1.0}})
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_k_solved_anew_never_costs_the_whole_span(trajectories, quick_config, seed):
+    config = replace(quick_config, seed=seed, steps=60)
+    fitted = ki.fit(trajectories, config, progress=False)
+    _, held_out = trajectories.split(config.validation, seed=config.seed)
+    predicted = fitted.predict(held_out.states[0], 0, held_out.depths - 1)
+    last = held_out.states[-1]
+    normalized, target = (fitted.normalization.normalize(state, held_out.depths - 1) for state in (predicted, last))
+    fvu = (normalized - target).square().sum() / (target - target.mean(0)).square().sum()
+    assert float(fvu) <= fitted.record.kept["fvu"] * (1 + 1e-3)
+
+
+def test_observables_past_the_width_start_no_worse_than_none(trajectories):
+    """What an encoder has only begun to make is nearly nothing, and a K that amplified it would be a bad start."""
+    first = [
+        ki.fit(trajectories, ki.FitConfig(observables=count, steps=1, hidden=(64,)), progress=False).record.history[0]
+        for count in (10, 40)
+    ]
+    assert first[1]["fvu"] < 1.1 * first[0]["fvu"]
