@@ -188,7 +188,9 @@ def _chosen(spectrum: Spectrum, modes: Sequence[int] | int) -> list[int]:
         verdicts = spectrum.verdicts
         upper = [index for index in range(count) if spectrum.eigenvalues[index].imag >= 0]
         trusted = [index for index in upper if verdicts[index] == "trusted"]
-        others = [index for index in upper if verdicts[index] in ("spurious", "defective")]
+        others = [index for index in upper if verdicts[index] not in ("trusted", "constant", "unreached")]
+        if not trusted + others:
+            raise InputError("No mode differs between samples, so none has two ends to show. Observe varied inputs.")
         return sorted([*trusted, *others][:modes])
     for mode in modes:
         if not 0 <= mode < count:

@@ -273,3 +273,12 @@ def test_a_constant_stands_out_in_no_class():
     contrast = ki.spectrum(plain_surrogate(K, TIMES), data).amplitudes.contrast()
     assert contrast[:, 0].tolist() == [0, 0]
     assert contrast[:, 1].min() > 0.5
+
+
+def test_modes_that_cannot_be_judged_are_described_all_the_same():
+    host, x, data, koopman = linear_host()
+    few = data[:20]
+    found = ki.spectrum(koopman, few)
+    assert set(found.verdicts) == {"unknown"}
+    meanings = ki.describe_modes(koopman, found, few, model=host, batches=x[:20], modes=2)
+    assert [meaning.verdict for meaning in meanings] == ["unknown", "unknown"]
