@@ -44,10 +44,10 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None, *, pseudospectra: 
     if pseudospectra is not None:
         _draw_contours(pseudospectra, ax)
     _draw_intervals(spectrum, ax)
-    for name, chosen in (("spurious: residual >", ~trusted), ("trusted: residual ≤", trusted)):
+    for name, chosen in (("not trusted", ~trusted), (f"trusted, residual ≤ {spectrum.tolerance:g}", trusted)):
         edges = shades[chosen].tolist()
         faces = edges if chosen is trusted else "none"
-        label = f"{name} {spectrum.tolerance:g} ({int(chosen.sum())})" if chosen.any() else "_"
+        label = f"{name} ({int(chosen.sum())})" if chosen.any() else "_"
         at = (values.real[chosen], values.imag[chosen])
         ax.scatter(*at, s=64, facecolors=faces, edgecolors=edges, linewidths=1.8, label=label, zorder=3)
     of = "of K" if spectrum.unit_factor is None else "in the host's units"

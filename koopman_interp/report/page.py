@@ -158,7 +158,7 @@ def _spectrum(spectrum: Spectrum, figures: Mapping[str, str]) -> str:
         "spectrum",
         "Spectrum of K",
         f"<p>{text}</p>",
-        figure(figures, "spectrum", alt, "Filled: trusted; hollow: spurious."),
+        figure(figures, "spectrum", alt, "Filled: trusted; hollow: not trusted."),
         *map(shown, spectrum.tables()),
         *(f"<p>{escape(note)}</p>" for note in spectrum.notes()),
     )
