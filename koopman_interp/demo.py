@@ -36,7 +36,7 @@ _POINTS, _HELD_OUT = 5000, 2000
 _WIDTH, _BLOCKS = 10, 5
 _EPOCHS = 40
 _FIT = FitConfig(aim="spectrum", observables=32)
-"""All pairs of depths at every step, and many observables for the width: its spectrum is to be read."""
+"""Its spectrum is to be read."""
 
 
 def run_demo(

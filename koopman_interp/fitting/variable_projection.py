@@ -86,10 +86,11 @@ def solved(
     """
     before, after = z[:-1].flatten(0, 1).double(), z[1:].flatten(0, 1).double()
     gram = before.T @ before / len(before)
+    # In units of each observable, as in `ridge`: none is lost beside a larger one.
     own = gram.diagonal()
-    gram = gram + torch.diag(_BATCH_RIDGE * own + torch.finfo(gram.dtype).eps * own.max())
-    factor = torch.linalg.cholesky(gram)
-    moved = torch.cholesky_solve(before.T @ after / len(before), factor)
+    scale = torch.where(own > 0, own, 1).rsqrt()
+    factor = torch.linalg.cholesky(scale[:, None] * gram * scale + _BATCH_RIDGE * torch.eye(len(own)).to(gram))
+    moved = scale[:, None] * torch.cholesky_solve(scale[:, None] * (before.T @ after) / len(before), factor)
     left = after - before @ moved
-    white = torch.linalg.solve_triangular(factor, left.T, upper=False)
+    white = torch.linalg.solve_triangular(factor, scale[:, None] * left.T, upper=False)
     return moved.T.to(z.dtype), white.square().mean().to(z.dtype)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from koopman_interp.errors import InputError
-from koopman_interp.surrogates.state_moments import StateMoments
+from koopman_interp.surrogates.state_moments import Linearity, StateMoments
 
 Basis = Literal["shared", "per depth"]
 Scale = Literal["common", "geometric", "per depth"]
@@ -244,7 +244,8 @@ def _solved(
     depths = range(len(moments.widths))
     variances = [_variance(moments, depth) for depth in depths]
     shared = config.basis == "shared" or (config.basis is None and len(set(moments.widths)) == 1)
-    centre = _centre(moments, shared, times, config)
+    linearity = moments.linearity()
+    centre = _centre(linearity if shared else None, times, config)
     centres = [moments.mean(depth) for depth in depths]
     if centre == "common":
         centres = [torch.stack(centres).mean(0)] * len(centres)
@@ -252,7 +253,7 @@ def _solved(
             variance + float((moments.mean(depth) - centres[0]).square().sum())
             for depth, variance in enumerate(variances)
         ]
-    scale, growth, reason = _scale(moments, variances, times, centre, config)
+    scale, growth, reason = _scale(variances, moments.widths, times, linearity, centre, config)
     sizes = _sizes(variances, moments.widths, times, scale, growth)
     weights = [1 / (size**2 * len(sizes)) for size in sizes]
     bases = (
@@ -286,40 +287,39 @@ def _solved(
     return normalization
 
 
-def _centre(moments: StateMoments, shared: bool, times: Sequence[float], config: NormalizationConfig) -> Centre:
+def _centre(linearity: Linearity | None, times: Sequence[float], config: NormalizationConfig) -> Centre:
     """Choose between centres: one keeps a map the same at all depths, and so do several, if the map is affine."""
     if config.centre != "auto":
         return config.centre
     gaps = {later - earlier for earlier, later in itertools.pairwise(times)}
-    shares = moments.shares_left() if shared and len(gaps) == 1 else None
-    left = moments.nonlinear_share()
-    if shares is None or left is None or left <= AFFINE:
+    if linearity is None or len(gaps) > 1 or linearity.centred <= AFFINE:
         return "per depth"
-    one, own = shares
-    return "common" if one <= ONE_MAP and one <= NO_WORSE * own else "per depth"
+    one_map = linearity.affine <= min(ONE_MAP, NO_WORSE * linearity.own)
+    return "common" if one_map else "per depth"
 
 
 def _scale(
-    moments: StateMoments,
     variances: Sequence[float],
+    widths: Sequence[int],
     times: Sequence[float],
+    linearity: Linearity | None,
     centre: Centre,
     config: NormalizationConfig,
 ) -> tuple[Scale, float | None, str]:
     """Choose between scales; return the choice, growth by step, and why."""
-    logs = [math.log(variance / width) / 2 for variance, width in zip(variances, moments.widths, strict=True)]
+    logs = [math.log(variance / width) / 2 for variance, width in zip(variances, widths, strict=True)]
     slope, off = _line(times, logs)
     growth: dict[Scale, float | None] = {"common": 1.0, "geometric": math.exp(slope), "per depth": None}
     if config.scale != "auto":
         return config.scale, growth[config.scale], "asked for"
     if centre == "common":
         return "common", 1.0, "the motion is nearly one map at all depths, and stays one so"
-    left = moments.nonlinear_share()
-    if left is not None and left <= AFFINE:
+    left = math.inf if linearity is None else linearity.centred
+    if left <= AFFINE:
         return "common", 1.0, "the motion is one linear operator on the states"
     if off <= UNEVEN:
         return "geometric", math.exp(slope), f"sizes grow evenly with depth, within a factor of {math.exp(off):.2f}"
-    if left is not None and left <= LINEAR:
+    if left <= LINEAR:
         return "geometric", math.exp(slope), f"one linear operator on the states leaves {left:.1e} of the motion"
     return "per depth", None, f"sizes grow unevenly with depth, by up to a factor of {math.exp(off):.1f}"
 

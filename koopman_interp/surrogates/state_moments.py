@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -27,6 +28,22 @@ _BLOCK = 1024
 """Rows that are summed in float32 before they are added up in float64."""
 _TRIED_ROWS = 2048
 """Rows on which it is asked how linear the motion of the states themselves is."""
+
+
+@dataclass(frozen=True)
+class Linearity:
+    """Shares of the variance of all steps that linear maps leave, each step in units of the size of where it arrives.
+
+    Attributes:
+        centred: one linear operator on the states about each depth's mean.
+        affine: one affine map on the states as they are. Where it leaves hardly more than maps of their own do, the
+            motion is one and the same map.
+        own: an affine map of its own for each step.
+    """
+
+    centred: float
+    affine: float
+    own: float
 
 
 class StateMoments:
@@ -156,38 +173,18 @@ class StateMoments:
         core = torch.linalg.pinv(test.T @ right, rtol=1e-8)
         return (forward.T @ right) @ core @ (left @ last_forward)
 
-    def nonlinear_share(self) -> float | None:
-        """Share of the variance that one linear operator leaves of each step of the centred states.
-
-        The operator is the least-squares one over all steps alike, each weighed by the size of where it arrives. None
-        where widths differ, or where there are too few rows to ask.
-        """
-        rows = self._rows_tried()
-        if rows is None:
+    def linearity(self) -> Linearity | None:
+        """Say how linear the motion of the states is; None where widths differ or rows are too few to ask."""
+        width = self.widths[0]
+        rows = [torch.cat([part[depth] for part in self._tried]).double() for depth in range(len(self.widths))]
+        if len(set(self.widths)) > 1 or len(rows[0]) < 4 * width:
             return None
         centred = [row - row.mean(0) for row in rows]
         sizes = [float(row.square().mean().sqrt()) for row in centred[1:]]
-        return _left_by_one(centred, sizes) / (len(sizes) * rows[0].numel())
-
-    def shares_left(self) -> tuple[float, float] | None:
-        """Shares of the variance that one affine map leaves of all steps, and that a map of its own leaves of each.
-
-        Of the states as they are, each step weighed as in `nonlinear_share`. Where the first is hardly more than the
-        second, the motion is one and the same map. None where that says None.
-        """
-        rows = self._rows_tried()
-        if rows is None:
-            return None
-        sizes = [float((row - row.mean(0)).square().mean().sqrt()) for row in rows[1:]]
+        affine = [torch.cat([row, row.new_ones(len(row), 1)], 1) for row in rows]
+        own = [_left_by_one(pair, [size]) for pair, size in zip(itertools.pairwise(affine), sizes, strict=True)]
         whole = len(sizes) * rows[0].numel()
-        rows = [torch.cat([row, row.new_ones(len(row), 1)], 1) for row in rows]
-        own = [_left_by_one(pair, [size]) for pair, size in zip(itertools.pairwise(rows), sizes, strict=True)]
-        return _left_by_one(rows, sizes) / whole, sum(own) / whole
-
-    def _rows_tried(self) -> list[Float[Tensor, "sample width"]] | None:
-        width = self.widths[0]
-        rows = [torch.cat([part[depth] for part in self._tried]).double() for depth in range(len(self.widths))]
-        return None if len(set(self.widths)) > 1 or len(rows[0]) < 4 * width else rows
+        return Linearity(_left_by_one(centred, sizes) / whole, _left_by_one(affine, sizes) / whole, sum(own) / whole)
 
     def _shift(self, depth: int) -> Float[Tensor, " width"]:
         return self._sums[depth] / self.count

@@ -161,7 +161,7 @@ class Trunk(nn.Module):
 class TokenTrunk(Trunk):
     """Called with tokens, in Hugging Face's words."""
 
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # Hugging Face's names are the point
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -190,7 +190,7 @@ class Model(nn.Module):
 class TokenModel(Model):
     """Called with tokens, in Hugging Face's words."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **told: Any) -> Tensor:  # type: ignore[override]
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **told: Any) -> Tensor:  # type: ignore[override]  # as above
         return self.logits(self.trunk(input_ids=input_ids, attention_mask=attention_mask, **told))
 
 

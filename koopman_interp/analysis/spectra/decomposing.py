@@ -1,9 +1,9 @@
 """The spectrum of K, with a certificate beside each eigenvalue.
 
 K is not normal, so eigenvalues alone mislead. For each pair the residual of a step (residual dynamic mode
-decomposition, Colbrook & Townsend, arXiv 2111.14889) and of the whole span are computed on the given rows in one
-streamed pass, with an interval over resampled inputs. Eigenvalues are brought to the host's own units where there are
-any.
+decomposition, Colbrook & Townsend, arXiv 2111.14889) and of the span that a mode lives are computed on the given rows
+in one streamed pass, with an interval over resampled inputs. Eigenvalues are brought to the host's own units where
+there are any.
 """
 
 from __future__ import annotations

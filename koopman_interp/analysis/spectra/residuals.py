@@ -112,11 +112,11 @@ class SpanPass:
             real, imag = (torch.from_numpy(np.ascontiguousarray(p)).to(chunk.z) for p in (readers.real, readers.imag))
             turning = np.flatnonzero(readers.imag.any(0))
             phi = [_complex(z, real, imag[:, turning], turning) for z in (chunk.z[0], chunk.z[depth])]
+            self._total[depth] += float(chunk.z[depth].square().sum())
             for place, end in enumerate(phi):
                 self._sums[place, modes] += end.sum(0).cpu().numpy()
                 self._squares[place, modes] += end.abs().square().sum(0).cpu().numpy()
             self._across[modes] += (phi[0].conj() * phi[1]).sum(0).cpu().numpy()
-        self._total += chunk.z.square().sum((1, 2)).cpu().numpy()
         self._rows += chunk.z.shape[1]
 
     def residuals(self) -> Float[ndarray, " mode"]:
