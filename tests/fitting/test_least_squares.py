@@ -249,3 +249,23 @@ def test_inputs_of_very_different_sizes_are_all_served():
     torch.testing.assert_close(found * units[:, None], wanted, rtol=1e-9, atol=1e-9)
     nothing = torch.cat([scaled, torch.zeros(500, 1, dtype=torch.float64)], 1)
     assert float(ridge(nothing.T @ nothing, nothing.T @ z, 1e-12)[4].abs().max()) == 0
+
+
+@torch.no_grad()
+def test_a_calm_start_does_not_amplify_what_is_nearly_nothing():
+    """Observables that an encoder has only begun to make would be blown up, each unit of them to many."""
+    surrogate = built(dimension=4, observables=10)
+    random_features(surrogate, torch.Generator().manual_seed(0))
+    surrogate.encoder.layers_out()[-1].weight.data[4:] *= 1e-3
+    x = torch.randn(3000, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    states = torch.stack([x, x.abs(), (x + 0.5).abs()])  # which the features know something of
+    largest = {}
+    for calm in (True, False):
+        start_operator(surrogate, states, 1e-6, calm=calm)
+        largest[calm] = float(surrogate.K[:, 4:].abs().max())
+    start_operator(surrogate, states, 1e-6, calm=True)
+    z, z_next = surrogate.encoder(states[0]), states[1]
+    left = (surrogate.K[:4] @ z.T - z_next.T).square().mean()
+    assert largest[False] > 100
+    assert largest[True] < 1
+    assert float(left) < float(z_next.square().mean())
