@@ -258,7 +258,8 @@ def test_a_calm_start_does_not_amplify_what_is_nearly_nothing():
     random_features(surrogate, torch.Generator().manual_seed(0))
     surrogate.encoder.layers_out()[-1].weight.data[4:] *= 1e-3
     x = torch.randn(3000, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    states = torch.stack([x, x.abs(), (x + 0.5).abs()])  # which the features know something of
+    after = 0.8 * x + 0.3 * x.abs()  # of which the features know something
+    states = torch.stack([x, after, 0.8 * after + 0.3 * after.abs()])
     largest = {}
     for calm in (True, False):
         start_operator(surrogate, states, 1e-6, calm=calm)
@@ -268,4 +269,4 @@ def test_a_calm_start_does_not_amplify_what_is_nearly_nothing():
     left = (surrogate.K[:4] @ z.T - z_next.T).square().mean()
     assert largest[False] > 100
     assert largest[True] < 1
-    assert float(left) < float(z_next.square().mean())
+    assert float(left) < 0.2 * float(z_next.square().mean())
