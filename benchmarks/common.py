@@ -25,6 +25,10 @@ from torch import Tensor, nn
 from koopman_interp.testing import ResidualMLP, train_classifier
 
 HUB_MNIST = "ylecun/mnist"
+MNIST_BLOCKS = {256: 4, 784: 6}
+"""Blocks of the hosts on MNIST by their width."""
+MNIST_PIXELS: dict[int, dict[str, float]] = {256: {}, 784: {"mean": 0.1307, "spread": 0.3081}}
+"""What is taken off pixels, and divides them, by the width of the host: the paper standardises them."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,21 @@ def shifted(batch: Float[Tensor, "sample 784"], generator: torch.Generator) -> F
     return batch.view(-1, 28, 28).roll(by, (1, 2)).flatten(1)
 
 
-def mnist_host(data: Data, path: Path | None, *, epochs: int, seed: int, skip: bool = True) -> nn.Module:
-    """Load or train the residual MLP of width 256 with 4 blocks, by AdamW with one cycle and one-pixel shifts."""
+def mnist_host(
+    data: Data, path: Path | None, *, epochs: int, seed: int, width: int = 256, skip: bool = True
+) -> nn.Module:
+    """Load or train a residual MLP, by AdamW with one cycle and one-pixel shifts.
+
+    Args:
+        data: rows, standardised for width 784.
+        path: of its weights, to read or to write.
+        epochs: of the training.
+        seed: of weights and batches.
+        width: 256, with 4 blocks, or 784, the paper's, with 6.
+        skip: whether blocks add to the stream or take its place.
+    """
     torch.manual_seed(seed)
-    model = ResidualMLP(inputs=784, width=256, blocks=4, outputs=10, skip=skip)
+    model = ResidualMLP(inputs=784, width=width, blocks=MNIST_BLOCKS[width], outputs=10, skip=skip)
     return host_from(
         model, path, lambda: train_classifier(model, data.x, data.y, epochs=epochs, augment=shifted, seed=seed)
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from common import Data, host_from, mnist
+from common import MNIST_PIXELS, Data, host_from, mnist
 from paper_recipe import PaperRecipe
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import koopman_interp as ki
@@ -132,7 +131,7 @@ SETTINGS = {
 def load(setting: Setting, arguments: argparse.Namespace) -> Data:
     """Draw Yin-Yang, or load MNIST with the paper's standardised pixels."""
     if setting.name == "MNIST":
-        return mnist(arguments.mnist, arguments.slice, mean=0.1307, spread=0.3081)
+        return mnist(arguments.mnist, arguments.slice, **MNIST_PIXELS[784])
     samples = min(5000, arguments.slice or 5000)
     return Data(*yin_yang(samples, seed=arguments.seed), *yin_yang(samples, seed=arguments.seed + 1))
 
@@ -146,25 +145,8 @@ def build_host(setting: Setting, data: Data, arguments: argparse.Namespace) -> n
     return host_from(model, path, lambda: train_by_sgd(model, data, setting, epochs=epochs, seed=arguments.seed))
 
 
-def train_by_sgd(
-    model: nn.Module,
-    data: Data,
-    setting: Setting,
-    *,
-    epochs: int,
-    seed: int,
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-) -> nn.Module:
-    """Train as the paper's code does: momentum 0.9, decay 5e-4 on matrices only, a cosine to zero.
-
-    Args:
-        model: to train, in place.
-        data: rows and classes.
-        setting: learning rate and batches.
-        epochs: passes over the rows.
-        seed: of the order.
-        augment: changes a batch; the paper's code does not.
-    """
+def train_by_sgd(model: nn.Module, data: Data, setting: Setting, *, epochs: int, seed: int) -> nn.Module:
+    """Train as the paper's code does: momentum 0.9, decay 5e-4 on matrices only, a cosine to zero."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     rest = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 5e-4}, {"params": rest, "weight_decay": 0.0}]
@@ -177,8 +159,7 @@ def train_by_sgd(
     for _ in range(epochs):
         order = torch.randperm(len(data.x), generator=generator)
         for rows in order[: per_epoch * batch_size].split(batch_size):
-            batch = data.x[rows] if augment is None else augment(data.x[rows], generator)
-            loss = cross_entropy(model(batch), data.y[rows])
+            loss = cross_entropy(model(data.x[rows]), data.y[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
