@@ -217,7 +217,7 @@ print(f"Fitted to predict, {int(to_predict.trusted.sum())} of {len(to_predict.ei
 print(spectrum)
 trusted = int(spectrum.trusted.sum())
 print(
-    f"{trusted} of {len(spectrum.eigenvalues)} modes keep a residual of {spectrum.tolerance:g} or less on "
+    f"{trusted} of {len(spectrum.eigenvalues)} modes are trusted, with a residual of {spectrum.tolerance:g} or less on "
     f"held-out rows; the other {len(spectrum.eigenvalues) - trusted} are not to be read. Those that pass explain "
     f"{spectrum.variance_in():.0%} of the variance of the observables."
 )

@@ -175,7 +175,7 @@ class Spectrum(Result):
     def __repr__(self) -> str:
         of_all = "" if len(self.eigenvalues) == len(self.modes) else f"of {len(self.modes)} "
         return (
-            f"Spectrum({len(self.eigenvalues)} {of_all}modes, {int(self.trusted.sum())} with residual ≤ "
+            f"Spectrum({len(self.eigenvalues)} {of_all}modes, {int(self.trusted.sum())} trusted at residual ≤ "
             f"{self.tolerance:g} on {self.samples:,} samples, largest |λ| {self.decay.max():.3f}, eigenvector "
             f"condition {self.condition:.1e})"
         )

@@ -153,7 +153,7 @@ def test_the_tolerance_marks_modes():
     noise = trajectories_of(np.random.default_rng(2).normal(size=(2, 80, 6)), times)
     koopman = plain_surrogate(known_operator(), times)
     strict, lax = (ki.spectrum(koopman, noise, tolerance=tolerance) for tolerance in (0.1, 10.0))
-    assert "0 with residual ≤ 0.1" in repr(strict)
+    assert "0 trusted at residual ≤ 0.1" in repr(strict)
     assert str(strict).count("spurious") == 4
     assert "spurious" not in str(lax)
     # What the data give for λ is not asked here.
