@@ -150,8 +150,8 @@ def _spectrum(spectrum: Spectrum, figures: Mapping[str, str]) -> str:
     condition = f"{spectrum.condition:.1e}" if math.isfinite(spectrum.condition) else "–"
     text = (
         f"{trusted} of {modes} modes are trusted, with a residual of {spectrum.tolerance:g} or less on "
-        f"{spectrum.samples:,} rows; read nothing into the others. Condition number of the eigenvectors: {condition}; the larger, the farther "
-        "small changes of K move λ."
+        f"{spectrum.samples:,} rows; read nothing into the others. Condition number of the eigenvectors: {condition}; "
+        "the larger, the farther small changes of K move λ."
     )
     alt = f"Eigenvalues of K in the complex plane with the unit circle: {trusted} trusted of {modes}."
     return section(
