@@ -90,6 +90,7 @@ class WatchedDescent(Descent):
         record: where to write.
         started: `time.perf_counter()` when the fit was called.
         accuracy: judged at each look, or None.
+        look_every: steps between looks at it; None is where the fit looks itself.
         goal: accuracy at which to stop, or None.
         most_seconds: of the clock, at which to stop, or None.
     """
@@ -102,12 +103,14 @@ class WatchedDescent(Descent):
         record: FitClock,
         started: float,
         accuracy: Accuracy | None,
+        look_every: int | None,
         goal: float | None,
         most_seconds: float | None,
     ) -> None:
         super().__init__(groups, objective, *built)
         self.surrogate = objective.surrogate
         self.record, self.accuracy, self.goal, self.most_seconds = record, accuracy, goal, most_seconds
+        self.look_every = look_every or self.config.evaluate_every
         record.setup = time.perf_counter() - started
 
     def _descend(self, step: int) -> None:
@@ -118,20 +121,27 @@ class WatchedDescent(Descent):
     def _look(self, bar: Any) -> None:
         started = time.perf_counter()
         super()._look(bar)
+        self.record.evaluation += time.perf_counter() - started
+
+    def _judge_accuracy(self) -> None:
+        """Look at the accuracy, off the clock."""
+        started = time.perf_counter()
         with self.averaged_weights():
             seen = None if self.accuracy is None else self.accuracy(self.surrogate)
         self.record.looks.append(Look(self.progress.step, self.record.clock, seen))
         self.record.evaluation += time.perf_counter() - started
 
     def _steps(self, bar: Any) -> Iterator[int]:
+        self._judge_accuracy()
         for step in super()._steps(bar):
             yield step
-            looked = self.record.looks[-1]
-            if looked.step == step and self.goal is not None and (looked.accuracy or 0.0) >= self.goal:
-                return
-            if self.most_seconds is not None and self.record.clock > self.most_seconds:
-                if looked.step != step:
-                    self._look(bar)
+            out_of_time = self.most_seconds is not None and self.record.clock > self.most_seconds
+            if step % self.look_every == 0 or out_of_time or self._is_over():
+                self._judge_accuracy()
+            if out_of_time and self.progress.history[-1]["step"] != step:
+                self._look(bar)
+            at_goal = self.goal is not None and (self.record.looks[-1].accuracy or 0.0) >= self.goal
+            if at_goal or out_of_time:
                 return
 
 
@@ -140,6 +150,7 @@ def watched_fit(
     config: ki.FitConfig,
     *,
     accuracy: Accuracy | None = None,
+    look_every: int | None = None,
     goal: float | None = None,
     most_seconds: float | None = None,
 ) -> tuple[ki.KoopmanAutoencoder, FitClock]:
@@ -149,6 +160,7 @@ def watched_fit(
         trajectories: what to fit.
         config: how.
         accuracy: judged at each look, off the clock.
+        look_every: steps between looks at it; None is where the fit looks itself.
         goal: accuracy at which to stop.
         most_seconds: on the clock, after which to stop.
 
@@ -156,7 +168,7 @@ def watched_fit(
         The surrogate and the record.
     """
     record, started = FitClock(), time.perf_counter()
-    watching = {"accuracy": accuracy, "goal": goal, "most_seconds": most_seconds}
+    watching = {"accuracy": accuracy, "look_every": look_every, "goal": goal, "most_seconds": most_seconds}
     descent = partial(WatchedDescent, record=record, started=started, **watching)
     with mock.patch.object(fitting, "Descent", descent):
         koopman = ki.fit(trajectories, config)
@@ -166,7 +178,7 @@ def watched_fit(
 
 def seconds_per_step(trajectories: ki.Trajectories, config: ki.FitConfig) -> float:
     """Time a few steps on a few rows: the median of the later ones, with K already off the identity."""
-    few = trajectories[: max(CALIBRATION_ROWS, 4 * config.batch_size)]
+    few = trajectories[: max(CALIBRATION_ROWS, 4 * (config.batch_size or 0))]
     short = replace(
         config,
         steps=CALIBRATION_STEPS,
