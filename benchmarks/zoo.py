@@ -105,9 +105,10 @@ def measured(name: str, case: Case, config: ki.FitConfig) -> Row:
 
 
 def by_paper(name: str, case: Case, seconds: float) -> float | None:
-    """Return the accuracy in place of a fit by the paper's recipe in as many seconds; None where widths differ.
+    """Return the accuracy in place of a fit by the paper's recipe in as many seconds.
 
-    Its MNIST settings go with the width, where the paper has none for a host.
+    Its MNIST settings go with the width, where the paper has none for a host. None where widths differ, or where there
+    are fewer rows than the components that it keeps, which are all.
     """
     ends = replace(
         case.fitted,
@@ -116,13 +117,13 @@ def by_paper(name: str, case: Case, seconds: float) -> float | None:
         shapes=(case.fitted.shapes[0], case.fitted.shapes[-1]),
         times=(0.0, 1.0),
     )
-    if len(set(ends.widths)) > 1:
-        return None
     recipe, width = SETTINGS["yin-yang" if name == "yin-yang" else "mnist"].recipe, ends.widths[0]
     if recipe.dimension != width:
         wider = width / recipe.dimension
         hidden = tuple(round(wider * each) for each in recipe.hidden)
         recipe = replace(recipe, dimension=width, hidden=hidden, observables=round(wider * recipe.observables))
+    if len(set(ends.widths)) > 1 or recipe.fitted_rows(len(ends), ki.FitConfig().validation) <= width:
+        return None
     koopman, _ = paper_fit(recipe, ends, seconds / 60, epochs=10**6, looks=1)
     x, y = case.inputs
     with torch.no_grad(), ki.patched(case.model, koopman, mode="replace"):

@@ -137,6 +137,8 @@ class FitConfig(DescentConfig):
             moves it much farther.
         warm_start: start K by ridge regression on the encoder's first observables.
         ridge: regularisation of least squares, relative to each observable's own mean square.
+        outlying: rows that lie more than so many times as far out as the median row are fitted neither on nor judged
+            by, as long as they are no more than a twentieth of all; None keeps all.
         device: where to fit; None is CUDA where there is one, else the CPU.
     """
 
@@ -164,6 +166,7 @@ class FitConfig(DescentConfig):
     operator_rate: float = 0.2
     warm_start: bool = True
     ridge: float = 1e-6
+    outlying: float | None = 30.0
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -179,7 +182,7 @@ class FitConfig(DescentConfig):
         if self.aim == "spectrum" and self.operator != "dense":
             raise InputError(f"aim='spectrum' solves for a dense K; leave operator='dense', got {self.operator!r}.")
         self._require_whole("batch_size")
-        self._require_positive("operator_rate")
+        self._require_positive("operator_rate", "outlying")
         self._require_not_negative(
             "reconstruction", "prediction", "linearity", "residual", "drawn", "isometry_weight", "ridge"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -35,6 +36,7 @@ from koopman_interp.fitting.variable_projection import SpectrumObjective
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
 from koopman_interp.surrogates.normalization import Normalization, fit_normalization
+from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.surrogates.record import FitRecord, Look
 from koopman_interp.surrogates.state_moments import PRECISE_WIDTH
 from koopman_interp.trajectories import Trajectories
@@ -101,7 +103,8 @@ def _fitted(
     if method == "least_squares" and (checkpoint is not None or resume):
         raise InputError("A least-squares fit is one solve; it takes neither checkpoint nor resume.")
     trajectories.require_finite()
-    train, held_out = trajectories.split(config.validation, seed=config.seed)
+    kept, left_out = _without_outlying(trajectories, config.outlying)
+    train, held_out = kept.split(config.validation, seed=config.seed)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     normalization = fit_normalization(_chunks(train), config.normalization, times=train.times, stride=_stride(train))
     _require_samples(len(train), len(held_out), normalization.dimension)
@@ -130,7 +133,7 @@ def _fitted(
         seed=config.seed,
         validation=config.validation,
         settings=config.as_dict(),
-        choices=(*_normalization_choices(normalization), *chosen.reasons, *outcome),
+        choices=(*left_out, *_normalization_choices(normalization), *chosen.reasons, *outcome),
         versions={"koopman-interp": version("koopman-interp"), "torch": torch.__version__},
         seconds=time.perf_counter() - started,
     )
@@ -199,6 +202,25 @@ def _descend(
     elif solvable and config.pairs != "endpoints":
         outcome.append(solve_operator_anew(objective, train, config.ridge, config.seed))
     return history, outcome
+
+
+def _without_outlying(trajectories: Trajectories, factor: float | None) -> tuple[Trajectories, list[str]]:
+    """Leave out the rows that outlie, and say so."""
+    marked = outlying_rows(trajectories.states, factor)
+    if not marked.any():
+        return trajectories, []
+    first = int(marked.nonzero()[0])
+    said = (
+        f"rows: {int(marked.sum()):,} of {len(trajectories):,} lie more than {factor:g} times as far out as the median "
+        f"row, and are left out of the fit"
+    )
+    warnings.warn(
+        f"{said}; the first is row {first}, at position {int(trajectories.position[first])} of its input. What is "
+        "measured with such rows is measured of them alone: leave them out when you observe (attach(model, skip=1) for "
+        "attention sinks, labels of -100), or fit them too with FitConfig(outlying=None).",
+        stacklevel=4,
+    )
+    return trajectories[~marked], [said]
 
 
 def _stride(train: Trajectories) -> int:

@@ -28,6 +28,7 @@ from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.surrogates.moments import Moments
 from koopman_interp.surrogates.normalization import Coordinates, Normalization
 from koopman_interp.surrogates.operators import operator
+from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.surrogates.record import FitRecord
 from koopman_interp.trajectories import Trajectories
 
@@ -252,7 +253,11 @@ class KoopmanAutoencoder(
 
     @torch.no_grad()
     def gather_moments(self, trajectories: Trajectories) -> None:
-        """Gather both moments anew from the trajectories of the fit: held-out rows apart from those fitted on."""
+        """Gather both moments anew from the trajectories of the fit: held-out rows apart from those fitted on.
+
+        Rows that outlie, and that the fit left out, are in neither.
+        """
+        kept = ~outlying_rows(trajectories.states, self.record.settings.get("outlying"))
         c, device = self.config, next(self.encoder.parameters()).device
         self.moments, self.heldout_moments = (
             Moments(len(c.sites), c.classes, c.observables).to(device) for _ in range(2)
@@ -262,6 +267,7 @@ class KoopmanAutoencoder(
             z = torch.stack([self.encode(state.to(device), depth) for depth, state in enumerate(rows.states)])
             held_out = self.is_held_out(rows)
             for moments, side in ((self.moments, ~held_out), (self.heldout_moments, held_out)):
+                side = side & kept[start : start + _CHUNK]
                 moments.update(z[:, side.to(device)], None if rows.labels is None else rows.labels[side])
 
     def digest(self) -> str:

@@ -2,7 +2,9 @@
 
 Each depth is centred. Where all widths agree, one basis serves all depths, the principal components of the pooled,
 centred and scaled states; a basis of its own for each depth would turn the motion. Scales are geometric in depth,
-`s_l = s₀ gᵗ`, which multiplies the operator by 1/g and leaves it otherwise as it is, or each depth's own. The maps are
+`s_l = s₀ gᵗ`, which multiplies the operator by 1/g and leaves it otherwise as it is, or each depth's own. Before all
+that, the few coordinates that outlie the others, as every language model has them, are brought down to a size at which
+the others count; where one basis serves all depths, so do the factors, and eigenvalues stay the host's. The maps are
 `y = (x − mean) forward`, undone by `x = mean + y inverse`; all comes from means and second moments, which one streamed
 pass gathers (see `state_moments`). Knows nothing of hosts or operators.
 """
@@ -40,6 +42,12 @@ AFFINE = 1e-6
 ONE_MAP, NO_WORSE = 0.1, 2.0
 """Share of the motion that one affine map may leave, and how many times what a map for each step leaves, for a motion
 to count as one and the same map at all depths."""
+
+OUTLYING = 10.0
+"""Size of a coordinate, in units of the root mean square of those that do not outlie, from which on it does; it is
+brought down to that."""
+MOST_OUTLYING = 0.05
+"""Share of the coordinates that may outlie; one may in any case."""
 
 _RANK_TOLERANCE = 1e-10
 _PRECISE_TOLERANCE = 1e-14
@@ -101,6 +109,7 @@ class Coordinates:
         aligned: whether depths were rotated onto the last.
         centre: `common` or `per depth`.
         reason: why the scale is what it is, in words.
+        outlying: coordinates of the host that outlie the others, and were brought down; the most of any depth.
     """
 
     basis: Basis = "per depth"
@@ -109,6 +118,7 @@ class Coordinates:
     aligned: bool = False
     centre: Centre = "per depth"
     reason: str = ""
+    outlying: int = 0
 
     def __str__(self) -> str:
         basis = "one basis for all depths" if self.basis == "shared" else "a basis of its own at each depth"
@@ -120,7 +130,8 @@ class Coordinates:
             else "geometric sizes",
             "per depth": "each depth scaled to size 1",
         }[self.scale]
-        return f"{basis}, {centre}, {scale}" + (", rotated onto the last depth" if self.aligned else "")
+        outlying = f", {self.outlying} of its coordinates brought down" if self.outlying else ""
+        return f"{basis}{outlying}, {centre}, {scale}" + (", rotated onto the last depth" if self.aligned else "")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Coordinates:
@@ -242,24 +253,26 @@ def _solved(
 ) -> Normalization:
     """Turn moments into maps."""
     depths = range(len(moments.widths))
-    variances = [_variance(moments, depth) for depth in depths]
     shared = config.basis == "shared" or (config.basis is None and len(set(moments.widths)) == 1)
-    linearity = moments.linearity()
-    centre = _centre(linearity if shared else None, times, config)
     centres = [moments.mean(depth) for depth in depths]
+    factors = _factors([_variances(moments, depth) for depth in depths], shared)
+    linearity = moments.linearity(factors[0]) if shared else None
+    centre = _centre(linearity, times, config)
     if centre == "common":
         centres = [torch.stack(centres).mean(0)] * len(centres)
-        variances = [
-            variance + float((moments.mean(depth) - centres[0]).square().sum())
-            for depth, variance in enumerate(variances)
-        ]
+        factors = _factors([_variances(moments, depth, centres[depth]) for depth in depths], shared)
+    variances = [
+        float((_variances(moments, depth, centres[depth]) * factors[depth].square()).sum()) for depth in depths
+    ]
     scale, growth, reason = _scale(variances, moments.widths, times, linearity, centre, config)
     sizes = _sizes(variances, moments.widths, times, scale, growth)
     weights = [1 / (size**2 * len(sizes)) for size in sizes]
     bases = (
-        [moments.components(depths, weights, centres)] * len(sizes)
+        [moments.components(depths, weights, centres, factors[0])] * len(sizes)
         if shared
-        else [moments.components([depth], [1 / sizes[depth] ** 2], [centres[depth]]) for depth in depths]
+        else [
+            moments.components([depth], [1 / sizes[depth] ** 2], [centres[depth]], factors[depth]) for depth in depths
+        ]
     )
     tolerance = _PRECISE_TOLERANCE if moments.precise else _RANK_TOLERANCE
     dimension = config.dimension or max(
@@ -270,9 +283,10 @@ def _solved(
     wanted = config.dimension or max(dimension, min(moments.count, FEWEST_CUT, *moments.widths))
     _require_rows(moments.count, wanted)
     maps = []
-    for size, (values, vectors) in zip(sizes, bases, strict=True):
+    for size, factor, (values, vectors) in zip(sizes, factors, bases, strict=True):
         kept = values[:dimension].clamp_min(values[0] * tolerance) ** (config.whiten / 2)
-        maps.append((vectors[:, :dimension] / (kept * size), (vectors[:, :dimension] * kept * size).T))
+        forward, inverse = vectors[:, :dimension] / (kept * size), (vectors[:, :dimension] * kept * size).T
+        maps.append((factor[:, None] * forward, inverse / factor))
     normalization = Normalization(moments.widths, dimension).to(dtype)
     for depth, (forward, inverse) in enumerate(maps):
         if config.align and depth < len(maps) - 1:
@@ -281,10 +295,32 @@ def _solved(
         for buffer, value in zip(normalization.maps(depth), (centres[depth], forward, inverse), strict=True):
             buffer.copy_(value)
     own = growth if shared and not config.align and config.whiten == 0 else None
+    outlying = max(int((factor < 1).sum()) for factor in factors)
     normalization.coordinates = Coordinates(
-        "shared" if shared else "per depth", scale, own, config.align and len(maps) > 1, centre, reason
+        "shared" if shared else "per depth", scale, own, config.align and len(maps) > 1, centre, reason, outlying
     )
     return normalization
+
+
+def _factors(variances: Sequence[Float[Tensor, " _"]], shared: bool) -> list[Float[Tensor, " _"]]:
+    """Return what each coordinate of each depth is multiplied by, at one for all depths where they share a basis."""
+    if not shared:
+        return [_factors_of(each) for each in variances]
+    # Depths count alike, whatever their sizes.
+    pooled = torch.stack([each / each.mean() for each in variances]).mean(0)
+    return [_factors_of(pooled)] * len(variances)
+
+
+def _factors_of(variances: Float[Tensor, " coordinate"]) -> Float[Tensor, " coordinate"]:
+    """Bring down the coordinates that outlie: as many as are still `OUTLYING` times the size of all after them."""
+    most = max(1, int(MOST_OUTLYING * len(variances)))
+    descending = variances.sort(descending=True).values
+    totals = descending.flip(0).cumsum(0).flip(0)
+    for count in range(min(most, len(variances) - 1), 0, -1):
+        level = OUTLYING**2 * float(totals[count]) / (len(variances) - count)
+        if 0 < level < float(descending[count - 1]):
+            return (level / variances.clamp_min(level)).sqrt()
+    return torch.ones_like(variances)
 
 
 def _centre(linearity: Linearity | None, times: Sequence[float], config: NormalizationConfig) -> Centre:
@@ -346,14 +382,19 @@ def _sizes(
     return [level * growth ** (time - middle) for time in times]
 
 
-def _variance(moments: StateMoments, depth: int) -> float:
-    variance = moments.variance(depth)
-    if variance <= 0:
+def _variances(
+    moments: StateMoments, depth: int, centre: Float[Tensor, " width"] | None = None
+) -> Float[Tensor, " width"]:
+    """Return the variance of each coordinate, or its mean square about a centre."""
+    variances = moments.variances(depth)
+    if centre is not None:
+        variances = variances + (moments.mean(depth) - centre).square()
+    if not variances.any():
         raise InputError(
             f"The state at depth {depth} is the same for all {moments.count} samples, so it cannot be normalised. "
             "Leave that site out, or observe varied inputs."
         )
-    return variance
+    return variances
 
 
 def _kept(values: Float[Tensor, " component"], share: float, widths: Sequence[int], tolerance: float) -> int:

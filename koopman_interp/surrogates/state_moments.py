@@ -72,7 +72,7 @@ class StateMoments:
         sizes = [width if test is None else test.shape[1] for width, test in zip(self.widths, self._tests, strict=True)]
         self._origins: list[Tensor] = []
         self._sums = [torch.zeros(width, dtype=torch.float64) for width in self.widths]
-        self._squares = torch.zeros(len(self.widths), dtype=torch.float64)
+        self._squares = [torch.zeros(width, dtype=torch.float64) for width in self.widths]
         self._own = [
             torch.zeros(width, size, dtype=torch.float64) for width, size in zip(self.widths, sizes, strict=True)
         ]
@@ -113,7 +113,7 @@ class StateMoments:
         last = self._sketch(rows[-1], -1)
         for depth, row in enumerate(rows):
             self._sums[depth] += row.sum(0, dtype=torch.float64).cpu()
-            self._squares[depth] += row.square().sum(dtype=torch.float64).cpu()
+            self._squares[depth] += row.square().sum(0, dtype=torch.float64).cpu()
             self._own[depth] += (row.T @ self._sketch(row, depth)).cpu()
             if self._align:
                 self._right[depth] += (row.T @ last).cpu()
@@ -124,12 +124,16 @@ class StateMoments:
         """Mean of the states at a depth, over all rows."""
         return self._origins[depth].cpu() + self._totals[depth] / self._all
 
-    def variance(self, depth: int) -> float:
-        """Total variance of the states at a depth."""
-        return float(self._squares[depth] / self.count - self._shift(depth).square().sum())
+    def variances(self, depth: int) -> Float[Tensor, " width"]:
+        """Variance of each coordinate of the states at a depth."""
+        return (self._squares[depth] / self.count - self._shift(depth).square()).clamp_min(0)
 
     def components(
-        self, depths: Sequence[int], weights: Sequence[float], centres: Sequence[Float[Tensor, " width"]]
+        self,
+        depths: Sequence[int],
+        weights: Sequence[float],
+        centres: Sequence[Float[Tensor, " width"]],
+        factors: Float[Tensor, " width"],
     ) -> tuple[Float[Tensor, " component"], Float[Tensor, "width component"]]:
         """Return the leading eigenvalues, descending, and eigenvectors of a weighted sum of second moments.
 
@@ -137,6 +141,7 @@ class StateMoments:
             depths: of one width.
             weights: of their second moments.
             centres: about which these are.
+            factors: by which each coordinate is multiplied first.
         """
         test = self._tests[depths[0]]
         sketch = torch.zeros_like(self._own[depths[0]])
@@ -144,9 +149,13 @@ class StateMoments:
             shift, offset = self._shift(depth), self.mean(depth) - centre
             within = self._own[depth] / self.count - torch.outer(shift, shift if test is None else shift @ test)
             sketch += weight * (within + torch.outer(offset, offset if test is None else offset @ test))
+        # A sketch `C Ω` is one of `D C D` by the test matrix `D⁻¹ Ω`.
+        sketch = factors[:, None] * sketch
         if test is None:
+            sketch = sketch * factors
             values, vectors = torch.linalg.eigh((sketch + sketch.T) / 2)
             return values.flip(0), vectors.flip(1)
+        test = test / factors[:, None]
         # A small multiple of the identity keeps the core positive definite; it is taken off again.
         nudge = torch.finfo(torch.float64).eps ** 0.5 * sketch.norm()
         sketch = sketch + nudge * test
@@ -173,11 +182,17 @@ class StateMoments:
         core = torch.linalg.pinv(test.T @ right, rtol=1e-8)
         return (forward.T @ right) @ core @ (left @ last_forward)
 
-    def linearity(self) -> Linearity | None:
-        """Say how linear the motion of the states is; None where widths differ or rows are too few to ask."""
+    def linearity(self, factors: Float[Tensor, " width"]) -> Linearity | None:
+        """Say how linear the motion of the states is; None where widths differ or rows are too few to ask.
+
+        Args:
+            factors: by which each coordinate is multiplied first.
+        """
         width = self.widths[0]
-        rows = [torch.cat([part[depth] for part in self._tried]).double() for depth in range(len(self.widths))]
-        if len(set(self.widths)) > 1 or len(rows[0]) < 4 * width:
+        if len(set(self.widths)) > 1:
+            return None
+        rows = [torch.cat([part[depth] for part in self._tried]).double() * factors for depth in range(len(self.widths))]
+        if len(rows[0]) < 4 * width:
             return None
         centred = [row - row.mean(0) for row in rows]
         sizes = [float(row.square().mean().sqrt()) for row in centred[1:]]

@@ -265,10 +265,11 @@ def test_blocks_in_float32_agree_with_float64():
     assert not moments.precise
     moments.update(data)
     exact.update([state.double() for state in data])
-    values, _ = moments.components([0, 1], [0.5, 0.5], [moments.mean(0), moments.mean(1)])
-    expected, _ = exact.components([0, 1], [0.5, 0.5], [exact.mean(0), exact.mean(1)])
+    ones = torch.ones(150, dtype=torch.float64)
+    values, _ = moments.components([0, 1], [0.5, 0.5], [moments.mean(0), moments.mean(1)], ones)
+    expected, _ = exact.components([0, 1], [0.5, 0.5], [exact.mean(0), exact.mean(1)], ones)
     torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6)
-    assert moments.variance(1) == pytest.approx(exact.variance(1), rel=1e-6)
+    assert float(moments.variances(1).sum()) == pytest.approx(float(exact.variances(1).sum()), rel=1e-6)
     torch.testing.assert_close(moments.mean(0), exact.mean(0), rtol=1e-6, atol=1e-6)
 
 
@@ -281,7 +282,7 @@ def test_second_moments_of_every_third_row_beside_means_of_all(chunks):
         moments.update([state[rows] for state in data])
     assert moments.count == 134
     torch.testing.assert_close(moments.mean(0), data[0].mean(0))
-    assert moments.variance(1) == pytest.approx(float(data[1][::3].var(0, unbiased=False).sum()))
+    assert float(moments.variances(1).sum()) == pytest.approx(float(data[1][::3].var(0, unbiased=False).sum()))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=named)
@@ -304,6 +305,78 @@ def test_a_mean_far_larger_than_the_spread_does_no_harm():
     for depth, state in enumerate(data):
         found = maps.normalize(state, depth)
         torch.testing.assert_close(found, near.normalize(state - 1e7, depth), rtol=1e-5, atol=1e-5)
+
+
+# --- coordinates that outlie --------------------------------------------------------------------------------
+
+
+def outlying(widths=(40, 40, 40), by=1e4, **settings):
+    data = states(widths=widths)
+    for state in data:
+        state[:, 3] *= by
+    return data, fitted(data, **settings)
+
+
+def test_an_outlying_coordinate_hides_no_other():
+    for widths in ((40, 40, 40), (40, 50, 45)):
+        data, maps = outlying(widths)
+        assert maps.coordinates.outlying == 1
+        for depth, state in enumerate(data):
+            points = maps.normalize(state, depth)
+            if widths[depth] == maps.dimension:
+                torch.testing.assert_close(maps.denormalize(points, depth), state, rtol=1e-6, atol=1e-6)
+            # Its squares are at most a hundred times the mean of the others', of which there are 39 and more.
+            without = state.clone()
+            without[:, 3] = state[:, 3].mean()
+            share = maps.normalize(without, depth).square().sum() / points.square().sum()
+            assert share > 0.2, share
+
+
+def test_however_far_it_outlies_the_others_look_the_same():
+    data, maps = outlying(by=1e4)
+    farther, same = outlying(by=1e6)
+    for depth in range(3):
+        torch.testing.assert_close(
+            maps.normalize(data[depth], depth).square().sum(1),
+            same.normalize(farther[depth], depth).square().sum(1),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+def test_one_factor_for_all_depths_leaves_the_eigenvalues_the_hosts_own():
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(30, 30, generator=generator, dtype=torch.float64) / 30**0.5
+    size = torch.ones(30, dtype=torch.float64)
+    size[7] = 1e5
+    A = size[:, None] * A / size
+    data = [size * torch.randn(500, 30, generator=generator, dtype=torch.float64)]
+    for _ in range(2):
+        data.append(data[-1] @ A.T)
+    maps = fitted(data)
+    assert maps.coordinates.outlying == 1
+    before, after = maps.normalize(data[0], 0), maps.normalize(data[1], 1)
+    K = torch.linalg.lstsq(before - before.mean(0), after - after.mean(0)).solution.T
+    found = torch.linalg.eigvals(maps.coordinates.growth * K).abs().sort().values
+    torch.testing.assert_close(found, torch.linalg.eigvals(A).abs().sort().values, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("widths", [(5, 5, 5), (64, 64, 64), WIDTHS])
+def test_states_of_like_coordinates_have_none(widths):
+    assert fitted(states(widths=widths)).coordinates.outlying == 0
+
+
+def test_sketches_know_the_factors(monkeypatch):
+    data = states(widths=(90, 90, 90), rank=6, rows=300)
+    for state in data:
+        state[:, 3] *= 1e3
+    exact = fitted(data, dimension=12)
+    assert exact.coordinates.outlying == 1
+    monkeypatch.setattr(state_moments, "EXACT_WIDTH", 20)
+    sketched = fitted(data, 4, dimension=12)
+    for depth, state in enumerate(data):
+        found, expected = sketched.normalize(state, depth), exact.normalize(state, depth)
+        torch.testing.assert_close(found.square().sum(1), expected.square().sum(1), rtol=1e-3, atol=1e-3)
 
 
 # --- sketches -----------------------------------------------------------------------------------------------

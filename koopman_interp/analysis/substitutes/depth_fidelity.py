@@ -6,6 +6,7 @@ numbers a row for the quantiles, of a million rows at most. Knows nothing of hos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,11 @@ from koopman_interp.errors import InputError, NonFiniteError
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 QUANTILES = (0.05, 0.5, 0.95)
+
+MISLEADING = 10.0
+"""How many times the whole FVU the typical coordinate's or row's may be before it is said."""
+UNEXPLAINED = 0.05
+"""FVU of a typical coordinate or row from which on it matters."""
 
 _MOST_RATIOS = 2**20
 
@@ -32,12 +38,24 @@ class DepthFidelity:
             predictor does not exist (the identity between different widths).
         linearity_residual: `‖z − z_before Kᵀ‖² / ‖z − mean‖²` from the depth before; None at the source.
         isometry: quantiles (5, 50, 95 %) of `‖z_i − z_j‖ / ‖x_i − x_j‖` over rows and the rows before them.
+        typical_coordinate: median over the coordinates that vary of each one's own FVU, of the surrogate: the whole
+            FVU is of the few coordinates that are large, where there are such.
+        typical_row: median over rows of the squared error, over the median squared distance from the mean that the
+            surrogate was fitted with: the whole FVU is of the few rows that lie far out, where there are such.
     """
 
     site: str
     fvu: dict[str, float | None]
     linearity_residual: float | None
     isometry: tuple[float, ...]
+    typical_coordinate: float
+    typical_row: float
+
+    @property
+    def misleading(self) -> bool:
+        """Whether the surrogate's FVU speaks for a few coordinates or rows and hardly for the others."""
+        typical, whole = max(self.typical_coordinate, self.typical_row), self.fvu[SURROGATE]
+        return whole is not None and typical > max(UNEXPLAINED, MISLEADING * whole)
 
 
 class DepthSums:
@@ -101,6 +119,8 @@ class _Depth:
         self._stand_ins = stand_ins
         self._errors = dict.fromkeys(stand_ins, 0.0)
         self._states, self._observables = _Spread(), _Spread()
+        self._by_coordinate = torch.zeros(koopman.config.widths[depth], dtype=torch.float64)
+        self._by_row: list[tuple[Tensor, Tensor]] = []
         self._missed: float | None = None
         self._distances = _Distances()
 
@@ -128,7 +148,10 @@ class _Depth:
             )
         self._states.add(exact)
         for name, stand_in in self._stand_ins.items():
-            self._errors[name] += float((stand_in(origin) - exact).square().sum())
+            errors = (stand_in(origin) - exact).square()
+            self._errors[name] += float(errors.sum())
+            if name == SURROGATE:
+                self._add_typical(errors, exact)
         state = state.to(koopman.normalization.maps(self._depth)[0].device)
         z, x = koopman.encode(state, self._depth), koopman.normalization.normalize(state, self._depth)
         if before is not None:
@@ -137,6 +160,20 @@ class _Depth:
         self._observables.add(z.double())
         self._distances.add(z, x)
         return z
+
+    def _add_typical(self, errors: Float[Tensor, "row width"], state: Float[Tensor, "row width"]) -> None:
+        self._by_coordinate += errors.sum(0).cpu()
+        if sum(len(rows) for rows, _ in self._by_row) < _MOST_RATIOS:
+            mean = self._koopman.normalization.maps(self._depth)[0]
+            self._by_row.append((errors.sum(1).cpu(), (state - mean.to(state)).square().sum(1).cpu()))
+
+    def _typical(self) -> tuple[float, float]:
+        """Return the FVU of the median coordinate and row; infinite where only the prediction varies."""
+        spread = self._states.of_coordinates
+        varying = spread > 0
+        own = (self._by_coordinate / spread.clamp_min(torch.finfo(torch.float64).tiny))[varying]
+        errors, distances = (torch.cat(parts).median() for parts in zip(*self._by_row, strict=True))
+        return float(own.median()), float(errors / distances) if distances else math.inf
 
     def figures(self, names: Sequence[str]) -> DepthFidelity:
         """Return the figures; None for the stand-ins that do not exist here."""
@@ -149,7 +186,7 @@ class _Depth:
         fvu = {name: self._errors[name] / variance if name in self._errors else None for name in names}
         spread = self._observables.squares
         residual = self._missed / spread if self._missed is not None and spread else None
-        return DepthFidelity(self._site, fvu, residual, self._distances.quantiles())
+        return DepthFidelity(self._site, fvu, residual, self._distances.quantiles(), *self._typical())
 
 
 def _from_first(koopman: KoopmanAutoencoder, stand_ins: StandIns, first: int, depth: int) -> dict[str, StandIn]:
@@ -171,7 +208,7 @@ class _Spread:
         self.rows = 0
         self._origin: Tensor | None = None
         self._sum = torch.zeros(())
-        self._squares = 0.0
+        self._squares = torch.zeros(())
 
     def add(self, rows: Float[Tensor, "row _"]) -> None:
         if self._origin is None:
@@ -180,12 +217,17 @@ class _Spread:
         moved = rows - self._origin
         self.rows += len(rows)
         self._sum = self._sum.to(moved) + moved.sum(0)
-        self._squares += float(moved.square().sum())
+        self._squares = self._squares.to(moved) + moved.square().sum(0)
+
+    @property
+    def of_coordinates(self) -> Float[Tensor, " coordinate"]:
+        """`Σ(x − mean)²` of each coordinate."""
+        return (self._squares - self._sum.square() / self.rows).clamp_min(0).cpu()
 
     @property
     def squares(self) -> float:
         """`Σ‖x − mean‖²`."""
-        return max(0.0, self._squares - float(self._sum.square().sum()) / self.rows)
+        return float(self.of_coordinates.sum())
 
 
 class _Distances:

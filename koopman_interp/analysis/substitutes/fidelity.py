@@ -105,6 +105,8 @@ class Fidelity(PlainResult):
             (
                 Column("site", tuple(depth.site for depth in self.depths)),
                 *(Column(f"FVU: {name}", tuple(depth.fvu[name] for depth in self.depths), digits(4)) for name in names),
+                Column("typical coordinate", tuple(depth.typical_coordinate for depth in self.depths), digits(4)),
+                Column("typical row", tuple(depth.typical_row for depth in self.depths), digits(4)),
                 Column("linearity residual", tuple(depth.linearity_residual for depth in self.depths), digits(4)),
                 Column("isometry 5/50/95 %", tuple(depth.isometry for depth in self.depths), _quantiles),
             ),
@@ -124,6 +126,13 @@ class Fidelity(PlainResult):
         notes = []
         if self.no_outputs:
             notes.append(f"There are no figures at the model's output. {self.no_outputs}")
+        for depth in self.depths:
+            if depth.misleading:
+                notes.append(
+                    f"The FVU of {depth.fvu[SURROGATE]:.1e} at {depth.site} is of a few large coordinates or far rows: "
+                    f"of the median coordinate {depth.typical_coordinate:.2f} of its variance is unexplained, of the "
+                    f"median row {depth.typical_row:.2f}. Leave outliers out (attach(model, skip=…), labels of -100)."
+                )
         if ENDPOINT not in self.depths[-1].fvu:
             notes.append(
                 "The best linear map, the affine chain, one K per depth and kernel ridge regression are left out; to "
