@@ -46,6 +46,10 @@ class FileFormatError(KoopmanInterpError, ValueError):
     """A file that is truncated, foreign, or of another kind than asked for."""
 
 
+class StorageError(KoopmanInterpError, OSError):
+    """A file that could not be written: the disk is full, or the folder is not to be written to."""
+
+
 class FitInterrupted(KeyboardInterrupt):
     """Ctrl-C during a fit or a distillation; the message says what was kept and how to go on.
 

@@ -1,58 +1,136 @@
 """Reading and writing files that cannot execute code and are never half written.
 
-Tensors go to safetensors with a JSON header that names what kind of value it is; everything else is JSON or
-text. Each write goes to a temporary name beside its target, is flushed to disk and then renamed, so that a
-kill or a full disk leaves the old file or none. This module knows nothing of what it stores.
+Tensors go to safetensors with a JSON header that names what kind of value it is, and with a digest of all of it, so
+that a flipped bit is noticed; everything else is JSON or text. Each write goes to a temporary name beside its target,
+is flushed to disk and then renamed, so that a kill or a full disk leaves the old file or none; what a killed process
+left is cleared away by the next write of the same file. This module knows nothing of what it stores.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from koopman_interp.errors import FileFormatError
+from koopman_interp.errors import FileFormatError, StorageError
 
 Json = Any
 """What JSON holds, by whose own words it is read back: numbers, texts, lists and mappings of these, or None."""
 
-HEADER_KEY = "koopman_interp"
-FORMAT_VERSION = 1
+HEADER_KEY, DIGEST_KEY = "koopman_interp", "koopman_interp_digest"
+FORMAT_VERSION = 2
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[Path]:
     """Yield a temporary path that takes the place of `path` when the block ends without an exception.
 
     Args:
         path: the file to write; missing parent folders are made.
+        needed: bytes that it will take, where they are known.
 
     Yields:
         A path in the same folder, with the same suffix, to write to.
+
+    Raises:
+        StorageError: the folder cannot be written to, or the disk is full. The old file is as it was.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
     try:
-        yield temporary
-        # Only now: some writers put a file of their own, with other rights, in this one's place.
-        temporary.chmod(0o666 & ~_umask())
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(target)
+        _require_room(target, needed)
+        handle, name = tempfile.mkstemp(
+            prefix=f"{_prefix(target)}{os.getpid()}-", suffix=target.suffix, dir=target.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            # Only now: some writers put a file of their own, with other rights, in this one's place.
+            temporary.chmod(0o666 & ~_umask())
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            temporary.replace(target)
+            _flush_folder(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, StorageError):
+            raise
+        raise _storage_error(target, needed, error) from error
+
+
+def _prefix(target: Path) -> str:
+    """Beginning of the temporary names of a file's writers on this machine, before their process's number."""
+    return f".{target.stem}-{socket.gethostname()}-"
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Delete what writers of the same file left that were killed: their processes are no more."""
+    prefix = _prefix(target)
+    for left in target.parent.iterdir():
+        if left.name.startswith(prefix) and left.suffix == target.suffix:
+            process = left.name.removeprefix(prefix).partition("-")[0]
+            if process.isdecimal() and not _is_alive(int(process)):
+                left.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
+
+def _require_room(target: Path, needed: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise StorageError(
+            f"{target} needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there. Make room, or write "
+            "elsewhere; what stood there is as it was."
+        )
+
+
+def _storage_error(target: Path, needed: int, error: Exception) -> StorageError:
+    number = getattr(error, "errno", None)
+    if number == errno.ENOSPC or "No space left" in str(error):
+        size = f", which needs {needed / 1e6:,.1f} MB" if needed else ""
+        why, remedy = f"the disk is full{size}", "Make room, or write elsewhere"
+    elif number in (errno.EACCES, errno.EROFS, errno.EPERM):
+        why, remedy = "the folder is not to be written to", "Choose a folder that is yours, or change its rights"
+    elif number in (errno.ENOTDIR, errno.EEXIST):
+        why, remedy = "a part of its path is a file, and not a folder", "Choose another path"
+    else:
+        why, remedy = f"the system says: {error}", "Check the path and the disk"
+    return StorageError(f"{target} could not be written: {why}. {remedy}; what stood there is as it was.")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the new name last through a power cut, where folders can be flushed."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:
@@ -71,11 +149,24 @@ def write_tensors(
         tensors: what to store, by name; moved to the CPU and made contiguous.
         kind: what the file holds ("edit", "trajectories", …); `read_tensors` asks for it again.
         header: JSON-able facts stored beside the tensors.
+
+    Raises:
+        StorageError: the folder cannot be written to, or the disk is full. The old file is as it was.
     """
     described = json.dumps({"kind": kind, "version": FORMAT_VERSION, **header})
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(plain, temporary, metadata={HEADER_KEY: described})
+    size = sum(tensor.nbytes for tensor in plain.values()) + len(described)
+    with replacing(path, needed=size) as temporary:
+        save_file(plain, temporary, metadata={HEADER_KEY: described, DIGEST_KEY: _digest(plain, described)})
+
+
+def _digest(tensors: Mapping[str, Tensor], described: str) -> str:
+    """Digest names, types, shapes and bytes of contiguous tensors, and what is said of them: 128 bits of XXH3."""
+    digest = xxhash.xxh3_128(described.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_tensors(
@@ -92,24 +183,22 @@ def read_tensors(
 
     Raises:
         FileNotFoundError: there is no such file.
-        FileFormatError: the file is truncated, is not ours, or holds something of another kind.
+        FileFormatError: the file is truncated or changed, is not ours, or holds something of another kind.
     """
     source = Path(path)
     if not source.is_file():
         raise FileNotFoundError(f"There is no file {source}.")
     try:
         with safe_open(source, framework="pt") as opened:
-            described = (opened.metadata() or {}).get(HEADER_KEY)
+            metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise FileFormatError(
             f"{source} is not a whole safetensors file ({error}). It was cut short or is something else: "
             "write it again from its source."
         ) from error
-    try:
-        header = json.loads(described or "null")
-    except json.JSONDecodeError:
-        header = None
+    described = metadata.get(HEADER_KEY, "null")
+    header = _parsed(described)
     if not isinstance(header, dict):
         raise FileFormatError(f"{source} is a safetensors file, but was not written by koopman-interp.")
     kinds = (kind,) if isinstance(kind, str) else kind
@@ -121,7 +210,20 @@ def read_tensors(
             f"{source} has format version {header.get('version')}; this release reads {FORMAT_VERSION}. "
             "Install the release that wrote it, or write it again."
         )
+    if metadata.get(DIGEST_KEY) != _digest(tensors, described):
+        raise FileFormatError(
+            f"{source} does not hold what was written to it: its digest differs. A bit flipped, or somebody changed a "
+            "part. Copy it again from where it is whole, or write it again from its source."
+        )
     return tensors, header
+
+
+def _parsed(text: str) -> Json:
+    """Parse JSON that may be anybody's: None where it is none, is nested too deep or holds too long a number."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -146,6 +248,11 @@ def jsonable(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
+def json_digest(value: Json) -> str:
+    """Digest a value as JSON holds it, whatever the order of its names: 128 bits of XXH3."""
+    return xxhash.xxh3_128(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
@@ -158,5 +265,5 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise FileNotFoundError(f"There is no file {source}.")
     try:
         return json.loads(source.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{source} is not whole JSON ({error}). Write it again from its source.") from error

@@ -20,7 +20,7 @@ import numpy as np
 from numpy import ndarray
 
 from koopman_interp.errors import FileFormatError
-from koopman_interp.files import jsonable, read_json, write_json
+from koopman_interp.files import json_digest, jsonable, read_json, write_json
 from koopman_interp.tables import Table
 
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ class PlainResult(Result):
         return rebuilt(cls, values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to one file, as JSON; a number that is not finite becomes null."""
-        write_json(path, {"kind": type(self).__name__, **self.as_dict()})
+        """Write to one file, as JSON with a digest; a number that is not finite becomes null."""
+        values = self.as_dict()
+        write_json(path, {"kind": type(self).__name__, "digest": json_digest(values), **values})
 
     @classmethod
     def load(cls: type[Kept], path: str | os.PathLike[str]) -> Kept:
@@ -105,11 +106,15 @@ class PlainResult(Result):
 
         Raises:
             FileNotFoundError: there is no such file.
-            FileFormatError: it is not JSON, holds something else, or is incomplete.
+            FileFormatError: it is not JSON, holds something else, was changed, or is incomplete.
         """
         values = read_json(path)
         if not isinstance(values, dict) or values.get("kind") != cls.__name__:
             raise FileFormatError(f"{path} does not hold a value of the kind {cls.__name__}.")
+        if values.pop("digest", None) != json_digest({name: each for name, each in values.items() if name != "kind"}):
+            raise FileFormatError(
+                f"{path} does not hold what was written to it: its digest differs. Write it again from its source."
+            )
         try:
             return cls.from_dict(values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

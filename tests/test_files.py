@@ -1,14 +1,19 @@
 """Files are written whole or not at all, and read back only if they are ours."""
 
+import errno
 import json
+import os
+import shutil
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from koopman_interp import files
-from koopman_interp.errors import FileFormatError, KoopmanInterpError
+from koopman_interp.errors import FileFormatError, KoopmanInterpError, StorageError
 from koopman_interp.files import read_json, read_tensors, replacing, write_json, write_tensors, write_text
 
 
@@ -81,7 +86,7 @@ def test_tensors_that_fail_midway_leave_the_old_file(written, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(files, "save_file", fails)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="disk is full"):
         write_tensors(written, {"x": torch.zeros(1)}, kind="edit", header={})
     assert written.read_bytes() == before
     assert names_in(written.parent) == [written.name]
@@ -165,3 +170,79 @@ def test_truncated_or_binary_json_is_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(FileFormatError, match="not whole JSON"):
             read_json(path)
+
+
+# --- what is wrong with a disk, and what is wrong on it -----------------------------------------------------
+
+
+def test_every_flipped_bit_is_noticed(written):
+    whole = written.read_bytes()
+    for at in range(0, 8 * len(whole), 7):
+        changed = bytearray(whole)
+        changed[at // 8] ^= 1 << at % 8
+        written.write_bytes(changed)
+        with pytest.raises(FileFormatError):
+            read_tensors(written, kind="edit")
+    written.write_bytes(whole)
+    read_tensors(written, kind="edit")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5_000, '{"a": ' * 100_000])
+def test_json_that_is_too_deep_or_too_long_is_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(FileFormatError, match="not whole JSON"):
+        read_json(tmp_path / "x.json")
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", metadata={files.HEADER_KEY: text})
+    with pytest.raises(FileFormatError, match="not written by koopman-interp"):
+        read_tensors(tmp_path / "x.safetensors", kind="edit")
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
+    script = (
+        "import os, signal, sys\n"
+        "from koopman_interp.files import replacing\n"
+        "with replacing(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = tmp_path / "x.txt"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    (tmp_path / ".x-other.txt").touch()  # somebody's own
+    assert len(names_in(tmp_path)) == 2  # the second killed writer cleared away what the first had left
+    with replacing(path) as alive:
+        write_text(path, "whole")
+        assert alive.exists(), "a writer that still runs keeps its file"
+        alive.write_text("last")
+    assert names_in(tmp_path) == [".x-other.txt", "x.txt"]
+
+
+def test_a_full_disk_is_said_before_and_while_it_is_written(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"x": torch.zeros(3)}, kind="edit", header={})
+    before = path.read_bytes()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(StorageError, match=r"x\.safetensors needs 4\.0 MB, and 0\.0 MB are free") as caught:
+        write_tensors(path, {"x": torch.zeros(10**6)}, kind="edit", header={})
+    assert isinstance(caught.value, OSError)
+    assert path.read_bytes() == before
+    with (
+        pytest.raises(StorageError, match=r"x\.json could not be written: the disk is full"),
+        replacing(tmp_path / "x.json"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names_in(tmp_path) == ["x.safetensors"]
+
+
+def test_a_path_through_a_file_is_refused(tmp_path):
+    (tmp_path / "a").touch()
+    with pytest.raises(StorageError, match="a part of its path is a file"):
+        write_text(tmp_path / "a" / "b" / "x.txt", "x")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError, match="not to be written to"):
+        write_text(tmp_path / "x.txt", "x")

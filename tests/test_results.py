@@ -15,6 +15,7 @@ import koopman_interp as ki
 from koopman_interp import plotting
 from koopman_interp.auditing.language import LanguageScores
 from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import json_digest
 from koopman_interp.results import PlainResult, Result
 from koopman_interp.tables import Column, Table
 from koopman_interp.testing import yin_yang
@@ -196,12 +197,20 @@ def test_files_that_hold_something_else_or_lack_a_part_are_told(tmp_path):
         path.write_text(json.dumps(spoilt))
         with pytest.raises(FileFormatError, match="does not hold a value of the kind Everything"):
             Everything.load(path)
+    kept = {name: each for name, each in values.items() if name not in ("kind", "digest")}
+
+    def signed(changed):
+        return json.dumps({"kind": "Everything", "digest": json_digest(changed), **changed})
+
     for name, wrong in (("pair", ["x"]), ("parts", 3), ("figure", "much")):
         path.write_text(json.dumps(values | {name: wrong}))
+        with pytest.raises(FileFormatError, match="does not hold what was written to it"):
+            Everything.load(path)
+        path.write_text(signed(kept | {name: wrong}))
         with pytest.raises(FileFormatError, match="lacks parts of the Everything"):
             Everything.load(path)
     for name in ("figure", "most"):
-        path.write_text(json.dumps({key: each for key, each in values.items() if key != name}))
+        path.write_text(signed({key: each for key, each in kept.items() if key != name}))
         with pytest.raises(FileFormatError, match=f"KeyError '{name}'"):
             Everything.load(path)
 

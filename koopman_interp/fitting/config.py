@@ -138,7 +138,8 @@ class FitConfig(DescentConfig):
         warm_start: start K by ridge regression on the encoder's first observables.
         ridge: regularisation of least squares, relative to each observable's own mean square.
         outlying: rows that lie more than so many times as far out as the median row are fitted neither on nor judged
-            by, as long as they are no more than a twentieth of all; None keeps all.
+            by, where they are no more than a twentieth of all and hold more than a tenth of all squares; None keeps
+            all.
         device: where to fit; None is CUDA where there is one, else the CPU.
     """
 

@@ -218,7 +218,7 @@ def _without_outlying(trajectories: Trajectories, factor: float | None) -> tuple
         f"{said}; the first is row {first}, at position {int(trajectories.position[first])} of its input. What is "
         "measured with such rows is measured of them alone: leave them out when you observe (attach(model, skip=1) for "
         "attention sinks, labels of -100), or fit them too with FitConfig(outlying=None).",
-        stacklevel=4,
+        stacklevel=5,
     )
     return trajectories[~marked], [said]
 

@@ -343,7 +343,9 @@ class KoopmanAutoencoder(
                 ) from error
         tensors, header = read_tensors(weights, kind="surrogate")
         try:
-            surrogate = cls(SurrogateConfig.from_dict(header["config"]))
+            # Without memory of its own: what a file says of its sizes is believed only once its tensors have them.
+            with torch.device("meta"):
+                surrogate = cls(SurrogateConfig.from_dict(header["config"]))
             surrogate.record = FitRecord.from_dict(header["record"] | {"held_out": tensors.pop(_HELD_OUT)})
             # Assigned, not copied, so that the dtype that was saved is the dtype that comes back.
             surrogate.load_state_dict(tensors, assign=True)

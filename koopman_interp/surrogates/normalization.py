@@ -3,8 +3,8 @@
 Each depth is centred. Where all widths agree, one basis serves all depths, the principal components of the pooled,
 centred and scaled states; a basis of its own for each depth would turn the motion. Scales are geometric in depth,
 `s_l = s₀ gᵗ`, which multiplies the operator by 1/g and leaves it otherwise as it is, or each depth's own. Before all
-that, the few coordinates that outlie the others, as every language model has them, are brought down to a size at which
-the others count; where one basis serves all depths, so do the factors, and eigenvalues stay the host's. The maps are
+that, the few coordinates that outlie the others, as every language model has them, are brought down to the size of the
+others; where one basis serves all depths, so do the factors, and eigenvalues stay the host's. The maps are
 `y = (x − mean) forward`, undone by `x = mean + y inverse`; all comes from means and second moments, which one streamed
 pass gathers (see `state_moments`). Knows nothing of hosts or operators.
 """
@@ -44,8 +44,7 @@ ONE_MAP, NO_WORSE = 0.1, 2.0
 to count as one and the same map at all depths."""
 
 OUTLYING = 10.0
-"""Size of a coordinate, in units of the root mean square of those that do not outlie, from which on it does; it is
-brought down to that."""
+"""Size of a coordinate, in units of the root mean square of those that do not outlie, from which on it does."""
 MOST_OUTLYING = 0.05
 """Share of the coordinates that may outlie; one may in any case."""
 
@@ -312,14 +311,15 @@ def _factors(variances: Sequence[Float[Tensor, " _"]], shared: bool) -> list[Flo
 
 
 def _factors_of(variances: Float[Tensor, " coordinate"]) -> Float[Tensor, " coordinate"]:
-    """Bring down the coordinates that outlie: as many as are still `OUTLYING` times the size of all after them."""
+    """Bring the coordinates that outlie, those still `OUTLYING` times the size of all after them, to these' size."""
     most = max(1, int(MOST_OUTLYING * len(variances)))
     descending = variances.sort(descending=True).values
     totals = descending.flip(0).cumsum(0).flip(0)
     for count in range(min(most, len(variances) - 1), 0, -1):
-        level = OUTLYING**2 * float(totals[count]) / (len(variances) - count)
-        if 0 < level < float(descending[count - 1]):
-            return (level / variances.clamp_min(level)).sqrt()
+        level = float(totals[count]) / (len(variances) - count)
+        smallest = float(descending[count - 1])
+        if 0 < OUTLYING**2 * level < smallest:
+            return torch.where(variances >= smallest, level / variances, 1.0).sqrt()
     return torch.ones_like(variances)
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 MOST_OUTLYING = 0.05
 """Share of the rows that may outlie; where more lie far out, they are a part of what is to be fitted."""
+LEAST_SHARE = 0.1
+"""Share of all squared distances that the far rows of a depth hold at least, to matter."""
 
 _MEDIAN_ROWS = 2048
 
@@ -25,7 +27,8 @@ def outlying_rows(states: Sequence[Float[Tensor, "sample _"]], factor: float | N
         factor: how many times; None marks none.
 
     Returns:
-        The mask; of none where more than a twentieth would be marked, or most rows are one and the same.
+        The mask; of none where the far rows hold less than a tenth of all squares, more than a twentieth would be
+        marked, or most rows are one and the same.
     """
     marked = torch.zeros(len(states[0]), dtype=torch.bool)
     if factor is None:
@@ -36,6 +39,7 @@ def outlying_rows(states: Sequence[Float[Tensor, "sample _"]], factor: float | N
         # In the states' own precision, whose range a square could leave.
         distances = torch.linalg.vector_norm(state - centre, dim=1, dtype=torch.float64)
         middle = distances.median()
-        if middle > 0:
-            marked |= (distances > factor * middle).cpu()
+        far = distances > factor * middle
+        if middle > 0 and distances[far].square().sum() > LEAST_SHARE * distances.square().sum():
+            marked |= far.cpu()
     return marked if int(marked.sum()) <= MOST_OUTLYING * len(marked) else torch.zeros_like(marked)

@@ -191,7 +191,9 @@ class StateMoments:
         width = self.widths[0]
         if len(set(self.widths)) > 1:
             return None
-        rows = [torch.cat([part[depth] for part in self._tried]).double() * factors for depth in range(len(self.widths))]
+        rows = [
+            torch.cat([part[depth] for part in self._tried]).double() * factors for depth in range(len(self.widths))
+        ]
         if len(rows[0]) < 4 * width:
             return None
         centred = [row - row.mean(0) for row in rows]

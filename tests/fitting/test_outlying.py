@@ -27,10 +27,7 @@ def scaled(trajectories, coordinate=3, by=1e4):
     factors[coordinate] = by
     return ki.Trajectories(
         states=tuple(state * factors for state in trajectories.states),
-        **{
-            name: getattr(trajectories, name)
-            for name in ("sites", "times", "host", "sequence", "position", "digests")
-        },
+        **{name: getattr(trajectories, name) for name in ("sites", "times", "host", "sequence", "position", "digests")},
     )
 
 

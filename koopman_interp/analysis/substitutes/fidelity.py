@@ -126,13 +126,7 @@ class Fidelity(PlainResult):
         notes = []
         if self.no_outputs:
             notes.append(f"There are no figures at the model's output. {self.no_outputs}")
-        for depth in self.depths:
-            if depth.misleading:
-                notes.append(
-                    f"The FVU of {depth.fvu[SURROGATE]:.1e} at {depth.site} is of a few large coordinates or far rows: "
-                    f"of the median coordinate {depth.typical_coordinate:.2f} of its variance is unexplained, of the "
-                    f"median row {depth.typical_row:.2f}. Leave outliers out (attach(model, skip=…), labels of -100)."
-                )
+        notes.extend(_of_whom(depth) for depth in self.depths if depth.misleading)
         if ENDPOINT not in self.depths[-1].fvu:
             notes.append(
                 "The best linear map, the affine chain, one K per depth and kernel ridge regression are left out; to "
@@ -290,6 +284,15 @@ def _asked(first: int, last: int, spans: Spans) -> list[Span]:
         case "to_target":
             return [(depth, last) for depth in range(first, last)]
     return list(combinations(range(first, last + 1), 2))
+
+
+def _of_whom(depth: DepthFidelity) -> str:
+    """Say that a depth's FVU speaks for a few coordinates or rows."""
+    return (
+        f"The FVU of {depth.fvu[SURROGATE]:.1e} at {depth.site} is of a few large coordinates or far rows: of the "
+        f"median coordinate {depth.typical_coordinate:.2f} of its variance is unexplained, of the "
+        f"median row {depth.typical_row:.2f}. Leave outliers out (attach(model, skip=…), labels of -100)."
+    )
 
 
 def _quantiles(ratios: tuple[float, ...]) -> str:
