@@ -42,6 +42,7 @@ from .auditing.language import LanguageChecks as LanguageChecks
 from .auditing.language import audit_language as audit_language
 from .auditing.relearning import Relearning as Relearning
 from .auditing.rows import AuditRow as AuditRow
+from .clocks import Clock as Clock
 from .distilling.config import DistilConfig as DistilConfig
 from .distilling.distil import distil as distil
 from .distilling.tuned_lens import tune_lens as tune_lens
@@ -69,6 +70,7 @@ from .hosts.finding import host_for as host_for
 from .hosts.fingerprint import HostFingerprint as HostFingerprint
 from .hosts.listing import SiteTable as SiteTable
 from .hosts.protocol import Host as Host
+from .observing.orbits import orbit as orbit
 from .observing.tap import sites as sites
 from .observing.tap import Tap as Tap
 from .observing.tap import attach as attach

@@ -109,4 +109,5 @@ def spectrum(
         unit_factor=units.factor if scaled else None,
         unit_error=units.error if scaled else None,
         grams=grams,
+        clock=koopman.config.clock,
     )
