@@ -24,6 +24,8 @@ from .analysis.spectra.pseudospectra import Pseudospectra as Pseudospectra
 from .analysis.spectra.pseudospectra import pseudospectra as pseudospectra
 from .analysis.spectra.spectrum import Spectrum as Spectrum
 from .analysis.spectra.decomposing import spectrum as spectrum
+from .analysis.spectra.transfer import TransferModes as TransferModes
+from .analysis.spectra.transfer import transfer_modes as transfer_modes
 from .analysis.spectra.vamp import VampScores as VampScores
 from .analysis.spectra.vamp import vamp_score as vamp_score
 from .analysis.substitutes.fidelity import Fidelity as Fidelity

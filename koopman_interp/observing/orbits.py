@@ -57,8 +57,8 @@ def orbit(
 
     Args:
         model: the model, or one a tick where the clock is training: checkpoints, read one after the other.
-        ticks: the inputs at each tick, each as in `Tap.observe`, or one tensor `[tick, path, …]`. Row i of every tick is
-            of path i.
+        ticks: the inputs at each tick, each as in `Tap.observe`, or one tensor `[tick, path, …]`. Row i of every tick
+            is of path i.
         site: the one site, by name as `ki.sites(model)` lists it; `name:input` is the state before a module.
         period: ticks after which each path is where it was, by which frequencies are also told in turns a period.
         times: of the ticks, in operator steps; None is 0, 1, 2, …
@@ -99,7 +99,8 @@ def orbit(
     with bar:
         for at, (one, tick) in enumerate(zip_longest(_models(model, len(ticks)), ticks)):
             if one is None or tick is None:
-                raise InputError(f"Expected one model, or {len(ticks)}, one a tick; got {at} or more than there are ticks.")
+                got = f"{at}" if one is None else "more"
+                raise InputError(f"Expected one model, or one for each of the {len(ticks)} ticks; got {got}.")
             host = host_for(one, layout)
             warn_of_train_mode(host.model)
             found = calls(host, tick, inputs=inputs, batch_size=batch_size, tokenizer=tokenizer)
@@ -158,8 +159,8 @@ class _Ticks:
             kept = samples.place == last[samples.entry] + 1 + self._place
         if int(kept.sum()) != samples.inputs:
             raise InputError(
-                f"place={self._place} is to be one row of each sequence; {int(kept.sum())} of {samples.inputs} have it. "
-                "Choose a place that all sequences reach."
+                f"place={self._place} is to be one row of each sequence; {int(kept.sum())} of {samples.inputs} have "
+                "it. Choose a place that all sequences reach."
             )
         # Which place that is may differ from tick to tick, as sequences grow.
         return rows[kept], (samples.entry[kept], torch.zeros_like(samples.place[kept]))
@@ -170,8 +171,8 @@ class _Ticks:
         elif not all(map(torch.equal, self._paths, (entry, place))):
             raise InputError(
                 f"Each tick holds the same paths, row by row; tick 0 has {len(self._paths[0]):,} rows and tick "
-                f"{len(self._states)} {len(entry):,}, or at other places. Give inputs of one length, or choose one place "
-                "of each: place=-1."
+                f"{len(self._states)} {len(entry):,}, or at other places. Give inputs of one length, or choose one "
+                "place of each: place=-1."
             )
 
     def trajectories(self, clock: Clock, times: tuple[float, ...], layout: str | None) -> Trajectories:
@@ -215,8 +216,8 @@ def linked(digests: Int[Tensor, "tick path"]) -> Int[Tensor, " path"]:
 def _batches(ticks: Iterable[Any]) -> list[Any]:
     if isinstance(ticks, Tensor) and (ticks.ndim < 2 or (ticks.ndim == 2 and ticks.is_floating_point())):
         raise InputError(
-            f"One tensor holds an orbit as [tick, path, …]; got the shape {tuple(ticks.shape)}. Give a list with a batch "
-            "of inputs for each tick."
+            f"One tensor holds an orbit as [tick, path, …]; got the shape {tuple(ticks.shape)}. Give a list with a "
+            "batch of inputs for each tick."
         )
     found = list(ticks)
     if len(found) < 2:

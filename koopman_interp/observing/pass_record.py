@@ -176,7 +176,6 @@ def warn_of_train_mode(model: nn.Module, stacklevel: int = 3) -> None:
     """
     if model.training:
         warnings.warn(
-            "The model is in train mode: dropout and batch statistics make its states random. "
-            "Call model.eval() first.",
+            "The model is in train mode: dropout and batch statistics make its states random. Call model.eval() first.",
             stacklevel=stacklevel,
         )

@@ -21,6 +21,7 @@ from koopman_interp.analysis.spectra.eigen import PRINTED, real_basis, turned
 from koopman_interp.analysis.spectra.grams import Grams
 from koopman_interp.analysis.spectra.intervals import Intervals
 from koopman_interp.analysis.spectra.residuals import ALIVE
+from koopman_interp.analysis.spectra.spaces import apart
 from koopman_interp.analysis.spectra.verdicts import DRIFT, Verdict, sentences, verdicts
 from koopman_interp.clocks import Clock
 from koopman_interp.errors import FileFormatError, InputError
@@ -66,6 +67,8 @@ class Spectrum(Result):
         unit_error: how far, relative to λ, that factor may be off, `[mode]`.
         grams: what the residuals were computed from; not saved with it.
         clock: what a step is where it is not one of depth, but a tick along an orbit.
+        shared: of each step, the share of the variance after it that lies in the space of the depth before, `[step]`;
+            see `spaces`.
     """
 
     operator_eigenvalues: Complex[ndarray, " mode"]
@@ -89,6 +92,7 @@ class Spectrum(Result):
     unit_error: Float[ndarray, " mode"] | None = None
     grams: Grams | None = None
     clock: Clock | None = None
+    shared: Float[ndarray, " step"] | None = None
 
     @property
     def eigenvalues(self) -> Complex[ndarray, " mode"]:
@@ -250,9 +254,10 @@ class Spectrum(Result):
             yield Column("turns a period", tuple(np.abs(self.turns_a_period[upper]).tolist()), digits(2))
 
     def notes(self) -> tuple[str, ...]:
-        """Say in which coordinates λ holds, what verdicts mean that judge nothing, and where inputs are too few."""
+        """Say in which coordinates λ holds, what verdicts judge nothing, and where inputs are few or depths unlike."""
         few = None if self.intervals is None else self.intervals.note()
-        return (self._coordinates(), *sentences(self.verdicts), *([few] if few else []))
+        spaces = None if self.grams is None else apart(self.shared, self.variance_in())
+        return (self._coordinates(), *sentences(self.verdicts), *(note for note in (few, spaces) if note))
 
     def _coordinates(self) -> str:
         where = f"K acts in these coordinates: {self.coordinates}"
@@ -359,6 +364,7 @@ _OPTIONAL = (
     "solved_anew",
     "unit_factor",
     "unit_error",
+    "shared",
 )
 _INTERVALS = ("estimate", "correlation", "decay", "rotation", "residual")
 _COMPLEX = {"operator_eigenvalues", "modes", "readers", "solved_anew", "intervals.estimate", "amplitudes.mean"}
