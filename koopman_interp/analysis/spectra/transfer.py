@@ -1,14 +1,18 @@
 """Transfer modes: what K carries from one depth to another, where the two are different spaces.
 
 An eigenmode is one function, read at both depths. Where these differ, as the states before and after an MLP do, no
-function need be carried to a multiple of itself, and pairs take its place: the singular vectors of `Kⁿ` between white
-spaces of source and target (canonical variables, the modes of VAMP: Wu & Noé, arXiv 1707.04659). With C the
-covariances of the rows fitted, in the row convention,
+function need be carried to a multiple of itself, and pairs of functions take its place: f at the source and g at the
+target, both of variance 1 on the rows fitted, of which `Kⁿ` says that g is σ f. They are singular vectors of `Kⁿ` from
+the white source. With C the covariances of the rows fitted, in the row convention,
 
-    C_s^½ (Kⁿ)ᵀ C_t^-½ = Ũ S Ṽᵀ,   f = (z_s − μ_s) C_s^-½ Ũ,   g = (z_t − μ_t) C_t^-½ Ṽ,
+    by variance:     C_s^½ (Kⁿ)ᵀ = U S Vᵀ,           f = (z_s − μ_s) C_s^-½ U,   g = (z_t − μ_t) V / τ,   σ = S / τ
+    by correlation:  C_s^½ (Kⁿ)ᵀ C_t^-½ = U S Vᵀ,    f the same,   g = (z_t − μ_t) C_t^-½ V,               σ = S
 
-both functions have variance 1 on those rows, and Kⁿ says that g is σ f. Costs two eigendecompositions and one singular
-value decomposition of observables³, and one pass over the rows that pairs are judged on. Knows nothing of eigenvalues.
+with τ the standard deviation at the target along V. The first are principal components of what K predicts, that which
+carries most of the variance first. The second are canonical variables, the modes of VAMP (Wu & Noé, arXiv 1707.04659),
+for motions with noise: of a network, whose states follow from one another, nearly all σ are 1 and their order says
+nothing. Costs two eigendecompositions and one singular value decomposition of observables³, and one pass over the rows
+that pairs are judged on. Knows nothing of eigenvalues.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -32,17 +37,19 @@ from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits, percents
 from koopman_interp.trajectories import Trajectories
 
+By = Literal["variance", "correlation"]
+
 TOLERANCE = 0.3
 """Pairs whose residual is larger are not trusted."""
-ROWS_PER_PAIR = 10
-"""Rows that a pair is judged on, at least."""
+FEWEST_ROWS = 100
+"""Rows that pairs are judged on, at least: a residual of so many is known to within a tenth."""
 _RANK = 1e-8
 """Variance of a direction, relative to the largest, below which it counts as none."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TransferModes(Result):
-    """Pairs of functions, f at the source and g at the target, of which K says that g is σ f; largest σ first.
+    """Pairs of functions, f at the source and g at the target, of which K says that g is σ f.
 
     Attributes:
         source: site of f.
@@ -52,15 +59,17 @@ class TransferModes(Result):
         source_readers: `[observable, pair]`: `f(x) = (E(x) − source_mean) · reader`, of variance 1 on the rows fitted.
         target_readers: `[observable, pair]`: g, likewise.
         source_modes: `[observable, pair]`: how observables at the source move with f, their covariance with it.
-        target_modes: `[observable, pair]`: how those at the target move with g, so that `Kⁿ` moves them by σ f.
+        target_modes: `[observable, pair]`: by what those at the target move for each unit of g; `Kⁿ` moves them by σ f
+            times that.
         source_mean: `[observable]`, of the rows fitted.
         target_mean: `[observable]`.
         correlations: of f and g on the rows given, `[pair]`: what σ is there.
         residuals: `‖g − σ f‖ / ‖g‖` about the means of the rows given, `[pair]`; √(1 − σ²) at best.
-        share: of the variance of the observables at the target, on the rows fitted, `[pair]`: how much of it g accounts
-            for.
+        share: of the variance of the observables at the target, on the rows fitted, `[pair]`; that of all pairs is that
+            of the whole.
         samples: rows given.
         tolerance: residual up to which a pair is trusted.
+        by: what they are in order of, `variance` carried or `correlation`.
     """
 
     source: str
@@ -78,6 +87,7 @@ class TransferModes(Result):
     share: Float[ndarray, " pair"]
     samples: int
     tolerance: float = TOLERANCE
+    by: By = "variance"
 
     def __len__(self) -> int:
         return len(self.singular_values)
@@ -85,8 +95,8 @@ class TransferModes(Result):
     def __repr__(self) -> str:
         return (
             f"TransferModes({len(self)} pairs from {self.source!r} to {self.target!r}, {int(self.trusted.sum())} "
-            f"trusted at residual ≤ {self.tolerance:g} on {self.samples:,} samples, largest σ "
-            f"{self.singular_values[0]:.3f})"
+            f"trusted at residual ≤ {self.tolerance:g} on {self.samples:,} samples, which hold "
+            f"{self.share[self.trusted].sum():.0%} of the variance there)"
         )
 
     @property
@@ -95,7 +105,7 @@ class TransferModes(Result):
 
         Pairs that K hardly carries are spurious by this: of a small σ there is nothing to predict.
         """
-        if self.samples < ROWS_PER_PAIR * len(self):
+        if self.samples < FEWEST_ROWS:
             return ("unknown",) * len(self)
         return tuple("trusted" if residual <= self.tolerance else "spurious" for residual in self.residuals)
 
@@ -113,7 +123,7 @@ class TransferModes(Result):
         return _read(koopman, trajectories, self.target, self.target_mean, self.target_readers)
 
     def tables(self, most: int | None = PRINTED) -> tuple[Table]:
-        """Return the pairs as a table, what K carries best first.
+        """Return the pairs as a table, in order of what K carries.
 
         Args:
             most: lines to show; None shows all.
@@ -127,12 +137,13 @@ class TransferModes(Result):
             Column("verdict", self.verdicts, left=True),
         )
         where = f"{self.source!r} to {self.target!r}, {self.steps:g} operator step{'' if self.steps == 1 else 's'}"
-        return (Table(columns, f"What K carries from {where}, best first.", most=most),)
+        first = "most variance first" if self.by == "variance" else "largest σ first"
+        return (Table(columns, f"What K carries from {where}; {first}.", most=most),)
 
     def as_dict(self) -> dict[str, object]:
         """Return the figures as plain values for JSON; the vectors go to files with `save`."""
         vectors = ("singular_values", "correlations", "residuals", "share")
-        plain = {name: getattr(self, name) for name in ("source", "target", "steps", "samples", "tolerance")}
+        plain = {name: getattr(self, name) for name in ("source", "target", "steps", "samples", "tolerance", "by")}
         return plain | {name: getattr(self, name).tolist() for name in vectors} | {"verdicts": list(self.verdicts)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -167,6 +178,7 @@ def transfer_modes(
     *,
     source: str | int | None = None,
     target: str | int | None = None,
+    by: By = "variance",
     tolerance: float = TOLERANCE,
 ) -> TransferModes:
     """Find what K carries from one depth to another, and judge each pair on data in one pass.
@@ -176,17 +188,20 @@ def transfer_modes(
         trajectories: rows to judge on, best those that it was not fitted on; in memory, or parts that are read once.
         source: site or depth; None is the first.
         target: site or depth; None is the last.
+        by: `variance`, what carries most of the target's variance first, or `correlation`, for motions with noise.
         tolerance: residual up to which a pair is trusted.
 
     Returns:
-        The pairs, largest σ first; as many as source and target both have directions that vary.
+        The pairs; as many as source and target both have directions that vary.
 
     Raises:
-        InputError: the target does not lie after the source, the surrogate keeps no moments of a fit, or the rows are
-            fewer than two or of other sites.
+        InputError: the target does not lie after the source, the surrogate keeps no moments of a fit, the rows are
+            fewer than two or of other sites, or the order or the tolerance is none.
     """
     if not tolerance >= 0:
         raise InputError(f"The tolerance is the largest residual of a trusted pair, 0 or more; got {tolerance}.")
+    if by not in get_args(By):
+        raise InputError(f"Pairs are in order of {' or '.join(get_args(By))}; got by={by!r}.")
     first, last = span(koopman.sites, source, target)
     if koopman.moments.rows < 2:
         raise InputError("This surrogate keeps no covariances: it was not fitted. Fit it: ki.fit(trajectories).")
@@ -195,11 +210,19 @@ def transfer_modes(
     eye = torch.eye(koopman.config.observables, dtype=torch.float64)
     # Rows of the identity, carried on, are the rows of (Kⁿ)ᵀ.
     power = koopman.operator.advance(eye.to(koopman.K), koopman.steps(first, last)).double().cpu().numpy()
-    root, white_here = _roots(here)
-    _, white_there = _roots(there)
-    U, sizes, Vt = np.linalg.svd(root.T @ power @ white_there, full_matrices=False)
-    readers = white_here @ U, white_there @ Vt.T
-    modes = here @ readers[0], there @ readers[1]
+    root, white = _roots(here)
+    if by == "correlation":
+        U, sizes, Vt = np.linalg.svd(root.T @ power @ _roots(there)[1], full_matrices=False)
+        reading = _roots(there)[1] @ Vt.T
+        moving = there @ reading
+    else:
+        U, carried, Vt = np.linalg.svd(root.T @ power, full_matrices=False)
+        spread = np.sqrt(np.einsum("pi,ij,pj->p", Vt, there, Vt).clip(0))
+        kept = spread > np.sqrt(_RANK) * spread.max()
+        U, spread, sizes = U[:, kept], spread[kept], carried[kept] / spread[kept]
+        reading, moving = Vt[kept].T / spread, Vt[kept].T * spread
+    readers = white @ U, reading
+    modes = here @ readers[0], moving
     correlations, residuals, samples = _judged(koopman, trajectories, (first, last), readers, sizes)
     return TransferModes(
         source=koopman.sites[first],
@@ -217,6 +240,7 @@ def transfer_modes(
         share=(modes[1] ** 2).sum(0) / np.trace(there),
         samples=samples,
         tolerance=tolerance,
+        by=by,
     )
 
 
