@@ -26,7 +26,7 @@ class Clock:
     """
 
     site: str
-    period: float | None = None
+    period: float | int | None = None
 
     def __post_init__(self) -> None:
         if self.period is not None and not (self.period > 0 and math.isfinite(self.period)):
