@@ -240,7 +240,7 @@ print(table(header, rows))
 # - *A frequency can be erased one layer before it exists*, which no erasure of raw states can do. That takes lifted
 #   states and an operator to carry the change on.
 # - *It does not take a trained encoder.* Random features and one solve do it in seconds, and here better: their
-#   decoder is linear, so that what K carries in one frequency stays out of the others; a trained one mixes them a little.
+#   decoder is linear, so that what K carries in one frequency stays out of the others; a trained one mixes them.
 # - *Where a network has computed a thing, no operator is needed to erase it*: the last row is as good.
 # - *The clock needs the trained encoder* where a frequency shares its directions; linear states miss some.
 # - Fourier analysis of the logits finds the same frequencies, for those who know that it is Fourier analysis they want.
