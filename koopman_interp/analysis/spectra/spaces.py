@@ -7,6 +7,7 @@ The question is asked of the covariances that are kept with the fit. Costs an ei
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +21,8 @@ HELD = 0.99
 """Share of the variance at a depth that its space holds."""
 APART = 0.5
 """Share of the variance at the next depth in that space, below which the two are different spaces."""
+WIDEST = 1024
+"""Observables past which the question is not asked, since an eigendecomposition a depth is no longer cheap."""
 
 
 def shared_spaces(koopman: KoopmanAutoencoder) -> Float[ndarray, " step"] | None:
@@ -32,9 +35,10 @@ def shared_spaces(koopman: KoopmanAutoencoder) -> Float[ndarray, " step"] | None
         koopman: the surrogate.
 
     Returns:
-        One share a step; None for ticks, which are all of one site, and where there are no moments of a fit.
+        One share a step; None for ticks, which are all of one site, where there are no moments of a fit, and for more
+        than `WIDEST` observables.
     """
-    if koopman.config.clock is not None or koopman.moments.rows < 2:
+    if koopman.config.clock is not None or koopman.moments.rows < 2 or koopman.config.observables > WIDEST:
         return None
     return np.array([_share(before, after) for before, after in pairwise(koopman.moments.covariance)])
 
@@ -47,18 +51,22 @@ def _share(before: torch.Tensor, after: torch.Tensor) -> float:
     return float((space * (after @ space)).sum()) / whole if whole else 1.0
 
 
-def apart(shares: Float[ndarray, " step"] | None, trusted: float) -> str | None:
+def apart(shares: Float[ndarray, " step"] | None, explained: Callable[[], float]) -> str | None:
     """Say where depths are different spaces, if eigenmodes do not hold all the same.
 
     Args:
         shares: of each step; None where the question does not arise.
-        trusted: share of the variance of the observables that trusted modes explain.
+        explained: gives the share of the variance of the observables that trusted modes explain; called only where
+            depths are apart.
 
     Returns:
         A sentence; None where at each step half of the variance or more stays in the space before, or where trusted
         modes explain half of it or more.
     """
-    if shares is None or not len(shares) or shares.min() >= APART or trusted >= APART:
+    if shares is None or not len(shares) or shares.min() >= APART:
+        return None
+    trusted = explained()
+    if trusted >= APART:
         return None
     step = int(shares.argmin())
     return (

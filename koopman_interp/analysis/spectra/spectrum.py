@@ -256,7 +256,7 @@ class Spectrum(Result):
     def notes(self) -> tuple[str, ...]:
         """Say in which coordinates λ holds, what verdicts judge nothing, and where inputs are few or depths unlike."""
         few = None if self.intervals is None else self.intervals.note()
-        spaces = None if self.grams is None else apart(self.shared, self.variance_in())
+        spaces = None if self.grams is None else apart(self.shared, self.variance_in)
         return (self._coordinates(), *sentences(self.verdicts), *(note for note in (few, spaces) if note))
 
     def _coordinates(self) -> str:
