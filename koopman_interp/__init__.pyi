@@ -24,6 +24,8 @@ from .analysis.spectra.pseudospectra import Pseudospectra as Pseudospectra
 from .analysis.spectra.pseudospectra import pseudospectra as pseudospectra
 from .analysis.spectra.spectrum import Spectrum as Spectrum
 from .analysis.spectra.decomposing import spectrum as spectrum
+from .analysis.spectra.transfer import TransferModes as TransferModes
+from .analysis.spectra.transfer import transfer_modes as transfer_modes
 from .analysis.spectra.vamp import VampScores as VampScores
 from .analysis.spectra.vamp import vamp_score as vamp_score
 from .analysis.substitutes.fidelity import Fidelity as Fidelity
@@ -42,6 +44,7 @@ from .auditing.language import LanguageChecks as LanguageChecks
 from .auditing.language import audit_language as audit_language
 from .auditing.relearning import Relearning as Relearning
 from .auditing.rows import AuditRow as AuditRow
+from .clocks import Clock as Clock
 from .distilling.config import DistilConfig as DistilConfig
 from .distilling.distil import distil as distil
 from .distilling.tuned_lens import tune_lens as tune_lens
@@ -69,6 +72,7 @@ from .hosts.finding import host_for as host_for
 from .hosts.fingerprint import HostFingerprint as HostFingerprint
 from .hosts.listing import SiteTable as SiteTable
 from .hosts.protocol import Host as Host
+from .observing.orbits import orbit as orbit
 from .observing.tap import sites as sites
 from .observing.tap import Tap as Tap
 from .observing.tap import attach as attach

@@ -1,7 +1,8 @@
 """Trajectories: how each sample's representation moves through the depth of a model.
 
 A frozen value that holds one tensor of rows per depth, since widths may differ, with the labels and the origin
-of each row. It knows nothing of models; what it remembers of its model is a fingerprint.
+of each row. With a clock, what is called depth is the ticks of a path of inputs at one site. It knows nothing of
+models; what it remembers of its model is a fingerprint.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from koopman_interp.clocks import Clock
 from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import Json, read_tensors, write_tensors
@@ -45,6 +47,8 @@ class Trajectories:
         layout: names of the axes of the states in the model, where `attach` was told; see `Layout`.
         digests: `[sample]`, 64 bits of the input that each row belongs to: equal inputs have equal ones. Left out, they
             are made from the states at the first depth.
+        clock: what time is where it is not depth, as `orbit` makes it; None is depth. Each row is then a path, each
+            "site" a tick, and a digest that of all paths that share an input with this one.
     """
 
     states: tuple[Float[Tensor, "sample _"], ...]
@@ -59,6 +63,7 @@ class Trajectories:
     skip: int = 0
     layout: str | None = None
     digests: Int[Tensor, " sample"] = None  # type: ignore[assignment]  # left out: made below
+    clock: Clock | None = None
 
     def __post_init__(self) -> None:
         if not self.shapes:
@@ -70,6 +75,8 @@ class Trajectories:
             )
         if any(not later > earlier for earlier, later in zip(self.times, self.times[1:], strict=False)):
             raise InputError(f"Times must increase with depth; got {self.times}.")
+        if self.clock is not None and len(set(self.widths)) != 1:
+            raise InputError(f"All ticks are of one site, so they have one width; got {sorted(set(self.widths))}.")
         lengths = {len(state) for state in (*self.states, self.sequence, self.position)}
         if len(lengths) != 1:
             raise InputError(f"All depths need the same number of samples; got {sorted(lengths)}.")
@@ -90,6 +97,8 @@ class Trajectories:
         widths = sorted(set(self.widths))
         shown = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
         labelled = "unlabelled" if self.labels is None else f"{len(self.classes)} classes"
+        if self.clock is not None:
+            return f"Trajectories({len(self):,} paths, {self.depths} ticks of {self.clock}, width {shown}, {labelled})"
         return (
             f"Trajectories({len(self):,} samples, {self.depths} depths from {self.sites[0]!r} to "
             f"{self.sites[-1]!r}, width {shown}, {labelled})"
@@ -218,6 +227,12 @@ class Trajectories:
         inputs = len(torch.unique(self.digests))
         count = round(fraction * inputs)
         if not 0 < count < inputs:
+            if self.clock is not None:
+                raise InputError(
+                    f"Holding out {fraction:.0%} of {inputs} orbits leaves one part empty: {len(self):,} paths share "
+                    "inputs with one another, and paths that do are held out together. Observe paths that never meet "
+                    "(the same walk from other images, say), or choose another fraction."
+                )
             raise InputError(
                 f"Holding out {fraction:.0%} of {inputs} distinct inputs leaves one part empty. "
                 "Observe more, or choose another fraction."
@@ -288,6 +303,7 @@ class Trajectories:
             "skip": self.skip,
             "layout": self.layout,
             "host": asdict(self.host),
+            "clock": None if self.clock is None else self.clock.as_dict(),
         }
         write_tensors(path, tensors, kind="trajectories", header=header)
 
@@ -314,6 +330,7 @@ class Trajectories:
                 labels=tensors.get("labels"),
                 tokens=tensors.get("tokens"),
                 digests=tensors["digests"],
+                clock=Clock.from_dict(header.get("clock")),
             )
         except KeyError as error:
             raise FileFormatError(f"{path} lacks parts of trajectories. Write it again from its source.") from error
@@ -327,7 +344,7 @@ def _shared(first: str, second: str) -> int:
 
 def _require_alike(first: Trajectories, part: Trajectories) -> None:
     first.host.require(part.host, "part of the trajectories")
-    for name in ("sites", "times", "shapes", "widths"):
+    for name in ("sites", "times", "shapes", "widths", "clock"):
         ours, theirs = getattr(first, name), getattr(part, name)
         if ours != theirs:
             raise InputError(f"Parts to concatenate need the same {name}; got {ours} and {theirs}.")

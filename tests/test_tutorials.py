@@ -178,3 +178,20 @@ def test_concepts_in_a_language_model(tmp_path):
     # What two tied logits leave is nothing, and what they cost is small: the row that no edit can beat.
     assert re.search(r"^two logits tied +1 +0\.00", printed, re.MULTILINE)
     assert re.search(r"Linear probe on held-out sentences: host \d", printed)
+
+
+def test_modular_addition(tmp_path):
+    printed = run("08_modular_addition.py", tmp_path, 10)
+    require_figures(tmp_path / "out" / "figures", ["clock"])
+    assert "6 ticks of 'block', period 13" in printed
+    assert "turns a period" in printed.split("== The input as clock ==")[1].split("==")[0]
+    for name in ("base model", "surrogate", "endpoint linear"):
+        assert re.search(rf"^{name} +\d", printed, re.MULTILINE), name
+    assert "most variance first" in printed
+    erased = printed.split(" at once, % ==")[1]
+    for way in ("theory", "carried by K, trained", "carried by K, random features", "LEACE, raw, after"):
+        assert re.search(rf"^{way} +\d", erased, re.MULTILINE), way
+    # What theory takes off is taken off whole, and nothing else is.
+    assert re.search(r"^theory +0\.0 +100\.0 +100\.0", erased, re.MULTILINE)
+    assert "Outside of the patches the logits are bit-identical: True" in printed
+    assert "no forward pass holds two ticks" in printed

@@ -77,6 +77,7 @@ def distil(
         NonFiniteError: the loss diverged.
     """
     started = time.perf_counter()
+    koopman.require_depth("Distilling")
     config = config or DistilConfig()
     host = host_for(model, koopman.config.layout)
     _require_own(host, koopman, fitted)

@@ -35,7 +35,7 @@ from koopman_interp.fitting.sizes import Sizes, sizes
 from koopman_interp.fitting.variable_projection import SpectrumObjective
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
-from koopman_interp.surrogates.normalization import Normalization, fit_normalization
+from koopman_interp.surrogates.normalization import Normalization, NormalizationConfig, fit_normalization
 from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.surrogates.record import FitRecord, Look
 from koopman_interp.surrogates.state_moments import PRECISE_WIDTH
@@ -106,7 +106,11 @@ def _fitted(
     kept, left_out = _without_outlying(trajectories, config.outlying)
     train, held_out = kept.split(config.validation, seed=config.seed)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    normalization = fit_normalization(_chunks(train), config.normalization, times=train.times, stride=_stride(train))
+    settings = config.normalization if train.clock is None else _of_one_site(config.normalization)
+    normalization = fit_normalization(_chunks(train), settings, times=train.times, stride=_stride(train))
+    if train.clock is not None:
+        reason = "all ticks are of one site, and what turns there is to be seen turning"
+        normalization.coordinates = replace(normalization.coordinates, reason=reason)
     _require_samples(len(train), len(held_out), normalization.dimension)
 
     chosen = sizes(config, normalization.dimension, len(train), train.depths)
@@ -223,6 +227,22 @@ def _without_outlying(trajectories: Trajectories, factor: float | None) -> tuple
     return trajectories[~marked], [said]
 
 
+def _of_one_site(config: NormalizationConfig) -> NormalizationConfig:
+    """Give all ticks of an orbit one centre, one scale and one basis.
+
+    Raises:
+        InputError: something else was asked for, which would bend or hide the motion.
+    """
+    alike = {"basis": (None, "shared"), "centre": ("auto", "common"), "scale": ("auto", "common"), "align": (False,)}
+    for name, allowed in alike.items():
+        if getattr(config, name) not in allowed:
+            raise InputError(
+                f"{name}={getattr(config, name)!r} would hide how an orbit turns: all its ticks are of one site, so "
+                f"they have one basis, one centre and one scale. Leave {name} out of NormalizationConfig(…)."
+            )
+    return replace(config, basis="shared", centre="common", scale="common")
+
+
 def _stride(train: Trajectories) -> int:
     """How far apart rows may lie that a basis is fitted on."""
     return max(1, len(train) // max(_CHUNK, _BASIS_ROWS * max(train.widths)))
@@ -273,6 +293,7 @@ def _surrogate_config(
         skip=trajectories.skip,
         layout=trajectories.layout,
         coordinates=normalization.coordinates,
+        clock=trajectories.clock,
     )
 
 

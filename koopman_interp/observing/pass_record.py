@@ -6,6 +6,7 @@ and an audit reads its states off one. Costs one copy of each state. Knows nothi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from functools import partial
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from koopman_interp.errors import InputError, NonFiniteError, UnknownSiteError, UnsupportedHostError
 from koopman_interp.hosts.layouts import require_plain, to_rows
@@ -164,3 +165,17 @@ def recorded(
         passes = stack.enter_context(host.passes(sites, done))
         stack.enter_context(host.hooked({site: partial(record, passes, site) for site in sites}))
         yield
+
+
+def warn_of_train_mode(model: nn.Module, stacklevel: int = 3) -> None:
+    """Warn that a model in train mode has states that are random.
+
+    Args:
+        model: the model.
+        stacklevel: of the caller to be named, as `warnings.warn` counts.
+    """
+    if model.training:
+        warnings.warn(
+            "The model is in train mode: dropout and batch statistics make its states random. Call model.eval() first.",
+            stacklevel=stacklevel,
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -149,6 +150,7 @@ class Recording:
                 parts[:] = [torch.cat(parts)]
         ids = [one.ids for one in self.passes if one.ids is not None]
         digests = [each for each in self._digests if each is not None]
+        known: dict[str, Any] = {"digests": torch.cat(digests)} if len(digests) == len(self.passes) else {}
         return Trajectories(
             states=tuple(parts[0] for parts in self._rows),
             sites=self.sites,
@@ -159,6 +161,6 @@ class Recording:
             tokens=torch.cat(ids) if len(ids) == len(self.passes) else None,
             shapes=tuple(self._shapes[site] for site in self.sites),
             skip=self.skip,
-            **({"digests": torch.cat(digests)} if len(digests) == len(self.passes) else {}),
             layout=self.layout,
+            **known,
         )

@@ -6,7 +6,6 @@ forward passes run (`with tap:`). Recording costs one copy of each state; the mo
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -22,6 +21,7 @@ from koopman_interp.hosts.listing import SiteTable
 from koopman_interp.hosts.protocol import Host, SiteSelection
 from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.observing.batches import BATCH_SIZE, Inputs, calls
+from koopman_interp.observing.pass_record import warn_of_train_mode
 from koopman_interp.observing.recording import Recording
 from koopman_interp.observing.samples import Samples, labels_of_samples, none_left
 from koopman_interp.observing.site_times import site_times
@@ -123,7 +123,7 @@ class Tap:
     def __enter__(self) -> Tap:
         if self._recording is not None and self._recording.running:
             raise InputError("This tap is recording already. Leave its `with` block before entering it again.")
-        self._warn_of_train_mode()
+        warn_of_train_mode(self.host.model)
         self._recording = Recording(self.host, self.sites, self.skip, self.layout)
         self._listening.enter_context(self._recording.listening())
         return self
@@ -187,7 +187,7 @@ class Tap:
         Raises:
             InputError: there were no batches, no samples are left of them, or the labels do not fit them.
         """
-        self._warn_of_train_mode()
+        warn_of_train_mode(self.host.model)
         column = labels if isinstance(labels, str) else None
         given = None if isinstance(labels, str) else labels
         seen: list[Samples] = []
@@ -238,7 +238,7 @@ class Tap:
         Raises:
             InputError: there were no batches, or the labels do not fit one.
         """
-        self._warn_of_train_mode()
+        warn_of_train_mode(self.host.model)
         for part, samples, y in self._driven(batches, inputs, labels, tokenizer, batch_size, progress):
             labelled = part if y is None else part.with_labels(labels_of_samples(y, samples))
             if len(labelled):
@@ -264,11 +264,3 @@ class Tap:
             yield (*recording.drained(self.times), y)
         if none:
             raise InputError("There were no batches to observe.")
-
-    def _warn_of_train_mode(self) -> None:
-        if self.host.model.training:
-            warnings.warn(
-                "The model is in train mode: dropout and batch statistics make its states random. "
-                "Call model.eval() first.",
-                stacklevel=3,
-            )

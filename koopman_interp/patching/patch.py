@@ -78,7 +78,8 @@ def patched(
 
     Raises:
         HostMismatchError: the surrogate or an edit belongs to another host.
-        InputError: the span is not one, an edit acts outside of it, or a span is given for edits at each site.
+        InputError: the span is not one, an edit acts outside of it, a span is given for edits at each site, or the
+            surrogate moves along an orbit of inputs and not through depth.
 
     Examples:
         >>> import torch, koopman_interp as ki
@@ -376,6 +377,7 @@ def _ends(koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], options: P
 
 def _require_own(host: Host, koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], check_weights: bool) -> None:
     ignoring = () if check_weights else ("weights",)
+    koopman.require_depth("A patch")
     found = HostFingerprint.of(host)
     koopman.config.host.require(found, "surrogate", ignoring=ignoring, host=host)
     digest = koopman.digest() if edits else ""

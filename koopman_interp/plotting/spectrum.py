@@ -55,7 +55,8 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None, *, pseudospectra: 
     bar = ax.figure.colorbar(colours, cax=place, extend="max", label="residual (1: predicts nothing)")
     if spectrum.tolerance < 1:
         bar.ax.axhline(spectrum.tolerance, color="w", linewidth=2)
-    ax.set(xlabel="Re λ", ylabel="Im λ", title=f"Eigenvalues {of}, per operator step")
+    step = "operator step" if spectrum.clock is None else "tick"
+    ax.set(xlabel="Re λ", ylabel="Im λ", title=f"Eigenvalues {of}, per {step}")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, fontsize=8)
     return ax
 

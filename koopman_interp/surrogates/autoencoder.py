@@ -20,6 +20,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, Reposi
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from koopman_interp.clocks import Clock
 from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import Json, read_tensors, write_json, write_tensors, write_text
@@ -64,6 +65,7 @@ class SurrogateConfig:
         host: fingerprint of the model.
         activation: between the layers of encoder and decoder.
         coordinates: those that the operator acts in, and why these.
+        clock: what time is where it is not depth; each "site" is then a tick.
     """
 
     sites: tuple[str, ...]
@@ -82,6 +84,7 @@ class SurrogateConfig:
     layout: str | None = None
     activation: Activation = "leaky_relu"
     coordinates: Coordinates = field(default_factory=Coordinates)
+    clock: Clock | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Json]) -> SurrogateConfig:
@@ -89,7 +92,7 @@ class SurrogateConfig:
         tuples = {name: tuple(values[name]) for name in ("sites", "times", "widths", "hidden", "classes")}
         shapes = tuple(map(tuple, values["shapes"]))
         parts = {"host": HostFingerprint(**values["host"]), "coordinates": Coordinates.from_dict(values["coordinates"])}
-        return cls(**(values | tuples | parts | {"shapes": shapes}))
+        return cls(**(values | tuples | parts | {"shapes": shapes, "clock": Clock.from_dict(values.get("clock"))}))
 
 
 class LinearPlusNonlinear(nn.Module):
@@ -191,10 +194,11 @@ class KoopmanAutoencoder(
 
     def __repr__(self) -> str:
         c = self.config
-        return (
-            f"KoopmanAutoencoder({c.host.model.rsplit('.', 1)[-1]}, {len(c.sites)} depths from {c.sites[0]!r} to "
-            f"{c.sites[-1]!r}, {c.dimension} → {c.observables} observables, {c.operator} K)"
-        )
+        over = f"{len(c.sites)} depths from {c.sites[0]!r} to {c.sites[-1]!r}"
+        if c.clock is not None:
+            over = f"{len(c.sites)} ticks of {c.clock}"
+        model = c.host.model.rsplit(".", 1)[-1]
+        return f"KoopmanAutoencoder({model}, {over}, {c.dimension} → {c.observables} observables, {c.operator} K)"
 
     @property
     def K(self) -> Float[Tensor, "observable observable"]:  # noqa: N802 (the field writes it so)
@@ -205,6 +209,18 @@ class KoopmanAutoencoder(
     def sites(self) -> tuple[str, ...]:
         """Site of each depth."""
         return self.config.sites
+
+    def require_depth(self, what: str) -> None:
+        """Check that time is depth, so that the motion has a place in a forward pass.
+
+        Args:
+            what: that is asked for, as the subject of a sentence.
+
+        Raises:
+            InputError: it moves along an orbit, from tick to tick.
+        """
+        if self.config.clock is not None:
+            raise InputError(self.config.clock.no_span(what))
 
     def steps(self, source: int, target: int) -> float:
         """Operator steps between two depths."""

@@ -107,6 +107,29 @@ def test_rows_move_by_the_cheapest_readers_about_their_mean(surrogate, trajector
     np.testing.assert_allclose(edit(rows).numpy().mean(0), mean, atol=1e-9)
 
 
+def test_no_linear_eraser_of_a_phase_moves_rows_less(surrogate, trajectories, rows):
+    """Two quantities on a circle: any other linear map about the mean that erases them moves white rows farther."""
+    angle = quantity(rows)
+    phase = torch.stack([angle.cos(), angle.sin()], 1)
+    edit = ki.erase_concept(surrogate, trajectories, attribute=phase, site=DEPTH, cost="rows", shrinkage=1e-9)
+    assert edit.rank == 2
+    after = edit(rows)
+    assert LinearRegression().fit(after.numpy(), phase.numpy()).score(after.numpy(), phase.numpy()) < 1e-9
+    torch.testing.assert_close(edit(after), after, rtol=1e-7, atol=1e-7)
+    centred = rows - rows.mean(0)
+    A = centred.T @ (phase - phase.mean(0)) / len(rows)
+    moved = float((edit(rows) - rows).square().sum())
+    draw = torch.Generator().manual_seed(4)
+    others = [torch.linalg.qr(A).Q, torch.randn(A.shape, generator=draw, dtype=A.dtype)]
+    others += [edit.readers + scale * torch.randn(A.shape, generator=draw, dtype=A.dtype) for scale in (1e-3, 1e-1)]
+    for readers in others:
+        # z → z − z W (AᵀW)⁻¹ Aᵀ erases whatever W is.
+        other = centred @ readers @ torch.linalg.solve(A.T @ readers, A.T)
+        left = (centred - other).T @ (phase - phase.mean(0)) / len(rows)
+        assert float(left.abs().max()) < 1e-8
+        assert float(other.square().sum()) > moved
+
+
 def test_without_a_site_it_is_the_last_but_one(surrogate, trajectories):
     assert ki.erase_concept(surrogate, trajectories).depth == len(surrogate.sites) - 2
 

@@ -20,6 +20,7 @@ from koopman_interp.analysis.spectra.grams import GramPass
 from koopman_interp.analysis.spectra.host_units import DegreePass
 from koopman_interp.analysis.spectra.intervals import LEADING, intervals, solved_anew
 from koopman_interp.analysis.spectra.residuals import CONSTANT, SpanPass, step_residuals
+from koopman_interp.analysis.spectra.spaces import shared_spaces
 from koopman_interp.analysis.spectra.spectrum import TOLERANCE, Spectrum
 from koopman_interp.errors import InputError
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -109,4 +110,6 @@ def spectrum(
         unit_factor=units.factor if scaled else None,
         unit_error=units.error if scaled else None,
         grams=grams,
+        clock=koopman.config.clock,
+        shared=shared_spaces(koopman),
     )

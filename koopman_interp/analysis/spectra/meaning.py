@@ -242,7 +242,8 @@ def _at_output(
 ) -> Float[ndarray, "mode output"]:
     """Mean change of the log-probabilities for a step along each mode, by central differences."""
     moves = torch.from_numpy(steps.T.copy()).reshape(-1, *koopman.config.shapes[depth])
-    site, skip = koopman.sites[depth], koopman.config.skip
+    clock, skip = koopman.config.clock, koopman.config.skip
+    site = koopman.sites[depth] if clock is None else clock.site
     total: Tensor | None = None
     rows = 0
     for x, _ in called:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,7 +21,9 @@ from koopman_interp.analysis.spectra.eigen import PRINTED, real_basis, turned
 from koopman_interp.analysis.spectra.grams import Grams
 from koopman_interp.analysis.spectra.intervals import Intervals
 from koopman_interp.analysis.spectra.residuals import ALIVE
+from koopman_interp.analysis.spectra.spaces import apart
 from koopman_interp.analysis.spectra.verdicts import DRIFT, Verdict, sentences, verdicts
+from koopman_interp.clocks import Clock
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.results import Result
@@ -63,6 +66,9 @@ class Spectrum(Result):
             are no such units, or they are those of K.
         unit_error: how far, relative to λ, that factor may be off, `[mode]`.
         grams: what the residuals were computed from; not saved with it.
+        clock: what a step is where it is not one of depth, but a tick along an orbit.
+        shared: of each step, the share of the variance after it that lies in the space of the depth before, `[step]`;
+            see `spaces`.
     """
 
     operator_eigenvalues: Complex[ndarray, " mode"]
@@ -85,6 +91,8 @@ class Spectrum(Result):
     unit_factor: Float[ndarray, " mode"] | None = None
     unit_error: Float[ndarray, " mode"] | None = None
     grams: Grams | None = None
+    clock: Clock | None = None
+    shared: Float[ndarray, " step"] | None = None
 
     @property
     def eigenvalues(self) -> Complex[ndarray, " mode"]:
@@ -105,6 +113,20 @@ class Spectrum(Result):
     def rotation(self) -> Float[ndarray, " mode"]:
         """Arg λ: by what angle a mode turns in one step, in radians."""
         return np.angle(self.eigenvalues)
+
+    @property
+    def turns(self) -> Float[ndarray, " mode"]:
+        """`arg λ / 2π`: turns that a mode makes in one step, from −½ to ½."""
+        return self.rotation / (2 * math.pi)
+
+    @property
+    def turns_a_period(self) -> Float[ndarray, " mode"] | None:
+        """Turns that a mode makes in one period of the clock, its frequency; None where there is no period.
+
+        A frequency past half a period's ticks shows as the period's ticks less itself, since a tick then turns by more
+        than a half and is read the other way round.
+        """
+        return None if self.clock is None or self.clock.period is None else self.turns * self.clock.period
 
     @property
     def half_life(self) -> Float[ndarray, " mode"]:
@@ -208,7 +230,7 @@ class Spectrum(Result):
         columns = (
             Column("mode", tuple(upper)),
             Column("|λ|", tuple(self.decay[upper].tolist()), digits(4)),
-            Column("turn, °", tuple(np.degrees(self.rotation[upper]).tolist()), turned),
+            *self._turning(upper),
             Column("half-life", tuple(self.half_life[upper].tolist()), digits(1)),
             Column("energy %", tuple(map(self._energy, upper)), percents(1)),
             Column("residual", tuple(self._residual(index) for index in upper), digits(3)),
@@ -216,13 +238,26 @@ class Spectrum(Result):
             Column("verdict", tuple(verdicts[index] for index in upper), left=True),
         )
         units = "the host's own units" if self.in_host_units else "the units of K"
-        caption = f"{first}; a conjugate pair is one line. |λ|, turn and half-life are per operator step, in {units}."
+        step = "operator step"
+        if self.clock is not None:
+            step = f"tick at {self.clock.site!r}"
+        caption = f"{first}; a conjugate pair is one line. |λ|, turn and half-life are per {step}, in {units}."
         return Table(columns, caption, most=most)
 
+    def _turning(self, upper: list[int]) -> Iterator[Column]:
+        """By what modes turn: degrees a step or, along an orbit, turns a tick, and a period where it has one."""
+        if self.clock is None:
+            yield Column("turn, °", tuple(np.degrees(self.rotation[upper]).tolist()), turned)
+            return
+        yield Column("turns a tick", tuple(np.abs(self.turns[upper]).tolist()), digits(4))
+        if self.turns_a_period is not None:
+            yield Column("turns a period", tuple(np.abs(self.turns_a_period[upper]).tolist()), digits(2))
+
     def notes(self) -> tuple[str, ...]:
-        """Say in which coordinates λ holds, what verdicts mean that judge nothing, and where inputs are too few."""
+        """Say in which coordinates λ holds, what verdicts judge nothing, and where inputs are few or depths unlike."""
         few = None if self.intervals is None else self.intervals.note()
-        return (self._coordinates(), *sentences(self.verdicts), *([few] if few else []))
+        spaces = None if self.grams is None else apart(self.shared, self.variance_in)
+        return (self._coordinates(), *sentences(self.verdicts), *(note for note in (few, spaces) if note))
 
     def _coordinates(self) -> str:
         where = f"K acts in these coordinates: {self.coordinates}"
@@ -270,6 +305,9 @@ class Spectrum(Result):
             "samples": self.samples,
             "tolerance": self.tolerance,
             "intervals": None if self.intervals is None else self.intervals.as_dict(),
+            "clock": None if self.clock is None else self.clock.as_dict(),
+            "turns": self.turns.tolist(),
+            "turns_a_period": None if self.turns_a_period is None else self.turns_a_period.tolist(),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -277,6 +315,7 @@ class Spectrum(Result):
         parts = {name: getattr(self, name) for name in (*_VECTORS, *_OPTIONAL)}
         header: dict[str, Json] = {name: getattr(self, name) for name in ("condition", "samples", "tolerance")}
         header["coordinates"] = self.coordinates.as_dict()
+        header["clock"] = None if self.clock is None else self.clock.as_dict()
         if self.intervals is not None:
             parts |= {f"intervals.{name}": getattr(self.intervals, name) for name in _INTERVALS}
             header["intervals"] = {n: getattr(self.intervals, n) for n in _COUNTS}
@@ -302,6 +341,7 @@ class Spectrum(Result):
             own: dict[str, Json] = {name: parts[name] for name in _VECTORS}
             own |= {name: parts.get(name) for name in _OPTIONAL}
             own["coordinates"] = Coordinates.from_dict(header["coordinates"])
+            own["clock"] = Clock.from_dict(header.get("clock"))
             if "intervals" in header:
                 kept: dict[str, Json] = {name: parts[f"intervals.{name}"] for name in _INTERVALS}
                 own["intervals"] = Intervals(**kept, **header["intervals"])
@@ -324,6 +364,7 @@ _OPTIONAL = (
     "solved_anew",
     "unit_factor",
     "unit_error",
+    "shared",
 )
 _INTERVALS = ("estimate", "correlation", "decay", "rotation", "residual")
 _COMPLEX = {"operator_eigenvalues", "modes", "readers", "solved_anew", "intervals.estimate", "amplitudes.mean"}

@@ -182,6 +182,7 @@ def fidelity(
     """
     if spans not in ("given", "to_target", "all"):
         raise InputError(f"spans={spans!r} is none of 'given', 'to_target' and 'all'.")
+    koopman.require_depth("Fidelity")
     host = host_for(model, koopman.config.layout)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
     if fitted is not None:

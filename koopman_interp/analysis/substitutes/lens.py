@@ -190,6 +190,7 @@ def koopman_lens(
     """
     if top < 1:
         raise InputError(f"A lens shows 1 output or more; got top={top}.")
+    koopman.require_depth("A Koopman lens")
     host = host_for(model, koopman.config.layout)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
     naming = _naming(names, host)

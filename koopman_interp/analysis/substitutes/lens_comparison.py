@@ -102,6 +102,7 @@ def compare_lenses(
     """
     if isinstance(others, Lens):
         raise InputError(f"Other lenses come in a list; got a single {type(others).__name__}. Give others=[lens].")
+    koopman.require_depth("A comparison of lenses")
     host = host_for(model, koopman.config.layout)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
     require_sites(koopman, fitted)
