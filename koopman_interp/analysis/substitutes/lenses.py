@@ -5,7 +5,8 @@
     affine lens      an affine map for each depth, by least squares or trained on the output's divergence: so
                      trained it is the tuned lens (Belrose et al., arXiv 2303.08112)
 
-At the last depth each is the state itself, so that there a lens says what the model says. Knows nothing of hosts.
+At the last depth each is the state itself, so that there a lens says what the model says. A lens of another package
+is brought to this form by the adapter of the model's framework.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.hosts.protocol import Host
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -47,6 +49,32 @@ class Lens(Protocol):
     def at(self, depth: int) -> StandIn | None:
         """Return the map from rows at a depth to rows at the last; None where there is none."""
         ...
+
+
+def lens_of(given: object, host: Host, sites: tuple[str, ...], skip: int) -> Lens:
+    """Return a lens as it is; bring one of another package to this form, where the host's adapter knows it.
+
+    Args:
+        given: the lens.
+        host: the model.
+        sites: the depths that it is to be looked through from.
+        skip: leading places of each sequence that are left out.
+
+    Raises:
+        InputError: it is no lens, or is not of these sites and places.
+        HostMismatchError: it belongs to another model.
+    """
+    if isinstance(given, Lens):
+        return given
+    adapted = getattr(host, "adapted_lens", None)
+    found = None if adapted is None else adapted(given, sites, skip)
+    if found is None:
+        raise InputError(
+            f"Expected a lens: LogitLens, AffineLens, KoopmanLens(another surrogate, its name), or for a model of "
+            f"TransformerLens its JacobianLens; got {type(given).__name__}."
+        )
+    lens: Lens = found
+    return lens
 
 
 @dataclass(frozen=True, eq=False)
