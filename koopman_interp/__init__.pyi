@@ -62,6 +62,9 @@ from .edits.targets import counterfactual as counterfactual
 from .errors import KoopmanInterpError as KoopmanInterpError
 from .fitting.config import FitConfig as FitConfig
 from .fitting.fit import fit as fit
+from .fitting.merge import merge as merge
+from .fitting.shards import ShardStatistics as ShardStatistics
+from .fitting.shards import gather_shard as gather_shard
 from .forgetting.forget import Forgetting as Forgetting
 from .forgetting.forget import forget as forget
 from .forgetting.frontier import Frontier as Frontier

@@ -44,7 +44,9 @@ class TransportedLens:
         if depth == len(self._blocks) - 1:
             return _unchanged
         block = self._blocks[depth]
-        return partial(self._transported, block) if block in self._lens.jacobians else None
+        if block is None or block not in self._lens.jacobians:
+            return None
+        return partial(self._transported, block)
 
     def _transported(self, block: int, rows: Tensor) -> Tensor:
         moved: Tensor = self._lens.transport(rows, block)

@@ -12,13 +12,13 @@ is brought to this form by the adapter of the model's framework.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from koopman_interp.analysis.substitutes.affine import AffineMap
+from koopman_interp.analysis.substitutes.affine import AffineMap, AffineSums
 from koopman_interp.analysis.substitutes.stand_ins import StandIn
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
@@ -151,12 +151,35 @@ class AffineLens:
         return f"AffineLens({self.name}, {len(self.sites)} depths from {self.sites[0]!r} to {self.sites[-1]!r})"
 
     @classmethod
-    def fit(cls, trajectories: Trajectories) -> AffineLens:
-        """Fit each map by least squares on the last state."""
-        *before, last = trajectories.states
-        maps = tuple(AffineMap.fit(state, last) for state in before)
-        t = trajectories
-        return cls(maps, t.sites, t.host, t.skip, t.layout, "affine lens, least squares")
+    def fit(cls, trajectories: Trajectories | Iterable[Trajectories]) -> AffineLens:
+        """Fit each map by least squares on the last state.
+
+        Args:
+            trajectories: rows in memory, or shards of them, as `Tap.stream` gives them; read once, one at a time, for
+                the lens of all rows together.
+
+        Raises:
+            InputError: there are none, or shards differ in sites or leave out other leading places.
+            HostMismatchError: shards are of different models.
+        """
+        first: Trajectories | None = None
+        sums: list[AffineSums] = []
+        for part in [trajectories] if isinstance(trajectories, Trajectories) else trajectories:
+            if first is None:
+                first = replace(part[:0], states=tuple(state[:0].clone() for state in part.states))  # not its rows
+                sums = [AffineSums(width, part.widths[-1], part.states[0].device) for width in part.widths[:-1]]
+            first.host.require(part.host, "first shard")
+            if (part.sites, part.widths, part.skip) != (first.sites, first.widths, first.skip):
+                raise InputError(
+                    f"Shards of one lens have the same sites and skip; got {', '.join(part.sites)}, skip={part.skip}, "
+                    f"after {', '.join(first.sites)}, skip={first.skip}."
+                )
+            for each, state in zip(sums, part.states, strict=False):
+                each.update(state, part.states[-1])
+        if first is None or not sums[0].rows:
+            raise InputError("There are no rows to fit a lens on. Observe some inputs.")
+        maps = tuple(each.solved() for each in sums)
+        return cls(maps, first.sites, first.host, first.skip, first.layout, "affine lens, least squares")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one safetensors file."""
