@@ -10,6 +10,10 @@ as in TransformerLens's JacobianLens (Gurnee et al., Transformer Circuits Thread
 states the vectors were taken at, and not of the batch at hand, so that what is written at a place depends on neither
 padding, nor the rest of the batch, nor a key-value cache. These change states and not the operator; edits of K, with a
 certificate, are made by `erase_concept` and its kin.
+
+What reads best does not move most. A token-wise lens knows nothing of attention, by which the model hears a state at
+later places; the directions of a JacobianLens do, and `lens_vectors(…, lens=…)` takes them too. On stories260K a swap
+along those goes farther than one along ours (`benchmarks/jacobian_lens.py`).
 """
 
 from __future__ import annotations
@@ -141,8 +145,8 @@ def swap_hooks(
 ) -> SiteHooks:
     """Exchange what states hold of two tokens, in the coordinates that their directions span.
 
-    What is orthogonal to both stays. Swapped twice, a state is what it was: so over several sites in a row, between
-    which these coordinates are kept, a second swap can undo the first; choose an odd number of sites, or one.
+    What is orthogonal to both stays. Swapped twice, a state is what it was, so that at the second of several sites in a
+    row, between which these coordinates are kept, a swap can undo the first: where is to be said.
 
     Args:
         model: the model that the vectors are of.
@@ -150,7 +154,7 @@ def swap_hooks(
         token: one of theirs, as it was asked for, by name or by id.
         other: another one; the same one again changes no bit.
         strength: 1 exchanges the two, 2 goes as far again past that; 0 changes no bit.
-        layers: as for `steering_hooks`.
+        layers: as for `steering_hooks`; None only of vectors that have one site.
         positions: as for `steering_hooks`.
         check_weights: as for `steering_hooks`.
 
@@ -159,7 +163,8 @@ def swap_hooks(
 
     Raises:
         HostMismatchError: the vectors belong to another model.
-        InputError: there is no such token or layer among the vectors, or the two directions are nearly the same one.
+        InputError: there is no such token or layer among the vectors, the two directions are nearly the same one, or
+            it is not said where of several sites.
     """
     first, second = vectors.index(token), vectors.index(other)
 
@@ -176,6 +181,11 @@ def swap_hooks(
 
     what = f"swap {vectors.names[first]!r} and {vectors.names[second]!r}"
     acts = strength and vectors.tokens[first] != vectors.tokens[second]
+    if acts and layers is None and len(vectors.sites) > 1:
+        raise InputError(
+            f"A swap at one of {len(vectors.sites)} sites can undo that at another. Say where it is to be: "
+            f"layers=[{vectors.sites[-1]!r}]."
+        )
     return _hooks(model, vectors, at if acts else None, layers, positions, what, check_weights)
 
 

@@ -171,12 +171,12 @@ def test_hooks_leave_no_trace_on_any_exit(case, traces, kind):
     before = traces(model)
     with torch.no_grad():
         plain = model(ids).logits
-        with made(kind, model, vectors):
+        with made(kind, model, vectors, layers=[0, 3]):
             assert not torch.equal(model(ids).logits, plain)
         assert traces(model) == before
-        with pytest.raises(RuntimeError, match="on purpose"), made(kind, model, vectors):
+        with pytest.raises(RuntimeError, match="on purpose"), made(kind, model, vectors, layers=[1]):
             raise RuntimeError("on purpose")
-        handle = made(kind, model, vectors).install()
+        handle = made(kind, model, vectors, layers=[1]).install()
         with pytest.raises(InputError, match="installed already"):
             handle.install()
         handle.remove()
@@ -314,6 +314,8 @@ def test_what_does_not_fit_is_refused(case):
         ki.steering_hooks(model, vectors, 6)
     with pytest.raises(InputError, match="no layer 4 among the sites"):
         ki.swap_hooks(model, vectors, 5, 9, layers=[4])
+    with pytest.raises(InputError, match=r"one of 5 sites can undo.*layers=\['transformer\.h\.3'\]"):
+        ki.swap_hooks(model, vectors, 5, 9)
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.lm_head.weight[0] += 1

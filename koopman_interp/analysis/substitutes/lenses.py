@@ -65,6 +65,7 @@ def lens_of(given: object, host: Host, sites: tuple[str, ...], skip: int) -> Len
         HostMismatchError: it belongs to another model.
     """
     if isinstance(given, Lens):
+        _require_own(given, host, sites)
         return given
     adapted = getattr(host, "adapted_lens", None)
     found = None if adapted is None else adapted(given, sites, skip)
@@ -75,6 +76,22 @@ def lens_of(given: object, host: Host, sites: tuple[str, ...], skip: int) -> Len
         )
     lens: Lens = found
     return lens
+
+
+def _require_own(lens: Lens, host: Host, sites: tuple[str, ...]) -> None:
+    """Check that a lens that says what it is of is of this model and these sites."""
+    if isinstance(lens, AffineLens):
+        of_host, of_sites = lens.host, lens.sites
+    elif isinstance(lens, KoopmanLens):
+        of_host, of_sites = lens.koopman.config.host, lens.koopman.sites
+    else:
+        return
+    of_host.require(HostFingerprint.of(host), "lens")
+    if of_sites != sites:
+        raise InputError(
+            f"The {lens.name} has the sites {', '.join(of_sites)}; the surrogate has {', '.join(sites)}. Fit it on the "
+            "same ones."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +116,8 @@ class KoopmanLens:
         """Return the surrogate's motion from a depth to the last."""
 
         def advance(rows: Tensor) -> Tensor:
-            return self.koopman.predict(rows, depth)
+            mean, _, _ = self.koopman.normalization.maps(depth)
+            return self.koopman.predict(rows.to(mean.device), depth).to(rows.device)
 
         return advance if depth < len(self.koopman.sites) - 1 else _unchanged
 

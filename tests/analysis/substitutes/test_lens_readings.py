@@ -5,7 +5,7 @@ import torch
 
 import koopman_interp as ki
 from koopman_interp.analysis.substitutes.layers import depths_of_layers
-from koopman_interp.errors import InputError
+from koopman_interp.errors import HostMismatchError, InputError
 from koopman_interp.observing.site_times import block_outputs
 from tests.hosts.lens_models import SENTENCE, gpt2_bridge, tokenizer
 
@@ -99,6 +99,20 @@ def test_block_numbers_are_read_off_the_names_of_sites():
     assert block_outputs(["blocks.0:input", "blocks.0"]) == (None, 0)
     assert block_outputs(["layer1.0", "layer2.1"]) == (None, None)
     assert block_outputs(["blocks.0", "head.1"]) == (None, None)
+
+
+def test_a_lens_of_other_sites_or_another_model_is_refused(case, surrogate):
+    model, koopman, texts = case
+    ids = torch.randint(1, 20, (60, 9), generator=torch.Generator().manual_seed(3))
+    few = ki.attach(model, ["blocks.0.hook_resid_pre", "blocks.3.hook_resid_post"], skip=1).observe(ids, progress=False)
+    other = ki.fit(few, ki.FitConfig(observables=40), method="least_squares")
+    for lens in (ki.AffineLens.fit(few), ki.KoopmanLens(other, "another")):
+        with pytest.raises(
+            InputError, match=r"has the sites blocks\.0\.hook_resid_pre, blocks\.3\.hook_resid_post; the"
+        ):
+            ki.koopman_lens(model, koopman, texts, lens=lens)
+    with pytest.raises(HostMismatchError, match="This lens belongs to another host"):
+        ki.koopman_lens(model, koopman, texts, lens=ki.KoopmanLens(surrogate))
 
 
 def plain_gpt2():
