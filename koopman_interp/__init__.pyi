@@ -34,6 +34,8 @@ from .analysis.substitutes.lens import LensReading as LensReading
 from .analysis.substitutes.lens import koopman_lens as koopman_lens
 from .analysis.substitutes.lens_comparison import LensComparison as LensComparison
 from .analysis.substitutes.lens_comparison import compare_lenses as compare_lenses
+from .analysis.substitutes.lens_vectors import LensVectors as LensVectors
+from .analysis.substitutes.lens_vectors import lens_vectors as lens_vectors
 from .analysis.substitutes.lenses import AffineLens as AffineLens
 from .analysis.substitutes.lenses import KoopmanLens as KoopmanLens
 from .analysis.substitutes.lenses import LogitLens as LogitLens
@@ -63,6 +65,9 @@ from .edits.targets import counterfactual as counterfactual
 from .errors import KoopmanInterpError as KoopmanInterpError
 from .fitting.config import FitConfig as FitConfig
 from .fitting.fit import fit as fit
+from .fitting.merge import merge as merge
+from .fitting.shards import ShardStatistics as ShardStatistics
+from .fitting.shards import gather_shard as gather_shard
 from .forgetting.forget import Forgetting as Forgetting
 from .forgetting.forget import forget as forget
 from .forgetting.frontier import Frontier as Frontier
@@ -76,9 +81,13 @@ from .observing.orbits import orbit as orbit
 from .observing.tap import sites as sites
 from .observing.tap import Tap as Tap
 from .observing.tap import attach as attach
+from .patching.lens_hooks import ablation_hooks as ablation_hooks
+from .patching.lens_hooks import steering_hooks as steering_hooks
+from .patching.lens_hooks import swap_hooks as swap_hooks
 from .patching.patch import Patch as Patch
 from .patching.options import PatchOptions as PatchOptions
 from .patching.patch import patched as patched
+from .patching.site_hooks import SiteHooks as SiteHooks
 from .report.run import write_run as write_run
 from .surrogates.autoencoder import KoopmanAutoencoder as KoopmanAutoencoder
 from .surrogates.autoencoder import SurrogateConfig as SurrogateConfig

@@ -110,6 +110,9 @@ def test_transformer_lens(tmp_path):
     assert "What the tap records is what run_with_cache gives: bit-identical." in printed
     assert "An edit of strength 0 leaves the logits bit-identical." in printed
     assert "gives the same: True" in printed
+    assert "He swapped with himself leaves the logits bit-identical." in printed
+    lens = printed.split("== The lens ==")[1].split("swapped:")[0]
+    assert len(re.findall(r"^(?:steer to He|swap) +[0-4] +-?\d+\.\d\d +-?\d", lens, re.MULTILINE)) == 10
     assert "Outside of the context the model goes on as before: True" in printed
     told = {line.split(":")[0]: line for line in printed.splitlines() if line.startswith(("host: ", "patched"))}
     assert len(told) == 3

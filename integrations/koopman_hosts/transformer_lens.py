@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from koopman_hosts.compiled import eager
+from koopman_hosts.jacobian_lens import TransportedLens, is_jacobian_lens, transported
 from koopman_hosts.lens_calls import each_call
 from koopman_hosts.lens_spans import skipped
 from koopman_hosts.offloaded import offloaded_weights
@@ -218,6 +219,20 @@ class TransformerLensHost:
         for site in hooks:
             self._point(site, points)
         return [(site, _in_lens_idiom(_in_layout(site, hook))) for site, hook in hooks.items()]
+
+    def adapted_lens(self, lens: object, sites: tuple[str, ...], skip: int) -> TransportedLens | None:
+        """Bring TransformerLens's JacobianLens to the form of lenses here; None for anything else.
+
+        Args:
+            lens: the lens.
+            sites: the depths to look from.
+            skip: leading places of each sequence that are left out.
+
+        Raises:
+            HostMismatchError: it was fitted on another model.
+            InputError: it has none of the sites, or left out other leading places.
+        """
+        return transported(lens, self.model, sites, self._points(), skip) if is_jacobian_lens(lens) else None
 
     def _points(self) -> dict[str, Any]:
         model: Any = self.model

@@ -7,6 +7,7 @@ encoder. Solves run in float64 on Gram matrices that are summed over chunks.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ def start_operator(
     times = surrogate.config.times
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     size = surrogate.config.observables
-    roots = []
+    sums: dict[float, tuple[Tensor, Tensor]] = {}
     for gap in sorted(set(gaps)):
         gram = torch.zeros(size, size, dtype=torch.float64, device=states.device)
         cross = torch.zeros_like(gram)
@@ -75,11 +76,29 @@ def start_operator(
                 cross += z.T @ z_next
         if calm:
             gram.diagonal().add_(_CALM * gram.diagonal().mean())
-        roots.append(_root(ridge(gram, cross, strength).T, gap))
-    K = torch.stack(roots).mean(0)
-    turn = surrogate.operator.start_from(K.to(states.dtype))
+        sums[gap] = gram, cross
+    solve_operator(surrogate, sums, strength)
+
+
+@torch.no_grad()
+def solve_operator(
+    surrogate: KoopmanAutoencoder, sums: Mapping[float, tuple[Tensor, Tensor]], strength: float
+) -> Float[Tensor, "observable observable"] | None:
+    """Set K to the ridge regression that sums over rows give.
+
+    Args:
+        surrogate: whose K is set.
+        sums: for each gap of operator steps between two depths, `ZᵀZ` of the earlier and `ZᵀZ⁺` with the later one.
+        strength: of the ridge.
+
+    Returns:
+        Q where observables were turned, `z → z Q`, with encoder and decoder following; None where they were not.
+    """
+    K = torch.stack([_root(ridge(gram, cross, strength).T, gap) for gap, (gram, cross) in sums.items()]).mean(0)
+    turn = surrogate.operator.start_from(K.to(next(surrogate.encoder.parameters())))
     if turn is not None:
         _turn(surrogate, turn)
+    return turn
 
 
 @torch.no_grad()

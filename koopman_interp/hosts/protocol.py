@@ -29,7 +29,8 @@ class Host(Protocol):
     """A model whose states can be read and written at named sites.
 
     Reading never changes a value, and no context leaves a trace on any exit. `koopman_interp.testing.HostContract`
-    holds these laws as tests.
+    holds these laws as tests. An adapter whose framework has lenses of its own can bring them to the package's form
+    with one more method, `adapted_lens(lens, sites, skip)`, which returns None for what it does not know.
     """
 
     adapter: ClassVar[str]

@@ -185,13 +185,29 @@ def right_padded(sequences: Sequence[Any], fill: int) -> dict[str, Tensor]:
 
 
 def token_names(tokenizer: Any) -> Callable[[int], str]:
-    """Return how a tokenizer of Hugging Face's kind names an id; without one, ids are their own names."""
+    """Return how a tokenizer of Hugging Face's kind names an id; without one, ids are their own names.
+
+    An id past the vocabulary, as models padded to a round number have, is its own name too.
+    """
     if hasattr(tokenizer, "convert_ids_to_tokens"):
-        # Byte-level vocabularies write a leading space as Ġ, others as ▁.
-        return lambda number: str(tokenizer.convert_ids_to_tokens(number)).replace("Ġ", "▁")
+        return partial(_piece, tokenizer)
     if hasattr(tokenizer, "decode"):
         return lambda number: str(tokenizer.decode([number]))
     return str
+
+
+def _piece(tokenizer: Any, number: int) -> str:
+    """Name one id; a leading space is written ▁, which byte-level vocabularies write Ġ."""
+    piece = tokenizer.convert_ids_to_tokens(number)
+    if piece is None:
+        return str(number)
+    name = str(piece).replace("Ġ", "▁")
+    if name.removeprefix("▁").isascii() or not hasattr(tokenizer, "decode"):
+        return name
+    # Byte-level vocabularies write letters past ASCII byte by byte; a token that ends within one stays as written.
+    text = str(tokenizer.decode([number]))
+    readable = text.strip().isprintable() and text.strip() and "\ufffd" not in text
+    return "▁" * name.startswith("▁") + text.strip() if readable else name
 
 
 def _chosen(place: Tensor, positions: Positions) -> Tensor:

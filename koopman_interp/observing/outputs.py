@@ -48,7 +48,8 @@ class Output:
             Its output.
 
         Raises:
-            UnsupportedHostError: the host returned no logits `[batch, class]` or `[batch, position, class]`.
+            UnsupportedHostError: the host returned no logits `[batch, class]` or `[batch, position, class]`, of two
+                classes or more.
         """
         seen: list[Tokens | None] = []
         with host.eager(), host.passes(ended=lambda running: seen.append(running.tokens)):
@@ -70,6 +71,11 @@ class Output:
         if logits.ndim not in (2, 3):
             raise UnsupportedHostError(
                 f"Expected logits [batch, class] or [batch, position, class]; got a shape of {tuple(logits.shape)}."
+            )
+        if logits.shape[-1] < 2:
+            raise UnsupportedHostError(
+                f"Expected logits of two classes or more; got a shape of {tuple(logits.shape)}, whose one column is a "
+                "quantity. Of a single logit for yes against no, make two: torch.cat([torch.zeros_like(y), y], -1)."
             )
         samples = Samples.of(logits.shape, tokens, skip if logits.ndim == 3 else 0)
         rows = samples.take(logits.flatten(0, -2))

@@ -10,18 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from koopman_interp.errors import InputError, UnknownSiteError, UnskippableError
 from koopman_interp.hosts.layouts import from_rows, to_rows
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.observing.outputs import Output
+from koopman_interp.hosts.tokens import Positions
+from koopman_interp.observing.outputs import Output, logits_of
 from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import Samples
+
+Said = TypeVar("Said")
 
 Continuation = Callable[[Tensor], Output]
 """From rows of the samples at a site to the host's output, the rest of the pass being its own."""
@@ -99,6 +102,34 @@ class OwnPass:
         """Return the samples' states at a depth as rows, on the host's device."""
         return self.record.rows(self.sites[depth])
 
+    def at(self, positions: Positions) -> Bool[Tensor, " sample"]:
+        """Mark the samples of the output that stand at chosen places of their sequences.
+
+        Args:
+            positions: places, counted from each sequence's first real token. Since whole sequences are known here,
+                negative ones count from its last real token, −1, as in a list. None is all.
+
+        Raises:
+            InputError: the output has no row for each token, or a function of the places gives no mask.
+        """
+        samples, tokens = self.output.samples, self.record.tokens
+        if positions is None:
+            return torch.ones(len(samples), dtype=torch.bool)
+        if tokens is None or len(samples.kept) != tokens.real.numel():
+            raise InputError(
+                "Positions choose among tokens, and this model's output has no row for each token. Leave positions out."
+            )
+        if callable(positions):
+            return samples.of_row(tokens.at(positions).flatten().cpu())
+        tokens.require_placed()
+        return samples.at(positions)
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the output has a row for each sample of the states."""
+        own, said = self.of_states.kept, self.output.samples.kept
+        return len(own) == len(said) and torch.equal(own, said)
+
     @contextmanager
     def after(self, depth: int) -> Iterator[Continuation]:
         """Put other states at a depth past the first, as often as wanted while the context lasts.
@@ -109,20 +140,41 @@ class OwnPass:
         Yields:
             A function from rows at the depth to the host's output.
         """
+        with self._asked(depth, lambda: Output.of(self.host, self.batch, self.skip, training=self.training)) as say:
+            yield say
+
+    @contextmanager
+    def logits_after(self, depth: int) -> Iterator[Callable[[Tensor], Float[Tensor, "sample class"]]]:
+        """Do as `after`, for the logits themselves, on the host's device; one row a sample of `output`.
+
+        Yields:
+            A function from rows at the depth to the logits.
+        """
+
+        def logits() -> Tensor:
+            with self.host.eager():
+                return self.output.samples.take(logits_of(self.host.call(self.batch)).flatten(0, -2))
+
+        with self._asked(depth, logits) as say:
+            yield say
+
+    @contextmanager
+    def _asked(self, depth: int, ask: Callable[[], Said]) -> Iterator[Callable[[Tensor], Said]]:
+        """Ask the host for something with other states at a depth."""
         if not 0 < depth < len(self.sites):
             raise InputError(f"States are put at a depth from 1 to {len(self.sites) - 1}; got {depth}.")
         given: list[Tensor] = []
         source, target = self.sites[0], self.sites[depth]
 
-        def say(rows: Tensor) -> Output:
+        def say(rows: Tensor) -> Said:
             given[:] = [self._with(rows, depth)]
             try:
-                return Output.of(self.host, self.batch, self.skip, training=self.training)
+                return ask()
             except UnskippableError:
                 # What such blocks return can be written over.
                 replacing.close()
                 replacing.enter_context(self.host.hooked({target: lambda _: given[0]}, first=True))
-                return Output.of(self.host, self.batch, self.skip, training=self.training)
+                return ask()
 
         with ExitStack() as replacing:
             replacing.enter_context(self.host.replaced(source, target, lambda _: given[0]))

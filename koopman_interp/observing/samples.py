@@ -8,7 +8,7 @@ labels, in whichever form a user has them, to those rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -87,6 +87,39 @@ class Samples:
         if len(self) == len(rows):
             return rows
         return rows[self.kept.to(rows.device)]
+
+    def some(self, chosen: Bool[Tensor, " sample"]) -> Samples:
+        """Keep some of the samples."""
+        kept = self.kept.clone()
+        kept[self.kept] = chosen
+        ids = None if self.ids is None else self.ids[chosen]
+        return replace(self, kept=kept, entry=self.entry[chosen], place=self.place[chosen], ids=ids)
+
+    def of_row(self, marked: Bool[Tensor, " row"]) -> Bool[Tensor, " sample"]:
+        """Bring a mark of each row of a pass to its samples."""
+        return marked[self.kept]
+
+    def at(self, positions: slice | Sequence[int]) -> Bool[Tensor, " sample"]:
+        """Mark the samples at chosen places of their sequences; negative ones count from the last, as in a list.
+
+        Raises:
+            InputError: the places are no whole numbers, or a slice goes backwards.
+        """
+        length = torch.zeros(self.inputs, dtype=torch.long)
+        length = length.scatter_reduce(0, self.entry, self.place + 1, "amax")[self.entry]
+        if isinstance(positions, slice):
+            step = 1 if positions.step is None else positions.step
+            if step < 1:
+                raise InputError(f"Positions go forward; got {positions}.")
+            start, stop = (
+                bound if bound >= 0 else (length + bound).clamp_min(0)
+                for bound in (positions.start or 0, 2**62 if positions.stop is None else positions.stop)
+            )
+            return (self.place >= start) & (self.place < stop) & ((self.place - start) % step == 0)
+        if isinstance(positions, int) or not all(isinstance(one, int) for one in positions):
+            raise InputError(f"Positions are a slice or a list of whole numbers, as in [5]; got {positions!r}.")
+        chosen = torch.tensor([*positions], dtype=torch.long)
+        return torch.isin(self.place, chosen[chosen >= 0]) | torch.isin(self.place - length, chosen[chosen < 0])
 
     def labels(self, labels: object) -> Int[Tensor, " sample"]:
         """Bring the labels of this pass to one a sample; see `labels_of_samples`."""

@@ -52,6 +52,26 @@ def site_times(sites: Sequence[str], kinds: Mapping[str, str] | None = None) -> 
     return tuple(times) if rising and whole and alike else in_order
 
 
+def block_outputs(sites: Sequence[str]) -> tuple[int | None, ...]:
+    """Return the number of the block whose output each site is, by its name; None where names do not tell.
+
+    Examples:
+        >>> block_outputs(["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.2.hook_resid_post"])
+        (None, 0, 2)
+        >>> block_outputs(["stem", "head"])
+        (None, None)
+    """
+    stems, places = zip(*map(_placed, sites), strict=True)
+    columns = list(zip(*(map(int, _NUMBER.findall(stem)) for stem in stems), strict=False))
+    varying = columns if len(columns) == 1 else [numbers for numbers in columns if len(set(numbers)) > 1]
+    if len({_NUMBER.sub("{}", stem) for stem in stems}) != 1 or len(varying) != 1:
+        return (None,) * len(sites)
+    after = [int(number + place - _AFTER) for number, place in zip(varying[0], places, strict=True)]
+    return tuple(
+        number if number >= 0 and place != _WITHIN else None for number, place in zip(after, places, strict=True)
+    )
+
+
 def _placed(site: str) -> tuple[str, float]:
     """Return the name of a site without what says where in its block it lies, and where that is."""
     for ending, place in _PLACES.items():

@@ -31,9 +31,10 @@ from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.layouts import shaped_like, to_rows
 from koopman_interp.hosts.passes import Pass, Passes, refuse_recomputation
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.hosts.tokens import Positions, Tokens
+from koopman_interp.hosts.tokens import Positions
 from koopman_interp.patching.motion import Mode, Motion
 from koopman_interp.patching.options import At, Edits, PatchOptions
+from koopman_interp.patching.places import Alive, chosen_rows
 from koopman_interp.patching.spans import MovedRows, PatchedSpan
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
@@ -214,7 +215,7 @@ class Patch:
             UnsupportedHostError: the model's framework has no such idiom.
         """
         # Each list follows passes of its own: another list, or the installed patch, may outlive it.
-        held, alive, own = ExitStack(), _Alive(), copy(self)
+        held, alive, own = ExitStack(), Alive(), copy(self)
         hooks = {site: partial(alive.call, hook) for one in own._spans for site, hook in own._hooks_of(one).items()}
         pairs = self.host.fwd_hooks({} if self._idle else hooks)
         if pairs:
@@ -333,21 +334,7 @@ class Patch:
 
     def _chosen(self, running: Pass, state: Tensor, site: str) -> Int[Tensor, " row"] | None:
         """Number the rows of a state `[batch, position, width]` that are to be patched; None is all."""
-        if self.positions is None:
-            return None
-        if state.ndim != 3:
-            raise InputError(
-                f"Positions choose among tokens, but the state at {site!r} has the shape {tuple(state.shape)}; "
-                "expected [batch, position, width]. Patch without positions."
-            )
-        shape = (state.shape[0], state.shape[1])
-        tokens = running.tokens if running.tokens is not None else Tokens.of_mask(None, shape, 0, state)
-        if tokens.shape != shape:
-            raise InputError(
-                f"The pass was called with {tokens.shape} tokens (batch, position), but the state at {site!r} "
-                f"has {shape}, so their places are not known. Patch without positions."
-            )
-        return tokens.at(self.positions).to(state.device).flatten().nonzero().squeeze(1)
+        return chosen_rows(running, state, site, self.positions)
 
 
 def _refuse_to_save_plain(*_: Any, **__: Any) -> None:
@@ -357,13 +344,6 @@ def _refuse_to_save_plain(*_: Any, **__: Any) -> None:
         "base model, the surrogate (koopman.save_pretrained) and the edit (edit.save), and bake anew after loading; or "
         "keep the copy whole with torch.save(copy, path)."
     )
-
-
-class _Alive:
-    """What hooks hold on to, so that it is known when the last of them is gone."""
-
-    def call(self, hook: Callable[[Tensor], Tensor | None], state: Tensor) -> Tensor | None:
-        return hook(state)
 
 
 def _ends(koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], options: PatchOptions) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from koopman_interp.plotting.fits import plot_fit as plot_fit
 from koopman_interp.plotting.frontiers import plot_frontier as plot_frontier
 from koopman_interp.plotting.lens import plot_lens as plot_lens
 from koopman_interp.plotting.lens import plot_lens_comparison as plot_lens_comparison
+from koopman_interp.plotting.lens import plot_lens_vectors as plot_lens_vectors
 from koopman_interp.plotting.modes import plot_class_amplitudes as plot_class_amplitudes
 from koopman_interp.plotting.modes import plot_mode_growth as plot_mode_growth
 from koopman_interp.plotting.saving import save_figure as save_figure

@@ -17,6 +17,7 @@ from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
+from koopman_interp.analysis.substitutes.lens_vectors import LensVectors
 from koopman_interp.auditing.result import Audit
 from koopman_interp.errors import InputError
 from koopman_interp.forgetting.frontier import Frontier
@@ -24,7 +25,7 @@ from koopman_interp.plotting.audits import plot_audit
 from koopman_interp.plotting.fidelity import plot_fidelity
 from koopman_interp.plotting.fits import plot_fit
 from koopman_interp.plotting.frontiers import plot_frontier
-from koopman_interp.plotting.lens import plot_lens, plot_lens_comparison
+from koopman_interp.plotting.lens import plot_lens, plot_lens_comparison, plot_lens_vectors
 from koopman_interp.plotting.modes import plot_mode_growth
 from koopman_interp.plotting.spectrum import plot_pseudospectra, plot_spectrum
 from koopman_interp.plotting.topology import plot_topology
@@ -59,6 +60,7 @@ plot.register(Frontier, plot_frontier)
 plot.register(IntrinsicDimension, plot_intrinsic_dimension)
 plot.register(LensComparison, plot_lens_comparison)
 plot.register(LensReading, plot_lens)
+plot.register(LensVectors, plot_lens_vectors)
 plot.register(ModeMeanings, plot_mode_growth)
 plot.register(Pseudospectra, plot_pseudospectra)
 plot.register(Spectrum, plot_spectrum)

@@ -1,4 +1,4 @@
-"""Figures of lenses: what one reads at each depth, and how far several are from the model."""
+"""Figures of lenses: what one reads at each depth, how far several are from the model, and their directions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
+from koopman_interp.analysis.substitutes.lens_vectors import LensVectors
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
     BLUE,
@@ -89,6 +90,22 @@ def plot_lens_comparison(comparison: LensComparison, ax: Axes | None = None) -> 
     ax.set(ylabel="KL to the model, nats (log)", title="Lenses and their parameters: lower is nearer to the model")
     plain(ax)
     label_ends(ax, ends)
+    return ax
+
+
+def plot_lens_vectors(vectors: LensVectors, ax: Axes | None = None) -> Axes:
+    """Draw over depth how far one direction stands for each token: the mean cosine of a sample's own with it."""
+    ax = own_axes(ax, 7.2, 4.0)
+    for index, name in enumerate(vectors.names):
+        colour, marker, style = (choice[index % len(choice)] for choice in (_COLOURS, _MARKERS, LINES))
+        cosines = vectors.agreement[:, index].tolist()
+        label = _plain_text(name)
+        ax.plot(cosines, color=colour, marker=marker, linestyle=style, linewidth=1.8, label=label)
+    ax.set_ylim(min(0.0, float(vectors.agreement.min())), 1.02)
+    ticks_of_sites(ax, vectors.sites)
+    ax.set(ylabel="mean cosine with the mean direction", title=f"{vectors.lens}: is a token one direction?")
+    ax.legend(frameon=False)
+    plain(ax)
     return ax
 
 

@@ -78,6 +78,30 @@ class Moments(nn.Module):
         self.count.add_(added)
         self.mean.copy_(sums / self.count.clamp_min(1)[:, None])
 
+    def add(self, other: Moments) -> None:
+        """Add the moments of other rows, of the same classes and depths, as if their rows had been added."""
+        before, added = self.count.sum(), other.count.sum()
+        if not added:
+            return
+        total = before + added
+        theirs = torch.einsum("c,dcm->dm", other.count, other.mean) / added
+        jump = theirs - torch.einsum("c,dcm->dm", self.count, self.mean) / before.clamp_min(1)
+        scatter = self.covariance * before + other.covariance * added
+        scatter += (before * added / total) * torch.einsum("dm,dn->dmn", jump, jump)
+        sums = self.mean * self.count[:, None] + other.mean * other.count[:, None]
+        self.covariance.copy_(scatter / total)
+        self.count.add_(other.count)
+        self.mean.copy_(sums / self.count.clamp_min(1)[:, None])
+
+    def turned(self, Q: Float[Tensor, "observable _"]) -> Moments:
+        """Return the moments of observables that are turned, `z → z Q`."""
+        depths, _, observables = self.mean.shape
+        turned, Q = Moments(depths, self.classes, observables), Q.to(self.mean)
+        turned.count.copy_(self.count)
+        turned.mean.copy_(self.mean @ Q)
+        turned.covariance.copy_(Q.T @ self.covariance @ Q)
+        return turned
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Moments:
         """Follow moves to another device, but stay in float64 when a surrogate is cast."""
         precise = dict(self.named_buffers())

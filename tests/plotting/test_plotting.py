@@ -19,7 +19,9 @@ from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import DepthFidelity, Fidelity, OutputFidelity, SpanFidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
+from koopman_interp.analysis.substitutes.lens_vectors import LensVectors
 from koopman_interp.errors import InputError
+from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.plotting import plot_trajectories
 from koopman_interp.plotting.fidelity import _PREDICTORS
 from koopman_interp.plotting.style import label_ends
@@ -90,6 +92,18 @@ READING = LensReading(
     inputs=("once", "upon"),
     names={0: "$x", 1: "time"},
 )
+VECTORS = LensVectors(
+    vectors=(torch.eye(2, 3, dtype=torch.float64), torch.eye(2, 4, dtype=torch.float64)),
+    agreement=torch.tensor([[0.5, 0.4], [0.9, 0.8]]),
+    size=torch.tensor([2.0, 3.0]),
+    sites=("a", "b"),
+    tokens=(0, 1),
+    names=("$x", "time"),
+    written=("$x", " time"),
+    samples=7,
+    lens="Koopman lens",
+    host=HostFingerprint("m", "torch", "b", "float32", "w"),
+)
 LENSES = LensComparison(
     ("a", "b"),
     {"Koopman lens": 1234, "logit lens": 0},
@@ -119,6 +133,7 @@ SINGLE = {
     "spans": lambda ax=None: plotting.plot_span_fidelity(SPANS, ax=ax),
     "lens": lambda ax=None: plotting.plot_lens(READING, ax=ax),
     "lenses": lambda ax=None: plotting.plot_lens_comparison(LENSES, ax=ax),
+    "vectors": lambda ax=None: plotting.plot_lens_vectors(VECTORS, ax=ax),
 }
 
 
@@ -245,6 +260,15 @@ def test_lenses_are_drawn_with_their_parameters_where_they_exist():
     assert (list(logit.get_xdata()), list(logit.get_ydata())) == ([1], [0.7])
     assert ours.get_linestyle() != logit.get_linestyle()
     assert {"Koopman lens (1,234)", "logit lens (0)"} <= set(words(ax))
+
+
+def test_lens_vectors_show_how_far_a_token_is_one_direction():
+    ax = VECTORS.plot()
+    ours, theirs = lines(ax, [r"\$x", "time"])
+    assert list(ours.get_ydata()) == pytest.approx([0.5, 0.9])
+    assert list(theirs.get_ydata()) == pytest.approx([0.4, 0.8])
+    assert ours.get_linestyle() != theirs.get_linestyle()
+    assert ax.get_ylim()[0] == 0
 
 
 def test_output_fidelity_shows_agreement_and_accuracy_where_there_is_one():

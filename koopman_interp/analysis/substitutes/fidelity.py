@@ -46,6 +46,8 @@ from koopman_interp.trajectories import Trajectories
 
 Spans = Literal["given", "to_target", "all"]
 
+_NOT_ASKED_FOR = "They were not asked for: outputs=False."
+
 
 @dataclass(frozen=True)
 class SpanFidelity:
@@ -149,6 +151,7 @@ def fidelity(
     target: str | int | None = None,
     spans: Spans = "given",
     next_token: bool = False,
+    outputs: bool = True,
     batch_size: int = BATCH_SIZE,
 ) -> Fidelity:
     """Measure a surrogate beside the identity, the mean, linear maps, one K per depth and kernel ridge regression.
@@ -169,11 +172,14 @@ def fidelity(
         spans: which to judge at the output beside the whole: only the one given; those from every depth of it to its
             target; or all within it.
         next_token: label each token of a language model with the one that follows it, in place of labels.
+        outputs: judge at the model's output too. Off for one that returns a tensor which is no logits (several
+            quantities, or states), since nothing tells it from one that is; where a model returns no tensor, or one of
+            a single column, it is known.
         batch_size: of inputs that are to be cut.
 
     Returns:
         Figures per depth and at the output: of tokens, over all that are real. Of a model that gives no logits, figures
-        per depth alone.
+        per depth alone, and a line that says why.
 
     Raises:
         HostMismatchError: the surrogate belongs to another model.
@@ -191,7 +197,7 @@ def fidelity(
     stand_ins = StandIns(koopman, fitted)
     at_depths = DepthSums(koopman, first, last, stand_ins)
     at_output = OutputSums({ends: stand_ins.of(*ends) for ends in _asked(first, last, spans)})
-    read = _HeldOut(host, koopman, held_out, labels, batch_size)
+    read = _HeldOut(host, koopman, held_out, labels, batch_size, "" if outputs else _NOT_ASKED_FOR)
     for record, own, given in read:
         if next_token and given is not None:
             raise InputError("Figures are of given labels or of next tokens; got both. Leave out one of them.")
@@ -212,11 +218,19 @@ class _HeldOut:
     """Passes of a model over held-out inputs, each with the labels of its samples.
 
     Attributes:
-        no_outputs: why the model gives no outputs to judge, known once the first pass is over; else empty.
+        no_outputs: why there are no outputs to judge, known once the first pass is over; else empty.
     """
 
-    def __init__(self, host: Host, koopman: KoopmanAutoencoder, inputs: Any, labels: object, batch_size: int) -> None:
-        self.no_outputs = ""
+    def __init__(
+        self,
+        host: Host,
+        koopman: KoopmanAutoencoder,
+        inputs: Any,
+        labels: object,
+        batch_size: int,
+        no_outputs: str = "",
+    ) -> None:
+        self.no_outputs = no_outputs
         self._judges = False
         self._host = host
         self._sites, self._skip = koopman.sites, koopman.config.skip

@@ -13,17 +13,18 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from koopman_interp.analysis.substitutes.lenses import KoopmanLens, Lens
+from koopman_interp.analysis.substitutes.layers import Layers, depths_of_layers
+from koopman_interp.analysis.substitutes.lenses import KoopmanLens, lens_of
 from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.hosts.tokens import token_names
+from koopman_interp.hosts.tokens import Positions, Tokenizer, token_names
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
 from koopman_interp.observing.own_pass import OwnPass
@@ -163,8 +164,11 @@ def koopman_lens(
     koopman: KoopmanAutoencoder,
     batches: Any,
     *,
-    lens: Lens | None = None,
+    lens: object = None,
+    layers: Layers = None,
+    positions: Positions = None,
     names: Any = None,
+    tokenizer: Tokenizer = None,
     top: int = 5,
     batch_size: int = BATCH_SIZE,
 ) -> LensReading:
@@ -174,9 +178,14 @@ def koopman_lens(
         model: the model.
         koopman: the surrogate; another lens takes its sites, and the leading positions that it leaves out.
         batches: inputs, as in `Tap.observe`.
-        lens: to look through another one: a `LogitLens`, an `AffineLens`.
+        lens: to look through another one: a `LogitLens`, an `AffineLens`, TransformerLens's `JacobianLens`.
+        layers: where to read: sites by name, or numbers of blocks, whose outputs are read; None is every site. The last
+            site, where a lens reads what the model says, always comes along.
+        positions: which tokens to read: places counted from each input's first real token, negative ones from its last
+            (a slice, whole numbers, or a function from places `[batch, position]` to a mask). None is all.
         names: of the outputs: a tokenizer, or a name for each class. None is the model's own tokenizer, and numbers
             where it has none.
+        tokenizer: of Hugging Face's kind, for texts and for names; None is the model's own.
         top: outputs to keep for each sample and depth.
         batch_size: of inputs that are to be cut.
 
@@ -185,36 +194,40 @@ def koopman_lens(
 
     Raises:
         UnsupportedHostError: the model returns no logits, so that it has no head to read with.
-        HostMismatchError: the surrogate belongs to another model.
-        InputError: no samples, names of no known kind, or a lens that has no map at a depth.
+        HostMismatchError: the surrogate, or the lens, belongs to another model.
+        InputError: no samples, no such layer, names of no known kind, or a lens that has no map at a depth.
     """
     if top < 1:
         raise InputError(f"A lens shows 1 output or more; got top={top}.")
     koopman.require_depth("A Koopman lens")
     host = host_for(model, koopman.config.layout)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
-    naming = _naming(names, host)
-    through = KoopmanLens(koopman) if lens is None else lens
-    maps = [through.at(depth) for depth in range(len(koopman.sites))]
+    naming = _naming(tokenizer if names is None else names, host)
+    through = KoopmanLens(koopman) if lens is None else lens_of(lens, host, koopman.sites, koopman.config.skip)
+    last = len(koopman.sites) - 1
+    depths = tuple(depth for depth in depths_of_layers(koopman.sites, layers) if depth < last)
+    maps = [through.at(depth) for depth in depths]
     if None in maps:
         raise InputError(
-            f"There is no {through.name} at {koopman.sites[maps.index(None)]!r}, whose width is not the last one's. "
-            "Look through the Koopman lens, or an affine one."
+            f"There is no {through.name} at {koopman.sites[depths[maps.index(None)]]!r}, from which it has no map to "
+            "the last depth. Look through the Koopman lens, or an affine one, or read other layers: layers=…."
         )
     readings = []
-    for batch, _ in calls(host, batches, batch_size=batch_size):
+    for batch, _ in calls(host, batches, batch_size=batch_size, tokenizer=tokenizer):
         own = OwnPass.of(host, batch, koopman.sites, koopman.config.skip)
+        chosen = None if positions is None else own.at(positions)
         # One after the other, since outputs can be wide.
-        with own.after(len(maps) - 1) as continued:
+        with own.after(last) as continued:
             by_depth = [
-                _at_depth(continued(move(own.rows(depth).cpu())), own.output, top)
-                for depth, move in enumerate(maps[:-1])
+                _at_depth(continued(move(own.rows(depth).cpu())), own.output, top, chosen)
+                for depth, move in zip(depths, maps, strict=True)
                 if move is not None
             ]
-        readings.append(_BatchReading([*by_depth, _at_depth(own.output, own.output, top)], own.output.samples))
+        samples = own.output.samples if chosen is None else own.output.samples.some(chosen)
+        readings.append(_BatchReading([*by_depth, _at_depth(own.output, own.output, top, chosen)], samples))
     if not any(len(reading.samples) for reading in readings):
         raise InputError("There were no samples to look at. Give inputs that are longer than what is skipped.")
-    return _joined(readings, through.name, koopman.sites, naming)
+    return _joined(readings, through.name, tuple(koopman.sites[depth] for depth in (*depths, last)), naming)
 
 
 @dataclass(frozen=True)
@@ -225,15 +238,16 @@ class _BatchReading:
     samples: Samples
 
 
-def _at_depth(output: Output, own: Output, top: int) -> dict[str, Tensor]:
-    """Read one output beside the model's own."""
-    likeliest = output.logp.topk(min(top, output.logp.shape[1]), dim=1)
-    first = own.logp.topk(1, dim=1).indices
+def _at_depth(output: Output, own: Output, top: int, chosen: Bool[Tensor, " sample"] | None) -> dict[str, Tensor]:
+    """Read one output beside the model's own, at the samples chosen."""
+    logp, said = (one.logp if chosen is None else one.logp[chosen] for one in (output, own))
+    likeliest = logp.topk(min(top, logp.shape[1]), dim=1)
+    first = said.argmax(1, keepdim=True)
     return {
         "top": likeliest.indices,
         "probability": likeliest.values.exp().float(),
-        "kl": kullback_leibler(own.logp, output.logp).float(),
-        "own": output.logp.gather(1, first).squeeze(1).exp().float(),
+        "kl": kullback_leibler(said, logp).float(),
+        "own": logp.gather(1, first).squeeze(1).exp().float(),
     }
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from koopman_interp.analysis.encoding import require_sites
 from koopman_interp.analysis.substitutes.in_place import BASE, OutputFidelity, OutputSums, span_tables
-from koopman_interp.analysis.substitutes.lenses import AffineLens, KoopmanLens, Lens, LogitLens
+from koopman_interp.analysis.substitutes.lenses import AffineLens, KoopmanLens, Lens, LogitLens, lens_of
 from koopman_interp.analysis.substitutes.stand_ins import MEAN, StandIn, mean_at
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.finding import host_for
@@ -77,7 +77,7 @@ def compare_lenses(
     *,
     held_out: object,
     fitted: Trajectories,
-    others: Sequence[Lens] = (),
+    others: Sequence[object] = (),
     next_token: bool = False,
     batch_size: int = BATCH_SIZE,
 ) -> LensComparison:
@@ -88,7 +88,8 @@ def compare_lenses(
         koopman: the surrogate. Leading positions that it was not fitted on are left out, and keep the model's states.
         held_out: inputs that it was not fitted on, as in `Tap.observe`.
         fitted: trajectories that it was fitted on, for the affine lens, by least squares.
-        others: lenses to judge beside these: one by `tune_lens`, another surrogate's; each by a name of its own.
+        others: lenses to judge beside these: one by `tune_lens`, another surrogate's, TransformerLens's `JacobianLens`;
+            each by a name of its own.
         next_token: for language models, give the share of cross-entropy recovered too.
         batch_size: of inputs that are to be cut.
 
@@ -97,16 +98,18 @@ def compare_lenses(
 
     Raises:
         UnsupportedHostError: the model returns no logits, so that it has no head to read with.
-        HostMismatchError: the surrogate belongs to another model.
-        InputError: two lenses share a name, the trajectories have other sites, or there were no samples.
+        HostMismatchError: the surrogate, or a lens, belongs to another model.
+        InputError: something is no lens, two lenses share a name, the trajectories have other sites, or there were no
+            samples.
     """
-    if isinstance(others, Lens):
+    if isinstance(others, Lens) or not isinstance(others, Sequence):
         raise InputError(f"Other lenses come in a list; got a single {type(others).__name__}. Give others=[lens].")
     koopman.require_depth("A comparison of lenses")
     host = host_for(model, koopman.config.layout)
     koopman.config.host.require(HostFingerprint.of(host), "surrogate")
     require_sites(koopman, fitted)
-    lenses: list[Lens] = [KoopmanLens(koopman), LogitLens(koopman.config.widths), AffineLens.fit(fitted), *others]
+    given = [lens_of(other, host, koopman.sites, koopman.config.skip) for other in others]
+    lenses: list[Lens] = [KoopmanLens(koopman), LogitLens(koopman.config.widths), AffineLens.fit(fitted), *given]
     names = [lens.name for lens in lenses]
     if len(set(names)) < len(names) or {MEAN, BASE} & set(names):
         raise InputError(

@@ -5,24 +5,26 @@
     affine lens      an affine map for each depth, by least squares or trained on the output's divergence: so
                      trained it is the tuned lens (Belrose et al., arXiv 2303.08112)
 
-At the last depth each is the state itself, so that there a lens says what the model says. Knows nothing of hosts.
+At the last depth each is the state itself, so that there a lens says what the model says. A lens of another package
+is brought to this form by the adapter of the model's framework.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from koopman_interp.analysis.substitutes.affine import AffineMap
+from koopman_interp.analysis.substitutes.affine import AffineMap, AffineSums
 from koopman_interp.analysis.substitutes.stand_ins import StandIn
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.hosts.protocol import Host
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -49,6 +51,49 @@ class Lens(Protocol):
         ...
 
 
+def lens_of(given: object, host: Host, sites: tuple[str, ...], skip: int) -> Lens:
+    """Return a lens as it is; bring one of another package to this form, where the host's adapter knows it.
+
+    Args:
+        given: the lens.
+        host: the model.
+        sites: the depths that it is to be looked through from.
+        skip: leading places of each sequence that are left out.
+
+    Raises:
+        InputError: it is no lens, or is not of these sites and places.
+        HostMismatchError: it belongs to another model.
+    """
+    if isinstance(given, Lens):
+        _require_own(given, host, sites)
+        return given
+    adapted = getattr(host, "adapted_lens", None)
+    found = None if adapted is None else adapted(given, sites, skip)
+    if found is None:
+        raise InputError(
+            f"Expected a lens: LogitLens, AffineLens, KoopmanLens(another surrogate, its name), or for a model of "
+            f"TransformerLens its JacobianLens; got {type(given).__name__}."
+        )
+    lens: Lens = found
+    return lens
+
+
+def _require_own(lens: Lens, host: Host, sites: tuple[str, ...]) -> None:
+    """Check that a lens that says what it is of is of this model and these sites."""
+    if isinstance(lens, AffineLens):
+        of_host, of_sites = lens.host, lens.sites
+    elif isinstance(lens, KoopmanLens):
+        of_host, of_sites = lens.koopman.config.host, lens.koopman.sites
+    else:
+        return
+    of_host.require(HostFingerprint.of(host), "lens")
+    if of_sites != sites:
+        raise InputError(
+            f"The {lens.name} has the sites {', '.join(of_sites)}; the surrogate has {', '.join(sites)}. Fit it on the "
+            "same ones."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class KoopmanLens:
     """A surrogate as a lens."""
@@ -71,7 +116,8 @@ class KoopmanLens:
         """Return the surrogate's motion from a depth to the last."""
 
         def advance(rows: Tensor) -> Tensor:
-            return self.koopman.predict(rows, depth)
+            mean, _, _ = self.koopman.normalization.maps(depth)
+            return self.koopman.predict(rows.to(mean.device), depth).to(rows.device)
 
         return advance if depth < len(self.koopman.sites) - 1 else _unchanged
 
@@ -123,12 +169,35 @@ class AffineLens:
         return f"AffineLens({self.name}, {len(self.sites)} depths from {self.sites[0]!r} to {self.sites[-1]!r})"
 
     @classmethod
-    def fit(cls, trajectories: Trajectories) -> AffineLens:
-        """Fit each map by least squares on the last state."""
-        *before, last = trajectories.states
-        maps = tuple(AffineMap.fit(state, last) for state in before)
-        t = trajectories
-        return cls(maps, t.sites, t.host, t.skip, t.layout, "affine lens, least squares")
+    def fit(cls, trajectories: Trajectories | Iterable[Trajectories]) -> AffineLens:
+        """Fit each map by least squares on the last state.
+
+        Args:
+            trajectories: rows in memory, or shards of them, as `Tap.stream` gives them; read once, one at a time, for
+                the lens of all rows together.
+
+        Raises:
+            InputError: there are none, or shards differ in sites or leave out other leading places.
+            HostMismatchError: shards are of different models.
+        """
+        first: Trajectories | None = None
+        sums: list[AffineSums] = []
+        for part in [trajectories] if isinstance(trajectories, Trajectories) else trajectories:
+            if first is None:
+                first = replace(part[:0], states=tuple(state[:0].clone() for state in part.states))  # not its rows
+                sums = [AffineSums(width, part.widths[-1], part.states[0].device) for width in part.widths[:-1]]
+            first.host.require(part.host, "first shard")
+            if (part.sites, part.widths, part.skip) != (first.sites, first.widths, first.skip):
+                raise InputError(
+                    f"Shards of one lens have the same sites and skip; got {', '.join(part.sites)}, skip={part.skip}, "
+                    f"after {', '.join(first.sites)}, skip={first.skip}."
+                )
+            for each, state in zip(sums, part.states, strict=False):
+                each.update(state, part.states[-1])
+        if first is None or not sums[0].rows:
+            raise InputError("There are no rows to fit a lens on. Observe some inputs.")
+        maps = tuple(each.solved() for each in sums)
+        return cls(maps, first.sites, first.host, first.skip, first.layout, "affine lens, least squares")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one safetensors file."""

@@ -1,6 +1,7 @@
 """Each figure of fidelity is what a direct computation gives, at the sites and at the output."""
 
 import json
+import re
 import weakref
 
 import numpy as np
@@ -452,6 +453,60 @@ def test_a_model_without_logits_is_judged_by_depth(model, quick_config, yin_yang
     )
     assert ki.Fidelity.from_dict(json.loads(json.dumps(faith.as_dict()))) == faith
     assert list(faith.to_frame().columns[:2]) == ["site", "FVU: surrogate"]
+
+
+class Regressor(nn.Module):
+    """Says quantities: one as a vector or as a column, or several."""
+
+    def __init__(self, outputs, squeeze=False):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(6, 6) for _ in range(3)])
+        self.head, self.squeeze = nn.Linear(6, outputs), squeeze
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.head(x).squeeze(-1) if self.squeeze else self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "squeeze", "given", "why"),
+    [
+        (1, True, {}, r"Expected logits \[batch, class\] or \[batch, position, class\]; got a shape of \(64,\)"),
+        (1, False, {}, r"Expected logits of two classes or more; got a shape of \(64, 1\), whose one column"),
+        (2, False, {"outputs": False}, r"They were not asked for: outputs=False\."),
+    ],
+)
+def test_a_regressor_is_judged_by_depth_and_told_why(outputs, squeeze, given, why):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Regressor(outputs, squeeze).eval(), torch.randn(300, 6)
+    data = ki.attach(model).observe(x, progress=False)
+    koopman = ki.fit(data, method="least_squares")
+    faith = ki.fidelity(model, koopman, held_out=x, fitted=data, spans="all", **given)
+    assert (faith.outputs, faith.spans, faith.rows) == ((), (), 300)
+    states = [state.double().numpy() for state in data.states]
+    for depth in range(1, 4):
+        reached = koopman.predict(data.states[0], 0, depth).double().numpy()
+        assert faith.depths[depth].fvu["surrogate"] == pytest.approx(fvu(reached, states[depth]), rel=1e-4)
+    assert re.match(r"There are no figures at the model's output\. " + why, faith.notes()[0])
+    assert faith.notes()[0] in str(faith)
+
+
+def test_a_base_model_of_hugging_face_is_judged_by_depth_and_told_why():
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.GPT2Config(
+        vocab_size=40, n_positions=32, n_embd=12, n_layer=3, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, ids = transformers.GPT2Model(config).eval(), torch.randint(0, 40, (40, 8))
+    koopman = ki.fit(ki.attach(model, skip=1).observe(ids, progress=False), method="least_squares")
+    faith = ki.fidelity(model, koopman, held_out=ids[:10], next_token=True)
+    assert (faith.outputs, faith.rows) == ((), 70)
+    assert [depth.site for depth in faith.depths] == list(koopman.sites)
+    assert "got BaseModelOutput" in faith.notes()[0]
+    assert "AutoModelForCausalLM in place of AutoModel" in faith.notes()[0]
 
 
 def test_two_outputs_are_held_at_a_time(monkeypatch, model, surrogate, trajectories, held_out):

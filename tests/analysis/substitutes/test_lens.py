@@ -110,9 +110,8 @@ def test_tokens_are_named_and_numbered_over_batches(words):
     assert list(second.inputs) == model.tokenizer.convert_ids_to_tokens(tokens)
     with torch.no_grad():
         said = model(model.to_tokens(texts[1]))[0, 1:].argmax(1).tolist()
-    assert [second.said(-1, row) for row in range(len(second))] == [
-        str(model.tokenizer.convert_ids_to_tokens(one)) for one in said
-    ]
+    names = [model.tokenizer.convert_ids_to_tokens(one) or str(one) for one in said]  # the model has more outputs
+    assert [second.said(-1, row) for row in range(len(second))] == names
 
 
 class Pieces:
