@@ -74,11 +74,11 @@ def test_at_the_cost_of_the_rows_it_is_leace(surrogate, trajectories, rows, kind
 
 def _erased(rows, columns):
     """The factors of `erase_concept` on rows of one's own."""
-    from koopman_interp.edits.concept import _cross_covariance
+    from koopman_interp.edits.concept import cross_covariance
     from koopman_interp.edits.oblique import oblique
 
     centred = rows - rows.mean(0)
-    A = _cross_covariance(centred, columns)
+    A = cross_covariance(centred, columns)
     return oblique(A, A[:, :0], torch.cov(rows.T, correction=0), rows.mean(0), shrinkage=0.0).map(rows)
 
 
