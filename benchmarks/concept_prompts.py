@@ -52,8 +52,16 @@ CHOOSING_OPENINGS = (
     "There lived a {kind} named {name} in a big town.",
     "One day, there was a {kind} and people called the {kind} {name}.",
     "Near the sea there was a young {kind} named {name}.",
+    "Every day a {kind} called {name} went for a walk.",
+    "Once there was a small {kind}, {name}.",
 )
-CHOOSING_MIDDLES = ("{name} was kind and nice.", "{name} had a good friend.", "{name} liked the sun.")
+CHOOSING_MIDDLES = (
+    "{name} was kind and nice.",
+    "{name} had a good friend.",
+    "{name} liked the sun.",
+    "{name} was tired.",
+    "{name} wanted a new toy.",
+)
 CHOOSING = (words("Mark Peter Roy Tommy"), words("Ella Susie"))
 TEMPLATES = (
     "There was a {kind} named {name}. {name} was very happy.",

@@ -52,8 +52,8 @@ from koopman_interp.files import write_json
 from koopman_interp.forgetting.suppression import cross_entropy, host_odds
 from koopman_interp.tables import table
 
-STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)
-WEIGHTS = (0.02, 0.05, 0.1, 0.2, 0.4)
+STRENGTHS = (0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 1.75, 2.0)
+WEIGHTS = (0.02, 0.03, 0.05, 0.1)
 MOST, BUDGET = 0.5, 1.0
 """What is asked: nats left at most, per cent of cross-entropy more at most."""
 TOLD, NEW_TOKENS = 40, 40
@@ -157,7 +157,8 @@ def main() -> None:
     host = setting.judge(nullcontext())
     summary = report(rows, host)
     ours = ways["redirect (operator)"](strengths["redirect (operator)"])
-    spoken = samples(setting, {"host": nullcontext(), "redirect (operator)": ours}, told.told)
+    told_by = {name: ways[name](strengths[name]) for name in ("redirect (states)", "two logits tied")}
+    spoken = samples(setting, {"host": nullcontext(), "redirect (operator)": ours, **told_by}, told.told)
     reached = ki.reach(ours, held_out=setting.judge.ends.ids, last=True)
     print(f"\n{reached}")
     write_json(
