@@ -125,9 +125,9 @@ class Suppression(Result):
             )
         if not abs(self.chosen.signed) < FAILED * abs(self.signed):
             return (
-                f"Teaching failed: of {self.signed:.2f} nats the best choice leaves {self.chosen.signed:.2f} on prompts "
-                f"of templates that it was not taught on, and a reader taught on the same rows tells {self.name!r} on "
-                f"{self.read:.0%} of them (chance is up to {doubt:.0%}). Teach with more templates and fillings, or at "
+                f"Teaching failed: of {self.signed:.2f} nats the best choice leaves {self.chosen.signed:.2f} on "
+                "prompts of templates that it was not taught on, and a reader taught on the same rows tells "
+                f"{self.name!r} on {self.read:.0%} of them (chance is up to {doubt:.0%}). Teach with more templates and fillings, or at "
                 "sites where the concept has arrived."
             )
         return ""
@@ -235,12 +235,13 @@ def suppress_concept(
     targets = counterfactual(rows.value, rows.group)
     every = sites or ((-1,), tuple(range(-min(3, len(koopman.sites) - 1), 0)))
     own = host_odds(host, choosing, words)
+    solve = partial(_taught_at, koopman, rows.trajectories, targets)
     made = dict[tuple[tuple[str, ...], float], EditSet]()
     trials = list[SuppressionTrial]()
     for some in every:
         depths = sorted({depth_of(koopman.sites, site) for site in some})
         for weight in weights:
-            edits = each_site(koopman, partial(_taught_at, koopman, rows.trajectories, targets, weight, name), depths)
+            edits = each_site(koopman, partial(solve, weight, 1.0, name), depths)
             key = tuple(koopman.sites[depth] for depth in depths), weight
             made[key] = edits
             for strength in strengths:
@@ -251,7 +252,8 @@ def suppress_concept(
     depths = [depth_of(koopman.sites, site) for site in chosen.sites]
     return Suppression(
         name=name,
-        edits=made[chosen.sites, chosen.weight].scaled(chosen.strength),
+        # Solved at its strength, so that each has its certificate.
+        edits=each_site(koopman, partial(solve, chosen.weight, chosen.strength, name), depths),
         chosen=chosen,
         trials=tuple(trials),
         host=float(own.abs().mean()),
@@ -265,9 +267,15 @@ def suppress_concept(
 
 
 def _taught_at(
-    koopman: KoopmanAutoencoder, fitted: Trajectories, targets: Targets, weight: float, name: str, depth: int
+    koopman: KoopmanAutoencoder,
+    fitted: Trajectories,
+    targets: Targets,
+    weight: float,
+    strength: float,
+    name: str,
+    depth: int,
 ) -> OperatorEdit:
-    return redirect(koopman, fitted=fitted, targets=targets, weight=weight, site=depth, name=name)
+    return redirect(koopman, fitted=fitted, targets=targets, weight=weight, strength=strength, site=depth, name=name)
 
 
 @torch.no_grad()
