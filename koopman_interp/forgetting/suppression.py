@@ -127,8 +127,8 @@ class Suppression(Result):
             return (
                 f"Teaching failed: of {self.signed:.2f} nats the best choice leaves {self.chosen.signed:.2f} on "
                 "prompts of templates that it was not taught on, and a reader taught on the same rows tells "
-                f"{self.name!r} on {self.read:.0%} of them (chance is up to {doubt:.0%}). Teach with more templates and fillings, or at "
-                "sites where the concept has arrived."
+                f"{self.name!r} on {self.read:.0%} of them (chance is up to {doubt:.0%}). Teach with more templates "
+                "and fillings, or at sites where the concept has arrived."
             )
         return ""
 
