@@ -72,6 +72,11 @@ class Audit(PlainResult):
         return classes_named(self.labels)
 
     @property
+    def reached(self) -> Sequence[str]:
+        """Say how the edit is written and what arrives of it, and where nothing does."""
+        return () if self.reach is None else tuple(filter(None, (self.reach.sentence, self.reach.warning)))
+
+    @property
     def verdict(self) -> str:
         """What is suppressed and what is still there, in words."""
         return verdict(self.classes, self.rows)
@@ -88,8 +93,7 @@ class Audit(PlainResult):
         """Return samples, how relearning was tried, what was left out, and what it all comes to."""
         samples = language_samples({row.name: row.language for row in self.rows if row.language is not None})
         relearning = [] if self.relearn is None else [f"Relearning: {self.relearn}."]
-        reached = [] if self.reach is None else [self.reach.sentence, *filter(None, [self.reach.warning])]
-        return [*samples, *relearning, *self.left_out, *reached, self.verdict]
+        return [*samples, *relearning, *self.left_out, *self.reached, self.verdict]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, the verdict among them."""
