@@ -2,7 +2,7 @@
 
 On hosts of four kinds: Yin-Yang, digits 8×8, MNIST of width 256 (a slice) and the language model stories260K. `fraction
 of variance unexplained` is of rows that no fit saw: the mean over all pairs of depths, over single steps, and of the
-whole span. The first row has no features; "as in 0.2" is the size that least squares took before it had a rule of its
+whole span. The first row has no features; "as in 0.3.0" is the size that least squares took before it had a rule of its
 own; the default is what `ki.fit(…, method="least_squares")` takes now.
 
     python benchmarks/random_features.py
@@ -126,7 +126,7 @@ def measured(host: str) -> list[Row]:
     before = sizes(ki.FitConfig(), dimension, len(fitted), fitted.depths)
     configs = {
         "states alone": plain,
-        "as in 0.2": ki.FitConfig(observables=before.observables, hidden=before.hidden),
+        "as in 0.3.0": ki.FitConfig(observables=before.observables, hidden=before.hidden),
         "256": ki.FitConfig(observables=256, hidden=(256,)),
         "the default": ki.FitConfig(),
         "1,024": ki.FitConfig(observables=1024, hidden=(1024,)),
@@ -159,10 +159,8 @@ def main() -> None:
             + [f"{row.seconds:.1f}"]
             for row in rows
         ]
-        print(
-            f"== {host} ==\n{table(['', 'observables', 'all pairs', 'one step', 'whole span', 's'], body)}\n",
-            flush=True,
-        )
+        header = ["", "observables", "all pairs", "one step", "whole span", "s"]
+        print(f"== {host} ==\n{table(header, body)}\n", flush=True)
     write_json(given.out, {"machine": machine(), "rows": [asdict(row) for row in found]})
 
 
