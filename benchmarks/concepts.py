@@ -1,297 +1,280 @@
-"""Gender of a name in stories260K: how far each way suppresses it, and what that costs on text without the words.
+"""Gender of a name in stories260K: how far each way suppresses it, what that costs, and what the model then tells.
 
 After "There was a girl named Lily. Lily was very happy." the host prefers She to He by some 5 nats. Each way is taught
-by contrasting prompts with other names and other templates, acts in place at the last three sites at every position,
-and is shown as a curve over strengths: mean |log She − log He| on the prompts held out, against more cross-entropy on
-those tokens of held-out stories whose sentence has no word of gender. λ of the redirections is chosen on templates of
-their own, and so is one strength beside the curve. "Inside" is |log she − log he| after "… One day,": what was not
-taught.
+by contrasting prompts of other names and other templates and acts in place, at every position. Sites, λ and strength
+are chosen on templates and names of their own, and their cost on stories of their own; the prompts and the stories that
+judge are seen by nothing before. Beside the choice stands the whole curve over strengths: mean |log She − log He| on
+the prompts held out, against more cross-entropy on those tokens of held-out stories whose sentence has no word of
+gender. "Inside" is |log she − log he| after "… One day,": what was not taught.
 
-Printed beside the edits: mean difference and LEACE on the host's states (LEACE with the prompts' covariance, as it
-stands, and with the corpus's), the redirection on the host's states without any lifting, the redirection taught on the
-very prompts that it is judged on, and the trivial row, which ties the two logits and nothing else. Takes some five
-minutes on an idle core, and two more for the fit.
+Neighbours: the same formula on the host's own states (a surrogate without features), on random features with one solve
+(`method="least_squares"`), mean difference and LEACE on the states (LEACE with the prompts' covariance, and with the
+corpus's), and the trivial row, which ties two logits and nothing else. At the end, samples: how likely the host itself
+finds what is told, all tokens and those that are no word of gender; and how much of the edit arrives, carried by K and
+in place (`ki.reach`). Takes some ten minutes on an idle core.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import machine
+from concept_prompts import (
+    CHOOSING,
+    CHOOSING_MIDDLES,
+    CHOOSING_OPENINGS,
+    GENDERED,
+    MIDDLES,
+    NAMES,
+    OPENINGS,
+    TAUGHT,
+    TEMPLATES,
+    Stories,
+    prompts,
+    sentences,
+)
 from datasets import load_dataset
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import koopman_interp as ki
+from koopman_interp.auditing.concept_baselines import concept_baselines
 from koopman_interp.files import write_json
-from koopman_interp.hosts.tokens import right_padded
+from koopman_interp.forgetting.suppression import cross_entropy, host_odds
 from koopman_interp.tables import table
 
-
-def words(line: str) -> list[str]:
-    """Split a line into words."""
-    return line.split()
-
-
-TAUGHT_TEMPLATES = (
-    "One day, a {kind} named {name} went to the park. {name} saw a big dog.",
-    "A {kind} called {name} lived in a small house. One day {name} found a red ball.",
-    "There once was a small {kind}. The {kind} was called {name}. {name} loved to run and jump.",
-    "In the garden there was a {kind} named {name}. {name} wanted to eat a cake.",
-    "One morning a {kind} named {name} woke up. {name} looked out of the window.",
-    "{name} was a kind {kind}. {name} had a big box of toys.",
-    "Once there was a {kind}, and the name of the {kind} was {name}. {name} liked to sing a song.",
-    "Mom gave a toy to a {kind} named {name}. {name} smiled and said thank you.",
-    "It was a sunny day. A {kind} named {name} was in the yard. {name} saw a bird in the tree.",
-)
-TEMPLATES = (
-    "There was a {kind} named {name}. {name} was very happy.",
-    "Once upon a time, there was a little {kind} named {name}. {name} liked to play.",
-)
-TAUGHT = (
-    words("Jane Mary Kate Ella Zoe Rose Lisa Molly Sally Daisy Lola Nina Bella Jenny Nancy Polly Susie Annie"),
-    words("Fred Mark Leo Peter Billy Joe Mike Jim Alex Dave Roy Andy Timmy Tommy Johnny Bobby Jimmy Rob"),
-)
-CHOOSING = (words("Lisa Ella Sally Lola"), words("Mark Peter Jim Roy"))
-CHOOSING_TEMPLATES = (
-    "There lived a {kind} named {name}. {name} was kind and nice.",
-    "One day, there was a {kind} named {name}. {name} had a good friend.",
-)
-"""λ and a strength are chosen on these, with names among those that the host knows well."""
-NAMES = (words("Lily Mia Sue Anna Emma Sara Lucy Amy"), words("Tim Tom Ben Max Jack Sam Bob John"))
-GENDERED = {
-    *words("she he her him his hers himself herself girl boy girls boys lady man woman men women sir miss mr mrs"),
-    *words("mom dad mommy daddy mother father mum mama papa grandma grandpa grandmother grandfather aunt uncle"),
-    *words("brother sister brothers sisters son daughter queen king prince princess"),
-}
-LAST = 4
-"""Positions from the end of a prompt, at most, that moments are taken at."""
-SITES = (-3, -2, -1)
-STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75)
-WEIGHTS = (0.05, 0.1, 0.2, 0.4)
-MOST, BUDGET = 0.5, 2.0
+STRENGTHS = (0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 1.75, 2.0)
+WEIGHTS = (0.02, 0.03, 0.05, 0.1)
+MOST, BUDGET = 0.5, 1.0
 """What is asked: nats left at most, per cent of cross-entropy more at most."""
+TOLD, NEW_TOKENS = 40, 40
+"""Samples a prompt, and tokens of each."""
+
+ENDS = (0, 1, 2)
+"""Padding, the beginning of another story, and the end of this one."""
 
 Way = Callable[[float], AbstractContextManager[Any]]
 """A patch of the model at a strength."""
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """Prompts that differ in the gender of a name."""
+class Judge:
+    """What is measured of a model, patched or not."""
 
-    ids: list[list[int]]
-    gender: Int[Tensor, " prompt"]
-    template: Int[Tensor, " prompt"]
+    host: ki.Host
+    stories: Stories
+    ends: ki.Contrast
+    inside: ki.Contrast
+    pronouns: dict[str, tuple[list[int], list[int]]]
 
-    @classmethod
-    def of(cls, tokenizer: Any, templates: Sequence[str], names: tuple[list[str], list[str]]) -> Prompts:
-        """Fill in templates; gender is 1 for a girl and 0 for a boy."""
-        filled = [
-            (tokenizer(template.format(kind=kind, name=name))["input_ids"], gender, index)
-            for index, template in enumerate(templates)
-            for gender, kind, own in ((1, "girl", names[0]), (0, "boy", names[1]))
-            for name in own
-        ]
-        ids, gender, template = zip(*filled, strict=True)
-        return cls(list(ids), torch.tensor(gender), torch.tensor(template))
-
-    def rows(self, tap: ki.Tap) -> tuple[ki.Trajectories, Tensor, Tensor]:
-        """Observe the last positions, which are alike in all prompts of a template; also their gender and group."""
-        seen = tap.observe(self.ids, progress=False)
-        lengths = torch.tensor([len(ids) for ids in self.ids])
-        from_end = lengths[seen.sequence] - 1 - seen.position
-        shared = torch.zeros(int(self.template.max()) + 1, dtype=torch.long)
-        for index in range(len(shared)):
-            ends = [ids[::-1] for ids, own in zip(self.ids, self.template.tolist(), strict=True) if own == index]
-            alike = [len(set(places)) == 1 for places in zip(*ends, strict=False)]
-            shared[index] = min(LAST, alike.index(False) if False in alike else len(alike))
-        kept = from_end < shared[self.template[seen.sequence]]
-        group = self.template[seen.sequence] * LAST + from_end
-        return seen[kept], self.gender[seen.sequence][kept], group[kept]
+    def __call__(self, patch: AbstractContextManager[Any]) -> dict[str, float]:
+        """Measure: odds at the end of a sentence and inside the next, and cross-entropy of free tokens and of all."""
+        with patch:
+            odds = host_odds(self.host, self.ends, self.pronouns["He/She"])
+            inside = host_odds(self.host, self.inside, self.pronouns["he/she"])
+            return {
+                "signed": float((odds * (2 * self.ends.value - 1)).mean()),
+                "absolute": float(odds.abs().mean()),
+                "inside": float(inside.abs().mean()),
+                "free": cross_entropy(self.host, self.stories.ids, self.stories.free),
+                "all": cross_entropy(self.host, self.stories.ids),
+            }
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What is measured of a model, patched or not.
-
-    Attributes:
-        stories: held-out ids, with a mask of the tokens whose sentence has no word of gender.
-        pronouns: the ids of She and He, and of the same words in the middle of a sentence.
-    """
+class Setting:
+    """The model, what teaches, what chooses, and what judges."""
 
     model: nn.Module
-    stories: list[tuple[list[int], Tensor]]
-    pronouns: dict[str, tuple[int, int]]
+    tokenizer: Any
+    corpus: ki.Trajectories
+    taught: ki.Contrast
+    choosing: ki.Contrast
+    text: Stories
+    judge: Judge
+    weights: tuple[float, ...]
+    strengths: tuple[float, ...]
 
-    @torch.no_grad()
-    def odds(self, prompts: Prompts, pair: str = "She/He") -> tuple[float, float]:
-        """Return the mean of log-odds with signs aligned, and of their absolute values, in nats."""
-        batch = right_padded(prompts.ids, 0)
-        logits = self.model(**batch).logits[torch.arange(len(prompts.ids)), batch["attention_mask"].sum(1) - 1]
-        she, he = self.pronouns[pair]
-        odds = (logits[:, she] - logits[:, he]).double()
-        return float((odds * (2 * prompts.gender - 1)).mean()), float(odds.abs().mean())
-
-    @torch.no_grad()
-    def loss(self) -> tuple[float, float]:
-        """Return cross-entropy in nats a token, of sentences without words of gender and of all."""
-        sums, counts = torch.zeros(2).double(), torch.zeros(2).double()
-        for start in range(0, len(self.stories), 16):
-            part = self.stories[start : start + 16]
-            batch = right_padded([ids for ids, _ in part], 0)
-            logp = self.model(**batch).logits[:, :-1].log_softmax(-1)
-            missed = -logp.gather(2, batch["input_ids"][:, 1:, None]).squeeze(2).double()
-            real = batch["attention_mask"][:, 1:].bool()
-            free = nn.utils.rnn.pad_sequence([mask for _, mask in part], batch_first=True)[:, 1:]
-            for index, mask in enumerate((free, real)):
-                sums[index] += missed[mask].sum()
-                counts[index] += mask.sum()
-        return float(sums[0] / counts[0]), float(sums[1] / counts[1])
-
-
-def free_of_gender(tokenizer: Any, text: str) -> tuple[list[int], Tensor]:
-    """Tokenise a story, and mark the tokens that lie in a sentence without a word of `GENDERED`."""
-    found = tokenizer(text, return_offsets_mapping=True)
-    free = torch.zeros(len(found["input_ids"]), dtype=torch.bool)
-    for sentence in re.finditer(r'[^.!?\n]+[.!?\n"]*\s*', text):
-        if not GENDERED & set(re.findall(r"[a-z]+", sentence.group().lower())):
-            for index, (start, stop) in enumerate(found["offset_mapping"]):
-                # A token may begin with the space before its sentence.
-                free[index] |= stop > start >= sentence.start() - 1 and stop <= sentence.end()
-    return found["input_ids"], free
-
-
-@dataclass(frozen=True)
-class Affine:
-    """`x → x + strength · ((x − centre) W) A`, on the host's own states at one site."""
-
-    A: Float[Tensor, "rank width"]
-    W: Float[Tensor, "width rank"]
-    centre: Float[Tensor, " width"]
-
-    def hook(self, strength: float) -> Callable[[Tensor], Tensor]:
-        """Return it as a hook."""
-        return lambda x: (x.double() + strength * ((x.double() - self.centre) @ self.W) @ self.A).to(x)
-
-
-def on_states(
-    kind: str, x: Float[Tensor, "row width"], gender: Tensor, group: Tensor, corpus: Float[Tensor, "token width"]
-) -> Affine:
-    """Solve a baseline on the host's states: no lifting, no operator."""
-    she, he = x[gender == 1].mean(0), x[gender == 0].mean(0)
-    a, centre, ridge = she - he, (she + he) / 2, 1e-3 * torch.eye(x.shape[1]).double()
-    if kind.startswith("redirection"):
-        weight = float(kind.rsplit(" ", 1)[1])
-        centre = corpus.mean(0)
-        z, wanted = x - centre, ki.counterfactual(gender, group)(x, 0) - x
-        C = torch.cov(corpus.T, correction=0)
-        C = C + 1e-4 * C.diagonal().mean() * torch.eye(len(C))
-        change = torch.linalg.solve(z.T @ z / len(z) + weight * C, z.T @ wanted / len(z))
-        return Affine(torch.eye(len(C)).double(), change, centre)
-    if kind == "mean difference":
-        w = a
-    else:
-        sigma = torch.cov((x if kind == "LEACE" else torch.cat([x, corpus])).T, correction=0)
-        w = torch.linalg.solve(sigma + ridge * sigma.diagonal().mean(), a)
-    return Affine(-a[None], (w / (a @ w))[:, None], centre)
-
-
-class Ways:
-    """All ways, each a function of its strength."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        koopman: ki.KoopmanAutoencoder,
-        taught: Prompts,
-        corpus: ki.Trajectories,
-        sites: Sequence[int],
-    ) -> None:
-        self.model, self.koopman, self.corpus = model, koopman, corpus
-        tap = ki.attach(model, skip=1)
-        self.rows, self.gender, self.group = taught.rows(tap)
-        self.sites = [range(len(koopman.sites))[site] for site in sites]
-
-    def edits(self, make: Callable[[int], ki.OperatorEdit]) -> Way:
-        """Patch edits in place at each site."""
-        made = ki.each_site(self.koopman, make, self.sites)
-        return lambda strength: ki.patched(self.model, self.koopman, made.scaled(strength), at="each site")
-
-    def redirection(self, weight: float) -> Way:
-        """The soft redirection to counterfactual means, in observables."""
-        targets = ki.counterfactual(self.gender, self.group)
-        return self.edits(
-            lambda site: ki.redirect(
-                self.koopman, fitted=self.rows, targets=targets, weight=weight, site=site, name="gender"
-            )
+    def suppression(self, koopman: ki.KoopmanAutoencoder) -> ki.Suppression:
+        """Choose sites, λ and strength by what teaches alone."""
+        return ki.suppress_concept(
+            self.model,
+            koopman,
+            taught=self.taught,
+            choosing=self.choosing,
+            words=self.judge.pronouns["He/She"],
+            text=self.text.ids,
+            judged=self.text.free,
+            budget=BUDGET / 100,
+            weights=self.weights,
+            strengths=self.strengths,
+            name="gender",
         )
 
-    def eraser(self) -> Way:
-        """The oblique eraser at the cost of the fit, in observables."""
-        return self.edits(
-            lambda site: ki.erase_concept(self.koopman, self.rows, attribute=self.gender, site=site, name="gender")
-        )
-
-    def baseline(self, kind: str) -> Way:
-        """A way on the host's own states."""
-        host = ki.host_for(self.model)
-        maps = {
-            self.koopman.sites[depth]: on_states(
-                kind, self.rows.states[depth].double(), self.gender, self.group, self.corpus.states[depth].double()
-            )
-            for depth in self.sites
-        }
-        return lambda strength: host.hooked({site: one.hook(strength) for site, one in maps.items()}, first=True)
+    def chosen(self, ways: dict[tuple[str, ...], Way]) -> tuple[Way, float]:
+        """Choose sites and strength of a baseline by the same rule."""
+        host, found = self.judge.host, []
+        plain = cross_entropy(host, self.text.ids, self.text.free)
+        for way, strength in product(ways.values(), self.strengths):
+            with way(strength):
+                left = float(host_odds(host, self.choosing, self.judge.pronouns["He/She"]).abs().mean())
+                cost = cross_entropy(host, self.text.ids, self.text.free) / plain - 1
+            found.append((cost > BUDGET / 100, left if cost <= BUDGET / 100 else cost, way, strength))
+        _, _, way, strength = min(found, key=lambda one: one[:2])
+        return way, strength
 
 
-def chosen(way: Callable[[float], Way], judge: Judge, choosing: Prompts) -> tuple[float, float]:
-    """Choose λ and strength: the largest λ that does what is asked, since it moves the corpus least.
+def main() -> None:
+    """Run, and print each table as soon as it is there."""
+    told = arguments()
+    setting = made(told)
+    koopman = surrogate(told, setting.corpus)
+    few = ki.FitConfig(hidden=())
+    surrogates = {
+        "redirect (operator)": koopman,
+        "redirect (random features)": ki.fit(setting.corpus, method="least_squares", progress=False),
+        "redirect (states)": ki.fit(setting.corpus, few, method="least_squares", progress=False),
+    }
+    ways, strengths, found = dict[str, Way](), dict[str, float](), dict[str, ki.Suppression]()
+    for name, one in surrogates.items():
+        found[name] = setting.suppression(one)
+        print(f"== {name}: {one}\n{found[name]}\n", flush=True)
+        strengths[name] = found[name].chosen.strength
+        ways[name] = partial(patch_at, setting.model, one, found[name])
+    for name, choices in baselines(setting, found["redirect (operator)"]).items():
+        ways[name], strengths[name] = setting.chosen(choices)
+    ways["two logits tied"], strengths["two logits tied"] = tied(setting), 1.0
+    rows = [row for name, way in ways.items() for row in points(name, way, strengths[name], setting)]
+    host = setting.judge(nullcontext())
+    summary = report(rows, host)
+    ours = ways["redirect (operator)"](strengths["redirect (operator)"])
+    told_by = {name: ways[name](strengths[name]) for name in ("redirect (states)", "two logits tied")}
+    spoken = samples(setting, {"host": nullcontext(), "redirect (operator)": ours, **told_by}, told.told)
+    reached = ki.reach(ours, held_out=setting.judge.ends.ids, last=True)
+    print(f"\n{reached}")
+    write_json(
+        told.out,
+        {
+            "machine": machine(),
+            "host": host,
+            "rows": rows,
+            "chosen": {name: one.as_dict() | {"edits": None} for name, one in found.items()},
+            "summary": summary,
+            "samples": spoken,
+            "reach": reached.as_dict(),
+        },
+    )
 
-    The strength is the one that leaves least. Without any λ that does what is asked, the two that leave least.
-    """
-    found: list[tuple[float, float, float]] = []
-    for weight in WEIGHTS:
-        patch = way(weight)
-        left = []
-        for strength in STRENGTHS[2:]:
-            with patch(strength):
-                left.append((judge.odds(choosing)[1], weight, strength))
-        found.append(min(left))
-    reached = [one for one in found if one[0] <= MOST]
-    _, weight, strength = max(reached, key=lambda one: one[1]) if reached else min(found)
-    return weight, strength
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    here = Path(__file__).resolve().parent
+    models = os.environ.get("KOOPMAN_INTERP_MODELS", here.parents[1] / "shared" / "models")
+    stories = os.environ.get("KOOPMAN_INTERP_DATA", here.parents[1] / "shared" / "datasets")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=f"{models}/stories260K")
+    parser.add_argument("--stories", default=f"{stories}/stories-sampled")
+    parser.add_argument("--koopman", type=Path, help="folder of the surrogate, to read or to write")
+    parser.add_argument("--slice", type=int, help="stories to fit and to judge on: a smoke run")
+    parser.add_argument("--told", type=int, default=TOLD, help="samples a prompt (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=here / "results" / "concepts.json")
+    return parser.parse_args()
 
 
-def measured(judge: Judge, prompts: dict[str, Prompts]) -> dict[str, float]:
-    """Measure the model as it is now: odds at the end of a sentence and inside the next, and losses."""
-    signed, absolute = judge.odds(prompts["held out"])
-    free, whole = judge.loss()
-    inside = judge.odds(prompts["inside"], "she/he")[1]
-    return {"signed": signed, "absolute": absolute, "inside": inside, "free": free, "all": whole}
+def made(told: argparse.Namespace) -> Setting:
+    """Load the model and the stories, and fill in the prompts."""
+    model = AutoModelForCausalLM.from_pretrained(told.model).eval().requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(told.model)
+    data, few = load_dataset(told.stories), told.slice
+    fitted = [tokenizer(text)["input_ids"] for text in data["train"][: few or 260]["text"]]
+    corpus = ki.attach(model, skip=1).observe(fitted, batch_size=16, progress=False)
+    vocabulary = tokenizer.get_vocab()
+    pairs = {"He/She": ("▁He", "▁She"), "he/she": ("▁he", "▁she")}
+    pronouns = {name: ([vocabulary[zero]], [vocabulary[one]]) for name, (zero, one) in pairs.items()}
+    # Neither the stories that were fitted nor those that judge.
+    paying = Stories.of(tokenizer, data["train"][260 : 260 + (few or 60)]["text"])
+    judge = Judge(
+        ki.host_for(model),
+        Stories.of(tokenizer, data["test"][: few or len(data["test"])]["text"]),
+        prompts(tokenizer, TEMPLATES, NAMES),
+        prompts(tokenizer, [f"{template} One day," for template in TEMPLATES], NAMES),
+        pronouns,
+    )
+    openings, middles = (OPENINGS[:2], MIDDLES[:2]) if few else (OPENINGS, MIDDLES)
+    return Setting(
+        model=model,
+        tokenizer=tokenizer,
+        corpus=corpus,
+        taught=prompts(tokenizer, sentences(openings, middles), TAUGHT),
+        choosing=prompts(tokenizer, sentences(CHOOSING_OPENINGS, CHOOSING_MIDDLES), CHOOSING),
+        text=paying,
+        judge=judge,
+        weights=WEIGHTS[1::2] if few else WEIGHTS,
+        strengths=STRENGTHS[2::3] if few else STRENGTHS,
+    )
 
 
-def points(name: str, patch: Way, judge: Judge, prompts: dict[str, Prompts]) -> Iterator[dict[str, Any]]:
-    """Measure a way at each strength."""
-    for strength in STRENGTHS:
-        with patch(strength):
-            yield {"way": name, "strength": strength, **measured(judge, prompts)}
+def surrogate(told: argparse.Namespace, corpus: ki.Trajectories) -> ki.KoopmanAutoencoder:
+    """Load the surrogate, or fit it."""
+    if told.koopman is not None and told.koopman.is_dir():
+        return ki.KoopmanAutoencoder.from_pretrained(told.koopman)
+    steps = 60 if told.slice else 800
+    config = ki.FitConfig(observables=128, pairs="all", steps=steps, evaluate_every=min(200, steps))
+    koopman = ki.fit(corpus, config, progress=False)
+    if told.koopman is not None:
+        koopman.save_pretrained(told.koopman)
+    return koopman
 
 
-def report(
-    rows: list[dict[str, Any]], host: dict[str, float], settings: dict[str, tuple[float, float]], out: Path
-) -> None:
-    """Print the curves and what they come to, and write JSON."""
+def patch_at(model: nn.Module, koopman: ki.KoopmanAutoencoder, found: ki.Suppression, strength: float) -> ki.Patch:
+    """Patch what was chosen, in place, at another strength."""
+    own = strength == found.chosen.strength
+    edits = found.edits if own else found.edits.scaled(strength / found.chosen.strength)
+    return ki.patched(model, koopman, edits, at=found.at)
+
+
+def baselines(setting: Setting, found: ki.Suppression) -> dict[str, dict[tuple[str, ...], Way]]:
+    """Fit mean difference and LEACE, by name and choice of sites: those that the edit chose among."""
+    host, rows = setting.judge.host, setting.taught.rows(ki.attach(setting.model, skip=1))
+    choices = dict.fromkeys(trial.sites for trial in found.trials)
+    fitted = dict[str, dict[tuple[str, ...], Way]]()
+    for sites in choices:
+        own = concept_baselines(host, rows.trajectories, rows.value, sites=sites, corpus=setting.corpus)
+        for name, way in own.items():
+            fitted.setdefault(name, {})[sites] = way
+    return fitted
+
+
+def tied(setting: Setting) -> Way:
+    """The trivial way: bring two logits together, and touch nothing else."""
+    pair = [own[0] for own in setting.judge.pronouns["He/She"]]
+
+    def hook(strength: float, logits: Tensor) -> Tensor:
+        own = logits[..., pair]
+        new = logits.clone()
+        new[..., pair] = own + strength * (own.mean(-1, keepdim=True) - own)
+        return new
+
+    return lambda strength: setting.judge.host.hooked({"lm_head": partial(hook, strength)}, first=True)
+
+
+def points(name: str, way: Way, chosen: float, setting: Setting) -> Iterator[dict[str, Any]]:
+    """Measure a way at each strength, that which was chosen among them."""
+    for strength in sorted({*setting.strengths, chosen}):
+        yield {"way": name, "strength": strength, "chosen": strength == chosen, **setting.judge(way(strength))}
+
+
+def report(rows: list[dict[str, Any]], host: dict[str, float]) -> list[dict[str, Any]]:
+    """Print the curves, what they come to, and what was chosen without them; return the last."""
     for row in (host, *rows):
         for kind in ("free", "all"):
             row[f"{kind}, %"] = 100 * (row[kind] / host[kind] - 1)
@@ -300,93 +283,79 @@ def report(
         f"{host['free']:.4f} on sentences without words of gender, {host['all']:.4f} on all"
     )
     columns = ("signed", "absolute", "inside", "free, %", "all, %")
-    body = [[row["way"], f"{row['strength']:g}", *(f"{row[name]:+.2f}" for name in columns)] for row in rows]
-    print(table(["way", "strength", *columns], body))
+    body = [
+        [row["way"], f"{row['strength']:g}" + "*" * row["chosen"], *(f"{row[name]:+.2f}" for name in columns)]
+        for row in rows
+    ]
+    print(table(["way", "strength (* chosen)", *columns], body))
     frontier = ki.Frontier(
         "mean |log She − log He|, nats",
         "more cross-entropy, %",
         host["absolute"],
         tuple(ki.FrontierPoint(row["way"], row["strength"], row["absolute"], row["free, %"]) for row in rows),
     )
-    print(f"\nAsked: at most {MOST:g} nats at most {BUDGET:g} % dearer.")
+    print(f"\nRead off the curves, which flatters: at most {MOST:g} nats, at most {BUDGET:g} % dearer.")
     print(frontier.summary(MOST, BUDGET))
-    for name, (weight, strength) in settings.items():
-        row = next(one for one in frontier.curve(name) if one.strength == strength)
-        print(
-            f"{name}: templates of their own chose λ = {weight:g} and strength {strength:g}, "
-            f"which leaves {row.left:.2f} nats at {row.cost:+.2f} %."
+    print(f"\nChosen on teaching data alone. Asked: ≤ {MOST:g} nats at ≤ {BUDGET:g} %.")
+    ours = [row for row in rows if row["chosen"]]
+    shown = [[row["way"], f"{row['strength']:g}", *(f"{row[name]:+.2f}" for name in columns)] for row in ours]
+    print(table(["way", "strength", *columns], shown), flush=True)
+    return ours
+
+
+@torch.no_grad()
+def samples(setting: Setting, ways: dict[str, AbstractContextManager[Any]], times: int) -> list[dict[str, Any]]:
+    """Sample after each prompt that judges, and ask the host itself how likely it finds what was told.
+
+    Of all tokens told, and of those that are no word of gender: a name of one gender and a word of the other is what
+    was asked for, and the host, which was not edited, finds it unlikely.
+    """
+    host, tokenizer, rows = setting.judge.host, setting.tokenizer, list[dict[str, Any]]()
+    apart = [number for token, number in tokenizer.get_vocab().items() if token.strip("▁").lower() in GENDERED]
+    for name, way in ways.items():
+        stories, told, she, he = list[list[int]](), list[list[bool]](), 0, 0
+        pair = [own[0] for own in setting.judge.pronouns["He/She"]]
+        with way:
+            for number, ids in enumerate(setting.judge.ends.ids):
+                torch.manual_seed(number)
+                given = torch.tensor([ids]).expand(times, -1)
+                settings = {"max_new_tokens": NEW_TOKENS, "do_sample": True, "top_k": 0, "pad_token_id": 0}
+                sampled = setting.model.generate(given, attention_mask=torch.ones_like(given), **settings)
+                he, she = (
+                    count + int((sampled[:, len(ids)] == own).sum()) for count, own in ((he, pair[0]), (she, pair[1]))
+                )
+                for own in sampled.tolist():
+                    end = next((place for place in range(len(ids), len(own)) if own[place] in ENDS), len(own))
+                    stories.append(own[:end])
+                    told.append([place >= len(ids) for place in range(end)])
+        plain = [
+            [mark and token not in apart for mark, token in zip(marks, ids, strict=True)]
+            for marks, ids in zip(told, stories, strict=True)
+        ]
+        losses = cross_entropy(host, stories, told), cross_entropy(host, stories, plain)
+        rows.append(
+            {
+                "way": name,
+                "She": she,
+                "He": he,
+                "all": losses[0],
+                "free": losses[1],
+                "first": [tokenizer.decode(one, skip_special_tokens=True) for one in stories[:: 8 * times]],
+            }
         )
-    write_json(
-        out, {"host": host, "rows": rows, "frontier": frontier.as_dict(), "chosen": settings, "machine": machine()}
-    )
+    print(f"\nWhat is told: {times} samples of {NEW_TOKENS} tokens after each of {len(setting.judge.ends)} prompts.")
+    body = [[row["way"], str(row["She"]), str(row["He"]), *_beside_the_host(row, rows[0])] for row in rows]
+    header = ["way", "She first", "He first", "NLL under the host", "%", "NLL but words of gender", "%"]
+    print(table(header, body))
+    for row in rows:
+        print("\n".join(f"{row['way']}: {text}" for text in row["first"]))
+    return rows
 
 
-def main() -> None:
-    """Measure, print and write JSON."""
-    here = Path(__file__).resolve().parent
-    shared = here.parents[1] / "shared"
-    models = os.environ.get("KOOPMAN_INTERP_MODELS", str(shared / "models"))
-    stories = os.environ.get("KOOPMAN_INTERP_DATA", str(shared / "datasets"))
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=f"{models}/stories260K")
-    parser.add_argument("--stories", default=f"{stories}/stories-sampled")
-    parser.add_argument("--koopman", type=Path, help="folder of the surrogate, to read or to write")
-    parser.add_argument("--sites", type=int, nargs="+", default=list(SITES), help="default: %(default)s")
-    parser.add_argument("--slice", type=int, help="stories to fit and to judge on: a smoke run")
-    parser.add_argument("--out", type=Path, default=here / "results" / "concepts.json")
-    told = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(told.model).eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(told.model)
-    data = load_dataset(told.stories)
-    ids = [tokenizer(text)["input_ids"] for text in data["train"][: told.slice or 260]["text"]]
-    corpus = ki.attach(model, skip=1).observe(ids, batch_size=16, progress=False)
-    if told.koopman is not None and told.koopman.is_dir():
-        koopman = ki.KoopmanAutoencoder.from_pretrained(told.koopman)
-    else:
-        steps = 60 if told.slice else 800
-        config = ki.FitConfig(observables=128, pairs="all", steps=steps, evaluate_every=min(200, steps))
-        koopman = ki.fit(corpus, config)
-        if told.koopman is not None:
-            koopman.save_pretrained(told.koopman)
-    vocabulary = tokenizer.get_vocab()
-    pairs = {"She/He": ("▁She", "▁He"), "she/he": ("▁she", "▁he")}
-    pronouns = {name: (vocabulary[she], vocabulary[he]) for name, (she, he) in pairs.items()}
-    held_out = data["test"][: told.slice or len(data["test"])]["text"]
-    judge = Judge(model, [free_of_gender(tokenizer, text) for text in held_out], pronouns)
-    taught = Prompts.of(tokenizer, TAUGHT_TEMPLATES, TAUGHT)
-    choosing = Prompts.of(tokenizer, CHOOSING_TEMPLATES, CHOOSING)
-    held, inside = (Prompts.of(tokenizer, own, NAMES) for own in (TEMPLATES, [one + " One day," for one in TEMPLATES]))
-    prompts = {"held out": held, "inside": inside}
-    ways, same = (Ways(model, koopman, own, corpus, told.sites) for own in (taught, held))
-    lifted, lifted_strength = chosen(ways.redirection, judge, choosing)
-    raw, raw_strength = chosen(lambda weight: ways.baseline(f"redirection {weight}"), judge, choosing)
-    named: dict[str, Way] = {
-        "redirect (operator)": ways.redirection(lifted),
-        "erase (operator)": ways.eraser(),
-        "mean difference": ways.baseline("mean difference"),
-        "LEACE": ways.baseline("LEACE"),
-        "LEACE, corpus covariance": ways.baseline("LEACE, corpus"),
-        "redirect (states)": ways.baseline(f"redirection {raw}"),
-        "redirect (operator), same names": same.redirection(lifted),
-        "two logits tied": tied(model, pronouns["She/He"]),
-    }
-    host = measured(judge, prompts)
-    rows = [row for name, patch in named.items() for row in points(name, patch, judge, prompts)]
-    settings = {"redirect (operator)": (lifted, lifted_strength), "redirect (states)": (raw, raw_strength)}
-    report(rows, host, settings, told.out)
-
-
-def tied(model: nn.Module, pair: tuple[int, int]) -> Way:
-    """The trivial way: bring two logits together, and touch nothing else."""
-
-    def hook(strength: float, logits: Tensor) -> Tensor:
-        own = logits[..., list(pair)]
-        new = logits.clone()
-        new[..., list(pair)] = own + strength * (own.mean(-1, keepdim=True) - own)
-        return new
-
-    host = ki.host_for(model)
-    return lambda strength: host.hooked({"lm_head": partial(hook, strength)}, first=True)
+def _beside_the_host(row: dict[str, Any], host: dict[str, Any]) -> list[str]:
+    """Show likelihoods, each with how far it is from that of the host's own samples, in per cent."""
+    shares = {kind: 100 * (row[kind] / host[kind] - 1) for kind in ("all", "free")}
+    return [part for kind, share in shares.items() for part in (f"{row[kind]:.3f}", f"{share:+.1f}")]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What edits forget and what they leave: digits 8×8 and MNIST.
 
-`digits`: methods of forgetting class 4 in the setting of `digits.py`, beside the audit's baselines and the retrained
-reference; medians over the seeds. `mnist`: each of the ten classes, and three of them one after another and at once;
-one model and one fit a seed.
+`digits`: methods of forgetting class 4 in the setting of `digits.py`, beside the audit's baselines (LEACE and mean
+difference on the model's states among them), the same formulae on those states and on random features with one solve,
+and the retrained reference; medians over the seeds. `mnist`: each of the ten classes, and three of them one after
+another and at once; one model and one fit a seed.
 
     python benchmarks/edits.py digits
     python benchmarks/edits.py mnist --seeds 0 --host runs/mnist256.safetensors
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -63,6 +65,13 @@ METHODS: dict[str, Make] = {
     ),
 }
 
+NEIGHBOURS = {
+    "on the states": ki.FitConfig(hidden=()),
+    "on random features": ki.FitConfig(),
+}
+"""Surrogates by least squares that formulae are tried on beside the trained one: without features, and with many."""
+COMPARED = ("erase_class", "redirect, λ = 1", "redirect to the host's second choice")
+
 
 def main() -> None:
     """Run and print."""
@@ -85,7 +94,12 @@ def forget_a_digit(given: argparse.Namespace) -> dict[str, Any]:
             edit = make(koopman, trajectories, setting)
             audit = setting.audited(ki.patched(setting.model, koopman, edit, at=written(edit)))
             rows = {row.name: row for row in audit.rows[:-1]} if name == "erase_class" else {}
-            for shown, row in {**rows, name: audit.rows[-1]}.items():
+            rows[name] = audit.rows[-1]
+            for shown, config in (NEIGHBOURS if name in COMPARED else {}).items():
+                own = ki.fit(trajectories, replace(config, seed=seed), method="least_squares", progress=False)
+                patch = ki.patched(setting.model, own, make(own, trajectories, setting))
+                rows[f"{name}, {shown}"] = setting.audited(patch).rows[-1]
+            for shown, row in rows.items():
                 figures.setdefault(shown, []).append([100 * MEASURES[column](row) for column in COLUMNS])
     medians = {
         name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in figures.items()

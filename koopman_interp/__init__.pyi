@@ -44,6 +44,8 @@ from .auditing.result import Audit as Audit
 from .auditing.language import LanguageAudit as LanguageAudit
 from .auditing.language import LanguageChecks as LanguageChecks
 from .auditing.language import audit_language as audit_language
+from .auditing.reach import Reach as Reach
+from .auditing.reach import reach as reach
 from .auditing.relearning import Relearning as Relearning
 from .auditing.rows import AuditRow as AuditRow
 from .clocks import Clock as Clock
@@ -68,11 +70,14 @@ from .fitting.fit import fit as fit
 from .fitting.merge import merge as merge
 from .fitting.shards import ShardStatistics as ShardStatistics
 from .fitting.shards import gather_shard as gather_shard
+from .forgetting.contrast import Contrast as Contrast
 from .forgetting.forget import Forgetting as Forgetting
 from .forgetting.forget import forget as forget
 from .forgetting.frontier import Frontier as Frontier
 from .forgetting.frontier import FrontierPoint as FrontierPoint
 from .forgetting.gradient import gradient_edit as gradient_edit
+from .forgetting.suppression import Suppression as Suppression
+from .forgetting.suppression import suppress_concept as suppress_concept
 from .hosts.finding import host_for as host_for
 from .hosts.fingerprint import HostFingerprint as HostFingerprint
 from .hosts.listing import SiteTable as SiteTable

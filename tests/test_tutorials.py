@@ -173,10 +173,19 @@ def test_concepts_in_a_language_model(tmp_path):
     name = "06_concepts_in_a_language_model.py"
     printed = run(name, tmp_path, 8, KOOPMAN_INTERP_DATA=str(data), KOOPMAN_INTERP_MODELS=str(models))
     require_figures(tmp_path / "out" / "figures", ["frontier"])
-    assert len(ki.EditSet.load(tmp_path / "out" / "gender.safetensors")) == 3
+    assert ki.EditSet.load(tmp_path / "out" / "gender.safetensors").description.startswith("redirect gender")
+    assert "Chosen on teaching data alone" in printed
     assert "An edit of strength 0 leaves the logits bit-identical." in printed
     assert "Outside of the context the model goes on as before: True" in printed
-    for way in ("operator", "mean difference", "LEACE", "LEACE, corpus covariance", "two logits tied"):
+    for way in (
+        "operator",
+        "random features",
+        "states",
+        "mean difference",
+        "LEACE",
+        "LEACE, corpus covariance",
+        "two logits tied",
+    ):
         assert len(re.findall(rf"^{way}  +[12] +\d", printed, re.MULTILINE)) == 2, way
     # What two tied logits leave is nothing, and what they cost is small: the row that no edit can beat.
     assert re.search(r"^two logits tied +1 +0\.00", printed, re.MULTILINE)

@@ -5,10 +5,10 @@
 # # 6. Concepts in a language model
 #
 # After "There was a girl named Lily. Lily was very happy." the model stories260K prefers *She* to *He* by some five
-# nats. This tutorial takes that preference away with an edit of the operator: taught by prompts with other names and
-# other templates, written in place at the last three sites, in force under `generate`. It is shown as a curve beside
-# mean difference and LEACE, and beside the trivial way, which ties two logits. At the end a sentence's sentiment is
-# erased in the same manner.
+# nats. This tutorial takes that preference away: taught by prompts with other names and other templates, chosen on
+# further ones, written in place, in force under `generate`. It is shown as a curve beside the same formula on the
+# model's own states, beside random features, mean difference and LEACE, and beside the trivial way, which ties two
+# logits. At the end a sentence's sentiment is erased, read on the mean state of its tokens.
 #
 # Suppression is not removal: outside of the context the model is what it was, and what was not asked about is less
 # suppressed than what was. `benchmarks/concepts.py` measures that, with more prompts to teach by.
@@ -24,6 +24,8 @@
 # %%
 import os
 import re
+import warnings
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +35,8 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import koopman_interp as ki
-from koopman_interp.hosts.tokens import right_padded
+from koopman_interp.auditing.concept_baselines import concept_baselines
+from koopman_interp.forgetting.suppression import cross_entropy, host_odds
 from koopman_interp.plotting import plot_frontier, save_figure
 
 SLICE = int(os.environ.get("KOOPMAN_INTERP_SLICE", "0"))
@@ -41,8 +44,11 @@ MODEL = str(Path(os.environ.get("KOOPMAN_INTERP_MODELS", ".")) / "stories260K")
 FOLDER = os.environ.get("KOOPMAN_INTERP_DATA")
 OUT = Path(os.environ.get("KOOPMAN_INTERP_OUT", "runs/06_concepts"))
 STORIES, HELD_OUT, SENTENCES = (SLICE, max(4, SLICE // 4), 60) if SLICE else (260, 40, 1200)
+CHOOSING = max(4, SLICE // 4) if SLICE else 40  # stories to choose by
 CONFIG = ki.FitConfig(observables=128, pairs="all", steps=60 if SLICE else 500, evaluate_every=30 if SLICE else 100)
-STRENGTHS = (1.0, 2.0) if SLICE else (0.5, 1.0, 1.5, 2.0, 2.5)
+STRENGTHS = (1.0, 2.0) if SLICE else (0.75, 1.0, 1.25, 1.375, 1.5, 1.75)
+WEIGHTS = (0.02, 0.1) if SLICE else (0.02, 0.03, 0.05, 0.1)
+BUDGET = 0.01
 
 
 def data(name, hub):
@@ -67,100 +73,101 @@ tap = ki.attach(model, skip=1)  # without the attention sink
 told_before = stories["train"].select(range(STORIES))["text"]
 corpus = tap.observe([tokenizer(text)["input_ids"] for text in told_before], batch_size=16)
 koopman = ki.fit(corpus, CONFIG)
-SITES = [len(koopman.sites) - 3, len(koopman.sites) - 2, len(koopman.sites) - 1]
 print("== Fit ==")
 print(koopman)
 
 # %% [markdown]
 # ## Teach the concept
 #
-# Prompts that differ in the gender of a name and in nothing else. Rows are the last positions of each prompt; those
-# of one template and one place make a *group*, within which only gender and name vary. None of the names, and neither
-# of the templates, is among those that the edit is judged on.
+# A `Contrast` is prompts that differ in one attribute, here the gender of a name, and in nothing else: templates,
+# filled in with names of boys (0) and of girls (1). Three of them, with templates and names of their own: one teaches,
+# one chooses, and one judges. Nothing that judges is seen before the end.
 
 # %%
-TEMPLATES = [
-    "One day, a {kind} named {name} went to the park. {name} saw a big dog.",
-    "A {kind} called {name} lived in a small house. One day {name} found a red ball.",
-    "There once was a small {kind}. The {kind} was called {name}. {name} loved to run and jump.",
-    "In the garden there was a {kind} named {name}. {name} wanted to eat a cake.",
-    "One morning a {kind} named {name} woke up. {name} looked out of the window.",
-    "{name} was a kind {kind}. {name} had a big box of toys.",
+OPENINGS = [
+    "One day, a {kind} named {name} went to the park.",
+    "A {kind} called {name} lived in a small house.",
+    "There once was a small {kind} and the name of the {kind} was {name}.",
+    "In the garden there was a {kind} named {name}.",
+    "One morning a {kind} named {name} woke up early.",
+    "{name} was a kind {kind}.",
+    "Mom gave a toy to a {kind} named {name}.",
+    "Once there was a brave {kind} called {name}.",
 ]
-GIRLS = ["Jane", "Mary", "Kate", "Ella", "Zoe", "Rose", "Lisa", "Molly", "Sally", "Daisy", "Bella", "Jenny", "Nancy"]
-BOYS = ["Fred", "Mark", "Leo", "Peter", "Billy", "Joe", "Mike", "Jim", "Dave", "Roy", "Timmy", "Tommy", "Bobby"]
-LAST = 4
-
-
-def prompts(templates, girls, boys):
-    """Ids, gender (1 a girl, 0 a boy) and template of each prompt."""
-    filled = [
-        (tokenizer(template.format(kind=kind, name=name))["input_ids"], gender, index)
-        for index, template in enumerate(templates)
-        for gender, kind, names in ((1, "girl", girls), (0, "boy", boys))
-        for name in names
-    ]
-    ids, gender, template = zip(*filled, strict=True)
-    return list(ids), torch.tensor(gender), torch.tensor(template)
-
-
-ids, gender, template = prompts(TEMPLATES, GIRLS, BOYS)
-taught = tap.observe(ids, progress=False)
-from_end = torch.tensor([len(one) for one in ids])[taught.sequence] - 1 - taught.position
-kept = from_end < LAST
-rows, gender, group = taught[kept], gender[taught.sequence][kept], (template[taught.sequence] * LAST + from_end)[kept]
-print("\n== Taught ==")
-print(rows)
-
-# %% [markdown]
-# ## The edit
-#
-# `counterfactual` sends each row where the mean of its group is: what tells a girl from a boy *there* is taken off,
-# the rest of the row stays. `redirect` finds the least change of the operator that does so; λ weighs that against
-# moving the corpus. `each_site` makes one at each site, and `at="each site"` writes each in place, so that
-# attention carries on from edited states.
-
-# %%
-targets = ki.counterfactual(gender, group)
-edits = ki.each_site(
-    koopman,
-    lambda site: ki.redirect(koopman, fitted=rows, targets=targets, weight=0.4, site=site, name="gender"),
-    SITES,
-)
-print("\n== The edit ==")
-print(edits)
-
-# %% [markdown]
-# The drift of the corpus is what the certificate can tell without running the host. λ shrinks the displacement too, so
-# that a strength past 1 is needed to bring the preference to nothing. The curve over strengths shows where.
-#
-# ## What is left, and what it costs
-#
-# What is left is the mean of |log She − log He| over sixteen names and two templates that the edit has not seen. The
-# cost is cross-entropy on held-out stories, on the tokens of sentences without any word of gender.
-
-# %%
-NAMES = (
-    ["Lily", "Mia", "Sue", "Anna", "Emma", "Sara", "Lucy", "Amy"],
-    ["Tim", "Tom", "Ben", "Max", "Jack", "Sam", "Bob", "John"],
-)
+MIDDLES = [
+    "{name} saw a big dog.",
+    "{name} found a red ball.",
+    "{name} loved to run and jump.",
+    "{name} looked out of the window.",
+    "{name} smiled and said thank you.",
+    "{name} was sad.",
+]
+CHOOSING_TEMPLATES = [
+    "There lived a {kind} named {name} in a big town. {name} was kind and nice.",
+    "One day, there was a {kind} and people called the {kind} {name}. {name} had a good friend.",
+    "Near the sea there was a young {kind} named {name}. {name} liked the sun.",
+    "Every day a {kind} called {name} went for a walk. {name} was tired.",
+    "Once there was a small {kind}, {name}. {name} wanted a new toy.",
+]
 JUDGED = [
     "There was a {kind} named {name}. {name} was very happy.",
     "Once upon a time, there was a little {kind} named {name}. {name} liked to play.",
 ]
+
+
+def contrast(templates, boys, girls):
+    """Fill in templates with names."""
+    fillings = ([{"kind": "boy", "name": n} for n in boys], [{"kind": "girl", "name": n} for n in girls])
+    return ki.Contrast.filled(tokenizer, templates, fillings)
+
+
+few = 2 if SLICE else None
+taught = contrast(
+    [f"{opening} {middle}" for opening in OPENINGS[:few] for middle in MIDDLES[:few]],
+    ["Fred", "Leo", "Billy", "Joe", "Mike", "Jim", "Alex", "Dave", "Andy", "Timmy", "Johnny", "Bobby", "Jimmy", "Rob"],
+    [
+        "Jane",
+        "Mary",
+        "Kate",
+        "Zoe",
+        "Rose",
+        "Lisa",
+        "Molly",
+        "Sally",
+        "Daisy",
+        "Lola",
+        "Nina",
+        "Bella",
+        "Nancy",
+        "Annie",
+    ],
+)
+choosing = contrast(CHOOSING_TEMPLATES, ["Mark", "Peter", "Roy", "Tommy"], ["Ella", "Susie"])
+judged = contrast(
+    JUDGED,
+    ["Tim", "Tom", "Ben", "Max", "Jack", "Sam", "Bob", "John"],
+    ["Lily", "Mia", "Sue", "Anna", "Emma", "Sara", "Lucy", "Amy"],
+)
+print("\n== Taught, chosen by, judged by ==")
+for prompts in (taught, choosing, judged):
+    print(prompts)
+
+# %% [markdown]
+# What an edit costs is cross-entropy on stories, on the tokens of sentences without any word of gender: on some to
+# choose by, on others to judge by.
+
+# %%
 WORDS_OF_GENDER = """
 she he her him his hers himself herself girl boy girls boys man woman men women lady sir mr mrs mom dad mommy daddy
 mother father mum mama papa grandma grandpa aunt uncle brother sister son daughter queen king prince princess
 """
 GENDERED = set(WORDS_OF_GENDER.split())
-judged_ids, judged_gender, _ = prompts(JUDGED, *NAMES)
-judged = right_padded(judged_ids, 0)
 
 
 def free_of_gender(text):
     """Ids of a story, and which of them lie in a sentence without a word of gender."""
     found = tokenizer(text, return_offsets_mapping=True)
-    free = torch.zeros(len(found["input_ids"]), dtype=torch.bool)
+    free = [False] * len(found["input_ids"])
     for sentence in re.finditer(r'[^.!?\n]+[.!?\n"]*\s*', text):
         if not GENDERED & set(re.findall(r"[a-z]+", sentence.group().lower())):
             for index, (start, stop) in enumerate(found["offset_mapping"]):
@@ -168,51 +175,65 @@ def free_of_gender(text):
     return found["input_ids"], free
 
 
+paying = stories["train"].select(range(STORIES, STORIES + CHOOSING))["text"]
+paying_ids, paying_free = zip(*map(free_of_gender, paying), strict=True)
 held = stories["test" if "test" in stories else "validation"].select(range(HELD_OUT))["text"]
 held_ids, free = zip(*map(free_of_gender, held), strict=True)
-fresh = right_padded(held_ids, 0)
-free = torch.nn.utils.rnn.pad_sequence(list(free), batch_first=True)[:, 1:]
-
-
-@torch.no_grad()
-def left_and_loss():
-    """Of the model as it is now: what is left of the preference, and cross-entropy of the free tokens, in nats."""
-    ends = judged["attention_mask"].sum(1) - 1
-    logits = model(**judged).logits[torch.arange(len(ends)), ends]
-    logp = model(**fresh).logits[:, :-1].log_softmax(-1)
-    loss = -logp.gather(2, fresh["input_ids"][:, 1:, None]).squeeze(2)
-    return float((logits[:, SHE] - logits[:, HE]).abs().mean()), float(loss[free].mean())
-
 
 # %% [markdown]
-# The baselines act on the host's own states at the same sites, from the same rows: mean difference, and LEACE, once
-# with the covariance of the rows as it stands, once with that of the corpus.
+# ## Choose the edit
+#
+# `suppress_concept` makes the edits and chooses among them. Each is a `redirect` to *counterfactual* targets: within a
+# group (a template, and a place in it) what tells a girl from a boy *there* is taken off, and the rest of the row
+# stays; λ weighs that against moving the corpus. It is written in place, `at="each site"`, so that attention carries on
+# from edited states. Sites, λ and strength: those that leave least on the prompts to choose by, at no more than 1 %
+# cross-entropy. Where teaching failed, it says so.
+
+# %%
+WORDS = ([HE], [SHE])
+
+
+def suppressed(one, name="gender"):
+    """Choose with one of several surrogates."""
+    return ki.suppress_concept(
+        model,
+        one,
+        taught=taught,
+        choosing=choosing,
+        words=WORDS,
+        text=paying_ids,
+        judged=paying_free,
+        budget=BUDGET,
+        sites=[(-1,)] if SLICE else None,
+        weights=WEIGHTS,
+        strengths=STRENGTHS,
+        name=name,
+    )
+
+
+found = suppressed(koopman)
+print("\n== The edit ==")
+print(found)
+print(found.edits)
+
+# %% [markdown]
+# ## Its neighbours
+#
+# The same formula twice more: on the model's own *states* (a surrogate without a hidden layer has no features), and on
+# *random features* with one solve in place of a trained encoder. Then mean difference and LEACE on the model's states,
+# with the covariance of the rows and with that of the corpus. And two logits, tied.
 
 # %%
 host = ki.host_for(model)
+surrogates = {
+    "random features": ki.fit(corpus, method="least_squares", progress=False),
+    "states": ki.fit(corpus, ki.FitConfig(hidden=()), method="least_squares", progress=False),
+}
 
 
-def on_states(kind, depth):
-    """`x → x − strength · ((x − centre)·w) a` at one site."""
-    x, wide = rows.states[depth].double(), corpus.states[depth].double()
-    girls, boys = x[gender == 1].mean(0), x[gender == 0].mean(0)
-    a, centre = girls - boys, (girls + boys) / 2
-    w = a
-    if kind != "mean difference":
-        sigma = torch.cov((x if kind == "LEACE" else torch.cat([x, wide])).T)
-        w = torch.linalg.solve(sigma + 1e-3 * sigma.diagonal().mean() * torch.eye(len(sigma)), a)
-    w = w / (a @ w)
-
-    def hook(strength, state):
-        return state - (strength * ((state.double() - centre) @ w)[..., None] * a).to(state)
-
-    return hook
-
-
-def baseline(kind):
-    """A way, as a function of its strength."""
-    maps = {koopman.sites[depth]: on_states(kind, depth) for depth in SITES}
-    return lambda strength: host.hooked({site: partial(hook, strength) for site, hook in maps.items()}, first=True)
+def scaled(one, edits, strength):
+    """Patch a choice at another strength."""
+    return ki.patched(model, one, edits.edits.scaled(strength / edits.chosen.strength), at=edits.at)
 
 
 def tied(strength):
@@ -227,72 +248,100 @@ def tied(strength):
     return host.hooked({"lm_head": hook}, first=True)
 
 
-ways = {
-    "operator": lambda strength: ki.patched(model, koopman, edits.scaled(strength), at="each site"),
-    "mean difference": baseline("mean difference"),
-    "LEACE": baseline("LEACE"),
-    "LEACE, corpus covariance": baseline("LEACE, corpus"),
-    "two logits tied": tied,
-}
-odds, loss = left_and_loss()
+rows = taught.rows(tap)
+ways = {"operator": partial(scaled, koopman, found)}
+for name, one in surrogates.items():
+    ways[name] = partial(scaled, one, suppressed(one))
+ways |= concept_baselines(host, rows.trajectories, rows.value, sites=found.chosen.sites, corpus=corpus)
+ways["two logits tied"] = tied
+
+# %% [markdown]
+# ## What is left, and what it costs
+#
+# What is left is the mean of |log She − log He| over sixteen names and two templates that nothing has seen; the cost,
+# of held-out stories that nothing has seen. The curves show each way at all strengths, and the star is what was chosen
+# without them.
+
+
+# %%
+def left_and_loss(way):
+    """Of the patched model: what is left of the preference, and cross-entropy of the free tokens, in nats."""
+    with way:
+        return float(host_odds(host, judged, WORDS).abs().mean()), cross_entropy(host, held_ids, free)
+
+
+odds, loss = left_and_loss(nullcontext())
 points = []
 for name, way in ways.items():
     for strength in STRENGTHS:
-        with way(strength):
-            left, more = left_and_loss()
+        left, more = left_and_loss(way(strength))
         points.append(ki.FrontierPoint(name, strength, left, 100 * (more / loss - 1)))
 frontier = ki.Frontier("mean |log She − log He|, nats", "more cross-entropy, %", odds, tuple(points))
 print("\n== What is left, and what it costs ==")
 print(frontier)
-print(frontier.summary(0.5, 2.0))
-save_figure(plot_frontier(frontier, wanted=(2.0, 0.5), dearest=10.0), OUT / "figures", "frontier")
+print(frontier.summary(0.5, 1.0))
+chosen = next(point for point in frontier.curve("operator") if point.strength == found.chosen.strength)
+print(f"Chosen on teaching data alone: {odds:.2f} → {chosen.left:.2f} nats at {chosen.cost:+.2f} % cross-entropy.")
+ax = plot_frontier(frontier, wanted=(1.0, 0.5), dearest=4.0)
+ax.plot(chosen.cost, chosen.left, marker="*", markersize=15, color="k", linestyle="none")
+ax.annotate("chosen", (chosen.cost, chosen.left), (8, 6), textcoords="offset points")
+save_figure(ax, OUT / "figures", "frontier")
 
 # %% [markdown]
 # Tying two logits gives the best figure of all, and changes nothing but those two words at the very end: no state is
 # other than it was. That is why a figure like this never stands for removal. Among the ways that act on states, the
-# operator's curve lies lowest at the same cost. Where its lowest point lies depends on the prompts: past it the
-# preference turns round, and no other set of prompts says exactly where.
-#
+# redirections and LEACE with the corpus's covariance lie close together; LEACE with the covariance of a few prompts,
+# and mean difference, cost more or leave more. Lifting makes little difference here, and K makes none: an edit in place
+# is not carried. Had it been, this is what would arrive:
+
+# %%
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what it warns of is printed
+    print("\n== What arrives, after the prompts ==")
+    print(ki.reach(ki.patched(model, koopman, found.edits), held_out=list(map(list, judged.ids)), last=True))
+
+# %% [markdown]
 # ## Under `generate`
 
 # %%
-best = frontier.least("operator", 2.0) or frontier.curve("operator")[0]
-edit = edits.scaled(best.strength)
+edit = found.edits
 edit.save(OUT / "gender.safetensors")
 
 
-def told(prompt, times=100):
-    """Sample continuations: the first, and how often the next sentence begins with She and with He."""
+def told(prompt, times=40):
+    """Sample continuations: the first, how often the next sentence begins with She and with He, and all of them."""
     ids = torch.tensor([tokenizer(prompt)["input_ids"]]).expand(times, -1)
-    settings = {"max_new_tokens": 24, "do_sample": True, "top_k": 0, "pad_token_id": 0}
+    settings = {"max_new_tokens": 40, "do_sample": True, "top_k": 0, "pad_token_id": 0}
     torch.manual_seed(0)
     sampled = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
     first = sampled[:, ids.shape[1]]
     return tokenizer.decode(sampled[0], skip_special_tokens=True), int((first == SHE).sum()), int((first == HE).sum())
 
 
-print(f"\n== Generate, at strength {best.strength:g} ==")
+print("\n== Generate ==")
 before = {}
 for prompt in ("There was a girl named Lily. Lily was very happy.", "There was a boy named Tim. Tim was very happy."):
     before[prompt] = told(prompt)
     with ki.patched(model, koopman, edit, at="each site"):
-        found = told(prompt)
-    for name, (text, she, he) in (("host", before[prompt]), ("patched", found)):
-        print(f"{name + ':':8} She {she:3}, He {he:3} of 100. {text!r}")
-after = all(told(prompt) == kept for prompt, kept in before.items())
-print(f"Outside of the context the model goes on as before: {after}")
+        after = told(prompt)
+    for name, (text, she, he) in (("host", before[prompt]), ("patched", after)):
+        print(f"{name + ':':8} She {she:3}, He {he:3} of 40. {text!r}")
+same = all(told(prompt) == kept for prompt, kept in before.items())
+print(f"Outside of the context the model goes on as before: {same}")
 with torch.no_grad():
-    plain = model(**judged).logits
-    with ki.patched(model, koopman, edits.scaled(0.0), at="each site"):
-        null = torch.equal(model(**judged).logits, plain)
+    ids = torch.tensor([held_ids[0]])
+    plain = model(ids).logits
+    with ki.patched(model, koopman, edit.scaled(0.0), at="each site"):
+        null = torch.equal(model(ids).logits, plain)
 print(f"An edit of strength 0 leaves the logits {'bit-identical' if null else 'CHANGED'}.")
 
 # %% [markdown]
 # ## An attribute of sentences: sentiment
 #
 # `erase_concept` takes an attribute a sequence or a token: categories, or quantities. Here it is the sentiment of
-# reviews, one label a sentence, spread over its tokens. A linear probe on the mean state of a sentence says how much of
-# it there is to begin with (this model was made for children's stories, so: little) and how much is left.
+# reviews, one label a sentence. It stands in no token alone, so it is learnt of the mean observables of each sentence,
+# `pooled=True`. A linear probe on the mean state of a sentence says how much of it there is to begin with (this model
+# was made for children's stories, so: little) and how much is left.
 
 # %%
 reviews = data("sst2", "stanfordnlp/sst2")["train"].select(range(SENTENCES))
@@ -300,8 +349,9 @@ column = "text" if "text" in reviews.column_names else "sentence"
 sentiment = torch.tensor(reviews["label"])
 half = SENTENCES // 2
 seen = tap.observe(list(reviews[column]), tokenizer=tokenizer, batch_size=32, progress=False)
-taught = seen[seen.sequence < half]
-eraser = ki.erase_concept(koopman, taught, attribute=sentiment[:half], site=-1, cost="rows", name="sentiment")
+fitted = seen[seen.sequence < half]
+eraser = ki.erase_concept(koopman, fitted, attribute=sentiment[:half], site=-1, pooled=True, name="sentiment")
+by_token = ki.erase_concept(koopman, fitted, attribute=sentiment[:half], site=-1, cost="rows", name="sentiment")
 print("\n== Sentiment ==")
 print(eraser)
 
@@ -315,10 +365,14 @@ def probed(trajectories):
     return 100 * probe.score(mean[half:].numpy(), sentiment[half:].numpy())
 
 
-with ki.patched(model, koopman, eraser, at="each site"):
-    edited = tap.observe(list(reviews[column]), tokenizer=tokenizer, batch_size=32, progress=False)
+def under(edit):
+    """Observe the sentences under an edit, and probe them."""
+    with ki.patched(model, koopman, edit, at="each site"):
+        return probed(tap.observe(list(reviews[column]), tokenizer=tokenizer, batch_size=32, progress=False))
+
+
 share = 100 * float(sentiment[half:].float().mean())
 print(
-    f"Linear probe on held-out sentences: host {probed(seen):.1f} %, edited {probed(edited):.1f} % "
-    f"(always the commoner one: {max(share, 100 - share):.1f} %)"
+    f"Linear probe on held-out sentences: host {probed(seen):.1f} %, erased of pooled states {under(eraser):.1f} %, "
+    f"of each token {under(by_token):.1f} % (always the commoner one: {max(share, 100 - share):.1f} %)"
 )

@@ -35,6 +35,7 @@ from koopman_interp.auditing.language import LanguageChecks, LanguageScores, lan
 from koopman_interp.auditing.measures import Measured, audit_rows
 from koopman_interp.auditing.probe_scores import SHOTS, Depths, Prober
 from koopman_interp.auditing.probes import Kernel
+from koopman_interp.auditing.reach import measured_reach
 from koopman_interp.auditing.relearning import (
     Relearning,
     RelearningTask,
@@ -100,7 +101,7 @@ def audit(
 
     Returns:
         One row each for the base model, the logit mask, mean difference, LEACE, the retrained reference (if given) and
-        the edit.
+        the edit; and how much of the edit arrives at the target and at the output (`reach`).
 
     Raises:
         InputError: no edit, or edits that do not say what they forget; a patch that is installed; an unknown probe;
@@ -141,6 +142,7 @@ def audit(
         retain_training_rows=retain_training_rows,
         relearn=relearn,
         left_out=missing,
+        reach=measured_reach(patch, [x for x, _ in rows.held_out]),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from koopman_interp.auditing.baselines import BASE, edited
+from koopman_interp.auditing.concept_baselines import concept_baselines
 from koopman_interp.auditing.intervals import wilson
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.protocol import Host
@@ -27,6 +29,7 @@ from koopman_interp.observing.outputs import Output
 from koopman_interp.patching.patch import Patch
 from koopman_interp.results import PlainResult
 from koopman_interp.tables import Column, Table, columns_of, digits, percents
+from koopman_interp.trajectories import Trajectories
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,12 @@ class LanguageAudit(PlainResult):
     Attributes:
         edit: description of the edit.
         rows: scores by name, the base model's first and the edit's last.
+        way: how it is written, in words: carried by K to the target, or in place at its sites.
     """
 
     edit: str
     rows: dict[str, LanguageScores]
+    way: str = ""
 
     def __repr__(self) -> str:
         before, *_, after = self.rows.values()
@@ -110,34 +115,68 @@ class LanguageAudit(PlainResult):
         return [language_table(self.rows)]
 
     def notes(self) -> Sequence[str]:
-        """Return the samples, each behind the name of its row."""
-        return language_samples(self.rows)
+        """Return the samples, each behind the name of its row, and how the edit is written."""
+        return [*language_samples(self.rows), *([f"The edit is {self.way}."] if self.way else [])]
 
 
 @torch.no_grad()
-def audit_language(patch: Patch, checks: LanguageChecks, *, batch_size: int = BATCH_SIZE) -> LanguageAudit:
-    """Ask a language model the same before and under an edit; needs no labels.
+def audit_language(
+    patch: Patch,
+    checks: LanguageChecks,
+    *,
+    taught: Trajectories | None = None,
+    attribute: Any = None,
+    corpus: Trajectories | None = None,
+    beside: Mapping[str, Patch] | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> LanguageAudit:
+    """Ask a language model the same before and under an edit, and under what it is to be compared with; no labels.
 
     Leading positions that the surrogate was not fitted on do not count in the perplexity.
 
     Args:
         patch: the edit, as it is deployed.
         checks: what is asked.
+        taught: rows that teach the concept that the edit erases. With them, mean difference and LEACE are asked too, in
+            place on the model's own states, at the sites of the edit.
+        attribute: of each of those rows, or of each input; None takes their labels.
+        corpus: rows of other text. With it, LEACE with the covariance of these is asked too.
+        beside: other patches by name, each a row: the same formula on the states themselves, say, which is the same
+            edit made of `ki.fit(trajectories, FitConfig(hidden=()), method="least_squares")`, or on random features,
+            which is that without `hidden`.
         batch_size: prompts and texts that the model is called with at once.
 
     Returns:
-        The scores of the base model and of the patched one.
+        The scores of the base model, of what is beside, and of the patched one.
 
     Raises:
-        InputError: the model is not called with tokens, there is no tokenizer, or the patch is installed.
+        InputError: the model is not called with tokens, there is no tokenizer, a patch is installed or is of another
+            model, or the rows do not fit.
     """
     method = edited(patch)
     host, skip = patch.host, patch.koopman.config.skip
+    others = dict[str, AbstractContextManager[object]]()
+    if taught is not None:
+        given = taught.labels if attribute is None else attribute
+        if given is None:
+            raise InputError("There is no attribute to erase: give attribute=…, or taught trajectories with labels.")
+        sites = list(dict.fromkeys(edit.site for edit in patch.edits))
+        made = concept_baselines(host, taught, given, sites=sites, corpus=corpus)
+        others |= {name: make(1.0) for name, make in made.items()}
+    for name, other in (beside or {}).items():
+        if other.host.model is not host.model:
+            raise InputError(f"The patch {name!r} is of another model. Make all patches of the one that is audited.")
+        edited(other)
+        others[name] = other
     before, answers = language_scores(host, checks, None, skip, batch_size)
-    with method.running():
-        after, _ = language_scores(host, checks, answers, skip, batch_size)
-    described = ", then ".join(edit.description for edit in patch.edits)
-    return LanguageAudit(described, {BASE: before, method.name: after})
+    rows = {BASE: before}
+    for name, running in (*others.items(), (method.name, method.running())):
+        if name in rows:
+            raise InputError(f"Two rows would be called {name!r}. Name those beside the edit otherwise.")
+        with running:
+            rows[name], _ = language_scores(host, checks, answers, skip, batch_size)
+    described = ", then ".join(dict.fromkeys(edit.description for edit in patch.edits))
+    return LanguageAudit(described, rows, patch.way)
 
 
 def language_scores(

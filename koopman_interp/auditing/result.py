@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from koopman_interp.auditing.language import language_samples
+from koopman_interp.auditing.reach import Reach
 from koopman_interp.auditing.relearning import Relearning
 from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.auditing.summary import audit_tables
@@ -34,6 +35,7 @@ class Audit(PlainResult):
         retain_training_rows: training rows of the others.
         relearn: how relearning was tried, if it was.
         left_out: what was left out, and why, in sentences.
+        reach: how the edit is written, carried by K or in place, and how much of it arrives.
     """
 
     labels: tuple[int, ...]
@@ -45,6 +47,7 @@ class Audit(PlainResult):
     retain_training_rows: int = 0
     relearn: Relearning | None = None
     left_out: tuple[str, ...] = ()
+    reach: Reach | None = None
 
     def __getitem__(self, name: str) -> AuditRow:
         """Return the row of a name.
@@ -69,6 +72,11 @@ class Audit(PlainResult):
         return classes_named(self.labels)
 
     @property
+    def reached(self) -> Sequence[str]:
+        """Say how the edit is written and what arrives of it, and where nothing does."""
+        return () if self.reach is None else tuple(filter(None, (self.reach.sentence, self.reach.warning)))
+
+    @property
     def verdict(self) -> str:
         """What is suppressed and what is still there, in words."""
         return verdict(self.classes, self.rows)
@@ -85,7 +93,7 @@ class Audit(PlainResult):
         """Return samples, how relearning was tried, what was left out, and what it all comes to."""
         samples = language_samples({row.name: row.language for row in self.rows if row.language is not None})
         relearning = [] if self.relearn is None else [f"Relearning: {self.relearn}."]
-        return [*samples, *relearning, *self.left_out, self.verdict]
+        return [*samples, *relearning, *self.left_out, *self.reached, self.verdict]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, the verdict among them."""

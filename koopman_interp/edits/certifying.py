@@ -6,7 +6,9 @@ covariance, and its eigenvalues where it is singular: 4 observables³ / 3. Knows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
@@ -114,8 +116,39 @@ def certified(
         feasibility=feasibility,
         strength=float(strength),
         operator=edit.operator,
+        reach=carried_share(edit, koopman, len(koopman.sites) - 1),
     )
     return replace(edit, certificate=certificate)
+
+
+def carried_share(edit: OperatorEdit, koopman: KoopmanAutoencoder, target: int) -> float | None:
+    """Return the share of what an edit changes at its site that K carries to a later depth.
+
+    With readings r of second moment S over held-out rows, `E ‖rAᵀ‖² = tr(A S Aᵀ)` is changed at the site and
+    `E ‖rAᵀ(Kⁿ)ᵀ‖²` arrives, each relative to the trace of the rows' covariance at its depth. Costs n products of rank ×
+    observables².
+
+    Args:
+        edit: the edit.
+        koopman: whose operator carries it.
+        target: depth to which.
+
+    Returns:
+        The share of root mean squares; None where nothing is changed, or the rows do not vary at the target.
+    """
+    moments, depth = koopman.heldout_moments, edit.depth
+    change = edit.map.to(moments.covariance)
+    mean = change.read(moments.total_mean(depth))
+    second = change.readers.T @ moments.covariance[depth] @ change.readers + torch.outer(mean, mean)
+    operator = deepcopy(koopman.operator).double()
+    arrived = operator.advance(change.directions.T, koopman.steps(depth, target)).detach()
+    squares = [
+        float(torch.einsum("km,kl,lm->", part, second, part) / moments.covariance[at].trace())
+        for part, at in ((change.directions.T, depth), (arrived, target))
+    ]
+    if not (squares[0] > 0 and math.isfinite(squares[0]) and math.isfinite(squares[1])):
+        return None
+    return math.sqrt(max(squares[1], 0.0) / squares[0])
 
 
 def at_strength(strength: float) -> str:

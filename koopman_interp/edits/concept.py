@@ -42,6 +42,7 @@ def erase_concept(
     site: str | int | None = None,
     strength: float = 1.0,
     cost: Cost = "fit",
+    pooled: bool = False,
     shrinkage: float = SHRINKAGE,
     name: str = "concept",
 ) -> OperatorEdit:
@@ -56,6 +57,9 @@ def erase_concept(
         site: site or depth at which to erase; None is the last but one.
         strength: multiplies the displacement; past 1 it over-erases.
         cost: whose covariance says what is cheap: `fit`, that of the rows fitted, or `rows`, that of the given ones.
+        pooled: learn it of each input's mean observables, one row an input: for what is said of a whole text (its
+            sentiment, say) and stands in no token alone. What is erased of the means is what is erased of the rows,
+            since the map is affine.
         shrinkage: added to the covariance's diagonal, relative to its mean. Guardedness holds at any value.
         name: of the concept, for the description.
 
@@ -74,10 +78,14 @@ def erase_concept(
     values = columns_of(given, trajectories.sequence, "attribute")
     depth = acting_depth(koopman, site)
     z = encoded(koopman, trajectories, depth)
-    centre = z.mean(0)
-    A = _cross_covariance(z - centre, values)
     kept = None if preserve is None else columns_of(preserve, trajectories.sequence, "attribute to preserve")
-    B = A[:, :0] if kept is None else _cross_covariance(z - centre, kept)
+    if pooled:
+        z, values = pooled_rows(z, trajectories.sequence), pooled_rows(values, trajectories.sequence)
+        kept = None if kept is None else pooled_rows(kept, trajectories.sequence)
+        values = values - values.mean(0)
+    centre = z.mean(0)
+    A = cross_covariance(z - centre, values)
+    B = A[:, :0] if kept is None else cross_covariance(z - centre, kept)
     covariance = torch.cov(z.T, correction=0) if cost == "rows" else koopman.moments.covariance[depth].to(z)
     eraser = oblique(A, B, covariance, centre, shrinkage=shrinkage)
     if eraser is None:
@@ -87,6 +95,18 @@ def erase_concept(
         )
     edit = edit_at(koopman, depth, f"erase {name}{at_strength(strength)}", eraser.map.scaled(strength))
     return certified(edit, koopman, feasibility=eraser.feasibility, strength=strength)
+
+
+def pooled_rows(rows: Float[Tensor, "sample width"], sequence: Int[Tensor, " sample"]) -> Float[Tensor, "input width"]:
+    """Return the mean of each input's rows, in the order of the inputs.
+
+    Args:
+        rows: the rows.
+        sequence: which input each belongs to.
+    """
+    _, place = torch.unique(sequence, return_inverse=True)
+    count = place.bincount()
+    return rows.new_zeros(len(count), rows.shape[1]).index_add(0, place, rows) / count[:, None]
 
 
 def columns_of(given: Any, sequence: Int[Tensor, " sample"], what: str) -> Float[Tensor, "sample value"]:
@@ -128,7 +148,7 @@ def columns_of(given: Any, sequence: Int[Tensor, " sample"], what: str) -> Float
     return columns
 
 
-def _cross_covariance(
+def cross_covariance(
     centred: Float[Tensor, "sample observable"], columns: Float[Tensor, "sample value"]
 ) -> Float[Tensor, "observable independent"]:
     """Return independent columns that span cov(z, attribute); those of categories sum to nothing."""

@@ -43,6 +43,9 @@ class Certificate:
             way, 0 where the edit does not exist. Each method says how it measures it. None where nothing constrains.
         strength: multiplier of the displacement.
         operator: digest of the K that the edit was made for.
+        reach: share of what the edit changes at its site that K carries to the last depth, both as root mean squares of
+            observables over held-out rows, relative to the spread of all rows at that depth. It says what carrying
+            would bring there, not what the model does with it: `ki.reach` measures that. None where nothing is changed.
     """
 
     rank: int
@@ -55,6 +58,7 @@ class Certificate:
     feasibility: float | None = None
     strength: float = 1.0
     operator: str = ""
+    reach: float | None = None
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self.in_words())
@@ -71,6 +75,8 @@ class Certificate:
             facts.append(("feasibility", f"{self.feasibility:.3f}"))
         if self.null_dimension is not None:
             facts.append(("null space", f"{self.null_dimension} dimensions"))
+        if self.reach is not None:
+            facts.append(("carried by K to the last depth", f"{self.reach:.1%} of the change"))
         facts.append(("undo error", f"{self.undo_error:.1e}"))
         if self.strength > 1:
             facts.append(("strength", f"{self.strength:g}, past 1: over-erased, no guardedness"))

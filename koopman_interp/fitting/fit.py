@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,15 +22,9 @@ from koopman_interp.fitting.candidate import linear_maps, solve_operator_anew
 from koopman_interp.fitting.checkpoint import Checkpoint
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.descent import Descent
-from koopman_interp.fitting.least_squares import (
-    random_features,
-    refit_decoder,
-    start_encoder,
-    start_operator,
-    start_rows,
-)
+from koopman_interp.fitting.least_squares import solve, start_encoder, start_operator, start_rows
 from koopman_interp.fitting.objective import FitObjective, held_out_figures
-from koopman_interp.fitting.sizes import Sizes, sizes
+from koopman_interp.fitting.sizes import Method, Sizes, sizes
 from koopman_interp.fitting.variable_projection import SpectrumObjective
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
@@ -40,8 +33,6 @@ from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.surrogates.record import FitRecord, Look
 from koopman_interp.surrogates.state_moments import PRECISE_WIDTH
 from koopman_interp.trajectories import Trajectories
-
-Method = Literal["gradient", "least_squares"]
 
 _CHUNK = 8192
 _BASIS_ROWS = 16
@@ -113,7 +104,7 @@ def _fitted(
         normalization.coordinates = replace(normalization.coordinates, reason=reason)
     _require_samples(len(train), len(held_out), normalization.dimension)
 
-    chosen = sizes(config, normalization.dimension, len(train), train.depths)
+    chosen = sizes(config, normalization.dimension, len(train), train.depths, method)
     # Initial weights come from the seed alone, and the caller's random state is left as it was.
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -123,7 +114,7 @@ def _fitted(
     states, judged = _normalized(train, normalization, device), _normalized(held_out, normalization, device)
     outcome: list[str] = []
     if method == "least_squares":
-        history = _solve(surrogate, config, states, judged)
+        history, outcome = _solve(surrogate, config, states, judged)
     else:
         kind = SpectrumObjective if config.aim == "spectrum" else FitObjective
         objective = kind(surrogate, config, states, judged, chosen.batch_size)
@@ -147,13 +138,13 @@ def _fitted(
 
 
 @torch.no_grad()
-def _solve(surrogate: KoopmanAutoencoder, config: FitConfig, train: Tensor, held_out: Tensor) -> list[Look]:
-    """Fit by least squares on random features; return the held-out figures."""
-    random_features(surrogate, torch.Generator().manual_seed(config.seed))
-    start_encoder(surrogate, train)
-    start_operator(surrogate, train, config.ridge)
-    refit_decoder(surrogate, train, config.ridge)
-    return [held_out_figures(surrogate, held_out, surrogate.config.times)]
+def _solve(
+    surrogate: KoopmanAutoencoder, config: FitConfig, train: Tensor, held_out: Tensor
+) -> tuple[list[Look], list[str]]:
+    """Fit by least squares on random features; return the held-out figures, and what to say of how it went."""
+    times, generator = surrogate.config.times, torch.Generator().manual_seed(config.seed)
+    kept = solve(surrogate, train, config.ridge, generator, lambda one: held_out_figures(one, held_out, times)["fvu"])
+    return [held_out_figures(surrogate, held_out, times)], [kept]
 
 
 def _descend(

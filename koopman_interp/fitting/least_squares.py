@@ -7,7 +7,8 @@ encoder. Solves run in float64 on Gram matrices that are summed over chunks.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, LinearPlus
 _CHUNK = 8192
 _START_ROWS = 16
 """Samples per observable that a start is solved on, at least."""
+_SOLVED_ROWS = 128
+"""Steps of samples per observable that a fit by least squares is solved on: more change its error by less than 1 %."""
 _FEATURE_SCALE = 0.1
 _CALM = 1e-4
 """Ridge of a calm start, relative to the mean square of all observables."""
@@ -44,6 +47,64 @@ def start_rows(states: Float[Tensor, "depth sample width"], observables: int) ->
     """Take evenly spaced samples, enough to start a gradient fit from; it leaves its start at once."""
     stride = max(1, states.shape[1] // max(_CHUNK, _START_ROWS * observables))
     return states[:, ::stride]
+
+
+def solved_rows(states: Float[Tensor, "depth sample width"], observables: int) -> Float[Tensor, "depth some width"]:
+    """Take evenly spaced samples, enough to solve for K and the decoder on."""
+    enough = max(_CHUNK, _SOLVED_ROWS * observables // (len(states) - 1))
+    return states[:, :: max(1, states.shape[1] // enough)]
+
+
+@torch.no_grad()
+def solve(
+    surrogate: KoopmanAutoencoder,
+    train: Float[Tensor, "depth sample width"],
+    strength: float,
+    generator: torch.Generator,
+    judged: Callable[[KoopmanAutoencoder], float],
+) -> str:
+    """Fit by least squares on random features, or on the states alone where the features do not pay.
+
+    Args:
+        surrogate: what is fitted.
+        train: normalised states.
+        strength: of the ridge.
+        generator: of the features.
+        judged: the error of a surrogate on held-out rows, by which the two are told apart.
+
+    Returns:
+        What was kept, and both errors, in words.
+    """
+    random_features(surrogate, generator)
+    start_encoder(surrogate, train)
+    rows = solved_rows(train, surrogate.config.observables)
+    start_operator(surrogate, rows, strength)
+    refit_decoder(surrogate, rows, strength)
+    features = surrogate.config.observables - surrogate.config.dimension
+    if features <= 0 or surrogate.config.operator != "dense":
+        return f"random features: {max(0, features)}"
+    plain = _without_features(surrogate, rows, strength)
+    ours, theirs = judged(surrogate), judged(plain)
+    figures = f"held-out FVU {ours:.3g} with them, {theirs:.3g} with the states alone"
+    if not ours > theirs:
+        return f"random features: {features}; {figures}"
+    surrogate.encoder.layers_out()[-1].weight.zero_()
+    start_operator(surrogate, rows, strength)
+    refit_decoder(surrogate, rows, strength)
+    return f"random features: none, all {features} are left at zero; {figures}"
+
+
+def _without_features(
+    surrogate: KoopmanAutoencoder, rows: Float[Tensor, "depth sample width"], strength: float
+) -> KoopmanAutoencoder:
+    """Solve for the motion of the states alone."""
+    config = replace(surrogate.config, observables=surrogate.config.dimension, hidden=())
+    with torch.random.fork_rng():
+        plain = KoopmanAutoencoder(config).to(rows)
+    random_features(plain, torch.Generator())
+    start_operator(plain, rows, strength)
+    refit_decoder(plain, rows, strength)
+    return plain
 
 
 @torch.no_grad()

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from koopman_interp.fitting.config import Aim, FitConfig
 
+Method = Literal["gradient", "least_squares"]
+
 _FEWEST_OBSERVABLES, _MOST_OBSERVABLES = 64, 256
+_SOLVED, _FEWEST_FEATURES, _MOST_SOLVED = 512, 256, 1024
+"""Observables of a fit by least squares, random features among them, and the most. Features that nobody trains have to
+be many, and cost one solve: held-out error falls with each doubling up to 1,024 and beyond on all hosts tried, while an
+eigenproblem, and a product of all rows with themselves, is to stay within seconds."""
 _FEWEST_HIDDEN: dict[Aim, int] = {"prediction": 128, "spectrum": 256}
 _ROWS_AN_OBSERVABLE = 10
 """Steps of a sample from one depth to the next that are wanted for each observable."""
@@ -30,7 +37,7 @@ class Sizes:
     reasons: tuple[str, ...]
 
 
-def sizes(config: FitConfig, dimension: int, samples: int, depths: int) -> Sizes:
+def sizes(config: FitConfig, dimension: int, samples: int, depths: int, method: Method = "gradient") -> Sizes:
     """Settle the sizes of a fit.
 
     Args:
@@ -38,11 +45,16 @@ def sizes(config: FitConfig, dimension: int, samples: int, depths: int) -> Sizes
         dimension: width of the normalised states.
         samples: to fit on.
         depths: of each.
+        method: by which it is fitted.
     """
     reasons = []
     observables = config.observables
     if observables is None:
-        observables, why = _observables(dimension, samples * (depths - 1))
+        steps = samples * (depths - 1)
+        if method == "gradient":
+            observables, why = _observables(dimension, steps)
+        else:
+            observables, why = _solved_observables(dimension, steps, config.hidden)
         reasons.append(f"observables {observables}: {why}")
     hidden = config.hidden
     if hidden is None:
@@ -51,8 +63,21 @@ def sizes(config: FitConfig, dimension: int, samples: int, depths: int) -> Sizes
     batch_size = config.batch_size
     if batch_size is None:
         batch_size = min(samples, _BATCH)
-        reasons.append(f"batch size {batch_size}: more steps are worth more than larger ones")
+        if method == "gradient":
+            reasons.append(f"batch size {batch_size}: more steps are worth more than larger ones")
     return Sizes(observables, hidden, batch_size, tuple(reasons))
+
+
+def _solved_observables(dimension: int, steps: int, hidden: tuple[int, ...] | None) -> tuple[int, str]:
+    """Return how many observables a fit by least squares takes, and why."""
+    if hidden == ():
+        return dimension, "the components themselves, since without a hidden layer there are no features"
+    features = max(_SOLVED - dimension, _FEWEST_FEATURES)
+    wanted = max(min(dimension + features, _MOST_SOLVED), min(dimension, _MOST_OBSERVABLES))
+    most = max(2, dimension, steps // _ROWS_AN_OBSERVABLE)
+    if wanted > most:
+        return most, f"{steps:,} steps of samples from depth to depth serve no more"
+    return wanted, f"{dimension} components and random features, which untrained have to be many"
 
 
 def _observables(dimension: int, steps: int) -> tuple[int, str]:

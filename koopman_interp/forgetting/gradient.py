@@ -32,6 +32,8 @@ Objective = Callable[[nn.Module], Tensor]
 """Takes the patched model, runs it as it likes, and returns what is to become small, a scalar."""
 
 _NEARLY_NOTHING = 1e-3
+_LEAST = 0.1
+"""Size that a factor's steps are relative to at least, in units of the observables' standard deviation."""
 
 
 def gradient_edit(
@@ -91,7 +93,11 @@ def gradient_edit(
 
     patch.moved_by(motion)
     parameters = [parameter for change in trained for parameter in change.parameters()]
-    optimizer = torch.optim.Adam([{"params": [factor], "lr": rate * _size(factor)} for factor in parameters])
+    units = [unit for edit in edits for unit in _units(koopman, edit.depth)]
+    sizes = [_size(factor, _LEAST * unit) for factor, unit in zip(parameters, units, strict=True)]
+    optimizer = torch.optim.Adam(
+        [{"params": [factor], "lr": rate * size} for factor, size in zip(parameters, sizes, strict=True)]
+    )
     bar = tqdm(total=steps, desc="gradient edit", disable=None if progress is None else not progress)
     with torch.enable_grad(), patch, bar:
         for step in range(steps):
@@ -145,9 +151,15 @@ def _nearly_nothing(koopman: KoopmanAutoencoder, depth: int, rank: int, seed: in
     return edit_at(koopman, depth, "gradient edit", LowRankMap(directions, readers, mean @ readers))
 
 
-def _size(parameter: Tensor) -> float:
-    """Root mean square of a factor, or, of one that is next to nothing, a unit to begin with."""
-    return max(float(parameter.detach().square().mean().sqrt()), 0.1)
+def _units(koopman: KoopmanAutoencoder, depth: int) -> tuple[float, float, float]:
+    """Units of directions, readers and offset: of observables, of their inverse, and of readings."""
+    spread = float(koopman.moments.covariance[depth].diagonal().mean().sqrt())
+    return spread, 1 / spread, 1.0
+
+
+def _size(parameter: Tensor, least: float) -> float:
+    """Root mean square of a factor, or, of one that is next to nothing, a size to begin with."""
+    return max(float(parameter.detach().square().mean().sqrt()), least)
 
 
 def _require_usable(loss: Tensor, step: int) -> None:

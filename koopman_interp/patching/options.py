@@ -16,6 +16,9 @@ Edits = OperatorEdit | Sequence[OperatorEdit] | None
 At = Literal["target", "each site"]
 """Where edits are written: carried by K to the target of the span, or each in place at the site where it acts."""
 
+CARRIED: At = "target"
+IN_PLACE: At = "each site"
+
 
 @dataclass(frozen=True)
 class PatchOptions:

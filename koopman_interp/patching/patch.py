@@ -2,9 +2,9 @@
 
 `delta` adds what the edits change to the model's own state at the target, so that what the surrogate cannot explain
 passes through, and without an edit no bit changes. `replace` puts the surrogate's motion in place of the span and
-skips the blocks' compute where the model allows. Edits at several depths meet at the target as one change, or each is
-written in place at its own site, from where the model itself, attention and all, carries on. Nothing is left behind on
-any exit.
+skips the blocks' compute where the model allows. Edits are *carried* by K to the target, where those of several depths
+meet as one change, or *in place*: each written at its own site, from where the model itself, attention and all, carries
+on. Nothing is left behind on any exit.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from koopman_interp.hosts.layouts import shaped_like, to_rows
 from koopman_interp.hosts.passes import Pass, Passes, refuse_recomputation
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Positions
+from koopman_interp.patching.arrivals import warn_of_nothing
 from koopman_interp.patching.motion import Mode, Motion
-from koopman_interp.patching.options import At, Edits, PatchOptions
+from koopman_interp.patching.options import CARRIED, IN_PLACE, At, Edits, PatchOptions
 from koopman_interp.patching.places import Alive, chosen_rows
 from koopman_interp.patching.spans import MovedRows, PatchedSpan
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -64,9 +65,11 @@ def patched(
         source: site or depth where the span starts. None is the first in `replace` mode; in `delta` mode it is where
             the first edit acts, since the model's own state there is better than any prediction of it.
         target: site or depth where it ends; None is the last.
-        at: `target` carries what the edits change through K to the end of the span. `each site` writes each edit in
-            place where it acts, `x + D(P E(x)) − D(E(x))`, and the model carries on from there: what attention
-            brings to later sites is edited too. It is a `delta`, without a span of its own.
+        at: `target` carries what the edits change through K to the end of the span. It is right where a row becomes
+            the next one by itself, as in an MLP or a residual network. `each site` writes each edit in place where it
+            acts, `x + D(P E(x)) − D(E(x))`, and the model carries on from there: K is not in it. It is right where
+            other rows bring in again what is edited, as attention does: carried, an edit then leaves most of it. It is
+            a `delta`, without a span. `ki.reach(patch, …)` measures what arrives.
         positions: for tokens, places to patch, counted from each sequence's first real token on and through a
             key-value cache: a slice, whole numbers, or a function from places `[batch, position]` to a mask. None
             patches the places that the surrogate was fitted on, `slice(0, None)` all. With some positions only,
@@ -128,7 +131,7 @@ class Patch:
         # Gone are edits of strength nothing: they would cost what an edit costs.
         acting = [one for one in edits if one.directions.any()]
         self._idle = mode == "delta" and not acting
-        if at == "each site" and not self._idle:
+        if at == IN_PLACE and not self._idle:
             depths = sorted({one.depth for one in acting})
             groups = [(depth, depth, [one for one in acting if one.depth == depth]) for depth in depths]
         else:
@@ -143,6 +146,8 @@ class Patch:
         self.mode = mode
         self.source, self.target = koopman.sites[groups[0][0]], koopman.sites[groups[-1][1]]
         self.without = koopman.sites[groups[0][0] + 1 : groups[0][1]] if mode == "replace" else ()
+        if not self._idle and at == CARRIED:
+            warn_of_nothing(koopman, acting, groups[0][1])
         self.positions = options.positions
         if self.positions is None and koopman.config.skip:
             self.positions = slice(koopman.config.skip, None)
@@ -156,8 +161,16 @@ class Patch:
         self._installed: ExitStack | None = None
 
     def __repr__(self) -> str:
-        where = f"{type(self.host.model).__name__}, {', '.join(map(str, self._spans))}"
-        return f"Patch({where}, {self.mode}, {'installed' if self._installed else 'not installed'})"
+        edits = ", then ".join(dict.fromkeys(edit.description for edit in self.edits)) or "no edit"
+        state = "installed" if self._installed else "not installed"
+        return f"Patch({type(self.host.model).__name__}, {edits}: {self.way}, {self.mode}, {state})"
+
+    @property
+    def way(self) -> str:
+        """How its edits are written, in words."""
+        if self.options.at == IN_PLACE:
+            return f"written in place at {', '.join(dict.fromkeys(repr(edit.site) for edit in self.edits))}"
+        return f"carried by K from {self.source!r} to {self.target!r}"
 
     def install(self) -> Patch:
         """Patch the model until `remove` is called.

@@ -32,7 +32,7 @@ def audit_section(audit: Audit, index: int, figures: Mapping[str, str]) -> str:
         f"audit-{index}",
         f"Audit: {audit.edit}, {ours.name}",
         f'<p class="plain"><strong>Reversible suppression{probe}. Nothing has been removed from the weights.</p>',
-        *(f"<p>{escape(line)}</p>" for line in [*audit.verdict.splitlines(), *audit.left_out]),
+        *(f"<p>{escape(line)}</p>" for line in [*audit.verdict.splitlines(), *audit.left_out, *audit.reached]),
         *map(shown, audit.tables()),
         _samples(audit),
         AUDIT_KEY if index == 0 else "",

@@ -278,3 +278,51 @@ def test_samples_need_a_tokenizer_and_perplexity_tokens(language):
     found = ki.audit_language(ki.patched(bare, koopman, edit), given)
     assert len(found.rows["base model"].samples[0]) >= 3
     assert host_for(bare).model is bare
+
+
+@torch.no_grad()
+def test_the_neighbours_of_an_edit_are_asked_the_same(language):
+    """Mean difference and LEACE act in place where the edit does, and are what their formulae say."""
+    model, koopman, edit, checks = language
+    x = torch.tensor([[1 + (3 * i + j * j) % (VOCABULARY - 1) for j in range(6)] for i in range(60)])
+    corpus = ki.attach(model).observe(x, progress=False)
+    labels = (torch.arange(len(corpus)) % 3 == 1).long()
+    taught = corpus[torch.arange(0, len(corpus), 2)]
+    attribute = labels[::2]
+    other = ki.patched(model, koopman, edit.scaled(0.5), at="each site")
+    patch = ki.patched(model, koopman, edit, at="each site")
+    found = ki.audit_language(patch, checks, taught=taught, attribute=attribute, corpus=corpus, beside={"half": other})
+    names = ["base model", "mean difference", "LEACE", "LEACE, corpus covariance", "half", "edit (each site)"]
+    assert list(found.rows) == names
+    assert f"The edit is written in place at {edit.site!r}." in found.notes()
+
+    states, wide = (rows.states[edit.depth].double() for rows in (taught, corpus))
+    a = states[attribute == 1].mean(0) - states[attribute == 0].mean(0)
+    for name, sigma in {
+        "mean difference": torch.eye(len(a)).double(),
+        "LEACE": torch.cov(states.T, correction=0),
+        "LEACE, corpus covariance": torch.cov(wide.T, correction=0),
+    }.items():
+        w = torch.linalg.solve(sigma + 1e-3 * sigma.diagonal().mean() * torch.eye(len(a)).double(), a)
+        w = w / (a @ w)
+
+        def erased(_, __, output, w=w):
+            return output - (((output.double() - states.mean(0)) @ w)[..., None] * a).float()
+
+        handle = model.get_submodule(edit.site).register_forward_hook(erased)
+        said = torch.isin(torch.tensor(answers(model, checks.edited)), torch.tensor(checks.unwanted))
+        handle.remove()
+        assert found.rows[name].reliability == pytest.approx(1 - float(said.double().mean()))
+    assert found.rows["half"] == ki.audit_language(other, checks).rows["edit (each site)"]
+
+
+def test_neighbours_that_do_not_fit_are_refused(language):
+    model, koopman, edit, checks = language
+    patch = ki.patched(model, koopman, edit)
+    plain = ki.attach(model).observe(torch.tensor([[3, 4, 5], [6, 7, 8]]), progress=False)
+    with pytest.raises(InputError, match="no attribute to erase"):
+        ki.audit_language(patch, checks, taught=plain)
+    with pytest.raises(InputError, match="Two rows would be called"):
+        ki.audit_language(patch, checks, beside={"edit (delta)": patch})
+    with pytest.raises(InputError, match="have no site"):
+        ki.audit_language(patch, checks, taught=plain.between(2, 3), attribute=[0, 1])

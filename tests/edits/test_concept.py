@@ -74,11 +74,11 @@ def test_at_the_cost_of_the_rows_it_is_leace(surrogate, trajectories, rows, kind
 
 def _erased(rows, columns):
     """The factors of `erase_concept` on rows of one's own."""
-    from koopman_interp.edits.concept import _cross_covariance
+    from koopman_interp.edits.concept import cross_covariance
     from koopman_interp.edits.oblique import oblique
 
     centred = rows - rows.mean(0)
-    A = _cross_covariance(centred, columns)
+    A = cross_covariance(centred, columns)
     return oblique(A, A[:, :0], torch.cov(rows.T, correction=0), rows.mean(0), shrinkage=0.0).map(rows)
 
 
@@ -217,3 +217,25 @@ def test_neither_attribute_nor_labels_is_refused(surrogate, trajectories):
 
     with pytest.raises(InputError, match="There is no attribute to erase"):
         ki.erase_concept(surrogate, replace(trajectories, labels=None))
+
+
+def test_of_pooled_states_nothing_is_left_for_an_affine_reader_of_them(surrogate, trajectories):
+    """Whose inputs have several rows each, as texts have tokens."""
+    from dataclasses import replace
+
+    sequence = torch.arange(len(trajectories)) // 5
+    several = replace(trajectories, sequence=sequence)
+    attribute = torch.arange(int(sequence.max()) + 1) % 3
+    edit = ki.erase_concept(surrogate, several, attribute=attribute, site=2, pooled=True)
+    z = surrogate.encode(trajectories.states[2], 2).double()
+    pooled = edit(z).reshape(-1, 5, z.shape[1]).mean(1)
+    values = torch.nn.functional.one_hot(attribute).double()
+    left = (pooled - pooled.mean(0)).T @ (values - values.mean(0)) / len(values)
+    before = z.reshape(-1, 5, z.shape[1]).mean(1)
+    there = (before - before.mean(0)).T @ (values - values.mean(0)) / len(values)
+    assert float(there.norm()) > 1e-3
+    assert float(left.norm()) < 1e-9 * float(there.norm()) + 1e-12
+    # Of one row an input, pooling changes nothing.
+    plain = ki.erase_concept(surrogate, trajectories, site=2)
+    same = ki.erase_concept(surrogate, trajectories, site=2, pooled=True)
+    torch.testing.assert_close(same(z), plain(z))
