@@ -8,6 +8,9 @@ from koopman_interp.fitting.config import Aim, FitConfig
 
 _FEWEST_OBSERVABLES, _MOST_OBSERVABLES = 64, 256
 _FEWEST_HIDDEN: dict[Aim, int] = {"prediction": 128, "spectrum": 256}
+_AT_OUTPUT = 2
+"""Times the observables, and the hidden units for each of them, that are taken where the model is given. On a language
+model of width 64, KL at equal time: 1.88 … 0.45 nats with 64 and 128, 1.86 … 0.38 with 128 and 256."""
 _ROWS_AN_OBSERVABLE = 10
 """Steps of a sample from one depth to the next that are wanted for each observable."""
 _BATCH = 256
@@ -30,7 +33,7 @@ class Sizes:
     reasons: tuple[str, ...]
 
 
-def sizes(config: FitConfig, dimension: int, samples: int, depths: int) -> Sizes:
+def sizes(config: FitConfig, dimension: int, samples: int, depths: int, *, at_output: bool = False) -> Sizes:
     """Settle the sizes of a fit.
 
     Args:
@@ -38,16 +41,21 @@ def sizes(config: FitConfig, dimension: int, samples: int, depths: int) -> Sizes
         dimension: width of the normalised states.
         samples: to fit on.
         depths: of each.
+        at_output: whether what the model says is fitted too.
     """
+    times = _AT_OUTPUT if at_output else 1
     reasons = []
     observables = config.observables
     if observables is None:
-        observables, why = _observables(dimension, samples * (depths - 1))
+        observables, why = _observables(dimension, samples * (depths - 1), times)
         reasons.append(f"observables {observables}: {why}")
     hidden = config.hidden
     if hidden is None:
-        hidden = (max(_FEWEST_HIDDEN[config.aim], observables),)
-        reasons.append(f"hidden {hidden[0]}: no fewer than the observables, so that none lacks rank")
+        hidden = (max(_FEWEST_HIDDEN[config.aim], times * observables),)
+        why = "twice the observables, since what the model says is less smooth than its states"
+        reasons.append(
+            f"hidden {hidden[0]}: {why if at_output else 'no fewer than the observables, so that none lacks rank'}"
+        )
     batch_size = config.batch_size
     if batch_size is None:
         batch_size = min(samples, _BATCH)
@@ -55,9 +63,11 @@ def sizes(config: FitConfig, dimension: int, samples: int, depths: int) -> Sizes
     return Sizes(observables, hidden, batch_size, tuple(reasons))
 
 
-def _observables(dimension: int, steps: int) -> tuple[int, str]:
+def _observables(dimension: int, steps: int, times: int) -> tuple[int, str]:
     """Return how many observables to take, and why."""
     wanted, why = dimension, f"as many as the {dimension} components"
+    if times > 1:
+        wanted, why = times * dimension, f"twice the {dimension} components, for what the model says"
     if wanted < _FEWEST_OBSERVABLES:
         wanted, why = _FEWEST_OBSERVABLES, f"the fewest that are taken where states are as narrow as {dimension}"
     elif wanted > _MOST_OBSERVABLES:
