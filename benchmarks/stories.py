@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parents[2] / "shared"
 TUNED = "affine lens, tuned"
 CONFIGS = {
     "default": ki.FitConfig(),
-    "best": ki.FitConfig(observables=192, hidden=(512,), divergence=2.0, steps=4500, patience=None),
-    "small": ki.FitConfig(observables=48, hidden=(34,), steps=3000, patience=None),
+    "best": ki.FitConfig(observables=192, hidden=(512,), divergence=2.0, steps=4000, patience=None),
+    "small": ki.FitConfig(observables=48, hidden=(34,), steps=2000, patience=None),
     "states": ki.FitConfig(),
 }
 """Settings of each surrogate; all but the last are given the model."""

@@ -153,7 +153,7 @@ class FitConfig(DescentConfig):
     schedule: Schedule = "wsd"
     least_gain: float = 0.08
     patience: int | None = 3
-    least_gain_at_output: float = 0.02
+    least_gain_at_output: float = 0.01
     aim: Aim = "prediction"
     observables: int | None = None
     architecture: Architecture = "linear_plus_nonlinear"
@@ -171,7 +171,7 @@ class FitConfig(DescentConfig):
     residual: float = 3.0
     isometry: Isometry = "matching"
     isometry_weight: float | None = None
-    divergence: float = 1.0
+    divergence: float = 2.0
     depths: int | None = 1
     inputs: int | None = None
     operator_rate: float = 0.2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Literal
 
@@ -21,7 +21,6 @@ from koopman_interp.fitting.candidate import linear_maps, solve_operator_anew
 from koopman_interp.fitting.checkpoint import Checkpoint
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.descent import Descent
-from koopman_interp.fitting.inputs import PartedInputs
 from koopman_interp.fitting.least_squares import (
     random_features,
     refit_decoder,
@@ -30,15 +29,12 @@ from koopman_interp.fitting.least_squares import (
     start_rows,
 )
 from koopman_interp.fitting.objective import FitObjective, Objective, held_out_figures, normalized
-from koopman_interp.fitting.output import OutputObjective, StatesAndOutput, arrivals_of
+from koopman_interp.fitting.output import AtOutput, StatesAndOutput
 from koopman_interp.fitting.sizes import Sizes, sizes
 from koopman_interp.fitting.variable_projection import SpectrumObjective
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.devices import device_of
-from koopman_interp.hosts.finding import host_for
-from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.observing.batches import calls
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
 from koopman_interp.surrogates.normalization import Normalization, fit_normalization
 from koopman_interp.surrogates.record import FitRecord, Look
@@ -47,8 +43,6 @@ from koopman_interp.trajectories import Trajectories
 Method = Literal["gradient", "least_squares"]
 
 _CHUNK = 8192
-_SAMPLES_AT_OUTPUT = 512
-"""Samples that the model is called with at a step, about."""
 _BASIS_ROWS = 16
 """Rows for each coordinate of the states that a basis is fitted on, at least."""
 _ALL_BUT_EXACT = 1e-7
@@ -80,8 +74,8 @@ def fit(
         trajectories: what was observed; a share of the inputs is held out for early stopping and certificates.
         config: how to build and fit it; the defaults suit a residual stream.
         model: the model that was observed, to fit what it says as well; its weights are not changed.
-        batches: inputs to call it with, as in `Tap.observe`; they are kept in memory. Those that were observed are
-            meant; of others, a share is held out (`FitConfig.validation`) where none of them was.
+        batches: the inputs that were observed, as in `Tap.observe`, to call it with; they are kept in memory, and so
+            are passes over them, up to half a GB.
         method: `gradient` (ridge start, then AdamW) or `least_squares` (random features and ridge regression, no
             gradient steps at all).
         checkpoint: file that holds the fit's state at each look at the held-out rows; it is left in place.
@@ -92,7 +86,8 @@ def fit(
         The fitted surrogate, in eval mode, on the CPU.
 
     Raises:
-        InputError: too few samples, settings that do not fit the trajectories, or the model without inputs.
+        InputError: too few samples, settings that do not fit the trajectories, the model without inputs, or inputs that
+            were not observed.
         UnsupportedHostError: the model returns no logits.
         HostMismatchError: the trajectories are of another model.
         FitInterrupted: Ctrl-C; the message says what was kept and how to go on.
@@ -101,15 +96,18 @@ def fit(
     # Whatever the caller has switched off: a fit needs gradients, and tensors that may be saved for them.
     with torch.inference_mode(False), torch.enable_grad():
         config = config or FitConfig()
-        said = _said(trajectories, config, model, batches, method)
-        return _fitted(trajectories, config, method, said, checkpoint=checkpoint, resume=resume, progress=progress)
+        at_output = None
+        if model is not None or batches is not None:
+            _require_gradient(method, config)
+            at_output = AtOutput.of(trajectories, config, model, batches)
+        return _fitted(trajectories, config, method, at_output, checkpoint=checkpoint, resume=resume, progress=progress)
 
 
 def _fitted(
     trajectories: Trajectories,
     config: FitConfig,
     method: Method,
-    said: _Said | None,
+    at_output: AtOutput | None,
     *,
     checkpoint: str | os.PathLike[str] | None,
     resume: bool,
@@ -122,19 +120,14 @@ def _fitted(
         raise InputError("A least-squares fit is one solve; it takes neither checkpoint nor resume.")
     trajectories.require_finite()
     train, held_out = trajectories.split(config.validation, seed=config.seed)
-    device = _device(config, said)
+    device = _device(config, at_output)
     normalization = fit_normalization(_chunks(train), config.normalization, times=train.times, stride=_stride(train))
     _require_samples(len(train), len(held_out), normalization.dimension)
 
-    chosen = sizes(config, normalization.dimension, len(train), train.depths, at_output=said is not None)
-    # Initial weights come from the seed alone, and the caller's random state is left as it was.
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        surrogate = KoopmanAutoencoder(_surrogate_config(trajectories, config, normalization, chosen))
-    surrogate.normalization = normalization
-    surrogate.to(device)
+    chosen = sizes(config, normalization.dimension, len(train), train.depths, at_output=at_output is not None)
+    surrogate = _untrained(trajectories, config, normalization, chosen).to(device)
     states, judged = normalized(train, normalization, device), normalized(held_out, normalization, device)
-    outcome: list[str] = []
+    outcome, inputs = list[str](), () if at_output is None else at_output.choices
     if method == "least_squares":
         history = _solve(surrogate, config, states, judged)
     else:
@@ -142,12 +135,12 @@ def _fitted(
         of_states = kind(surrogate, config, states, judged, chosen.batch_size)
         objective: Objective = of_states
         identity = _identity(surrogate, config)
-        if said is not None:
-            objective = StatesAndOutput(of_states, said.objective(surrogate, config), 1.0, config.divergence)
-            identity["inputs"] = said.inputs.digest
+        if at_output is not None:
+            objective = StatesAndOutput(of_states, at_output.objective(surrogate, config), 1.0, config.divergence)
+            identity["inputs"] = at_output.inputs.digest
         spent = time.perf_counter() - started
         keep = Checkpoint(checkpoint, identity, "fit")
-        descent = config if said is None else replace(config, least_gain=config.least_gain_at_output)
+        descent = config if at_output is None else replace(config, least_gain=config.least_gain_at_output)
         history, outcome = _descend(objective, descent, states, keep, spent, resume=resume, progress=progress)
     surrogate.record = FitRecord(
         history=tuple(history),
@@ -156,7 +149,7 @@ def _fitted(
         seed=config.seed,
         validation=config.validation,
         settings=config.as_dict(),
-        choices=(*_normalization_choices(normalization), *chosen.reasons, *(said.choices if said else ()), *outcome),
+        choices=(*_normalization_choices(normalization), *chosen.reasons, *inputs, *outcome),
         versions={"koopman-interp": version("koopman-interp"), "torch": torch.__version__},
         seconds=time.perf_counter() - started,
     )
@@ -165,68 +158,17 @@ def _fitted(
     return surrogate.cpu().eval().requires_grad_(False)
 
 
-@dataclass(frozen=True, eq=False)
-class _Said:
-    """A model and what it is called with.
-
-    Attributes:
-        host: the model.
-        inputs: to train on, and to judge by.
-        choices: what was chosen where nothing was asked for.
-    """
-
-    host: Host
-    inputs: PartedInputs
-    choices: tuple[str, ...]
-
-    def objective(self, surrogate: KoopmanAutoencoder, config: FitConfig) -> OutputObjective:
-        """Return the divergence at the output with a surrogate's motion in place of the span."""
-        c = surrogate.config
-        starts = [0] if config.pairs == "endpoints" else list(range(len(c.sites) - 1))
-        return OutputObjective(
-            self.host,
-            c.sites,
-            c.skip,
-            self.inputs,
-            arrivals_of(surrogate),
-            starts=starts,
-            always=[0],
-            depths=config.depths,
-            seed=config.seed,
-        )
-
-
-def _said(
-    trajectories: Trajectories, config: FitConfig, model: nn.Module | Host | None, batches: object, method: Method
-) -> _Said | None:
-    """Check the model and part its inputs as the trajectories are; None where there is none."""
-    if model is None and batches is None:
-        return None
-    if model is None or batches is None:
-        raise InputError(
-            "A fit of what the model says needs the model and inputs to call it with: fit(trajectories, model=model, "
-            "batches=inputs)."
-        )
-    if method == "least_squares" or config.aim == "spectrum":
+def _require_gradient(method: Method, config: FitConfig) -> None:
+    if method != "gradient" or config.aim != "prediction":
         raise InputError(
             "What the model says is fitted by gradient steps on K too. Give method='gradient' and aim='prediction', or "
             "fit without the model and go on with distil()."
         )
-    host = host_for(model, trajectories.layout)
-    trajectories.host.require(HostFingerprint.of(host), "set of trajectories")
-    size, choices = config.inputs, tuple[str, ...]()
-    if size is None:
-        each = len(trajectories) / len(torch.unique(trajectories.sequence))
-        size = max(1, round(_SAMPLES_AT_OUTPUT / each))
-        choices = (f"inputs a step {size}, where they came uncut: as many as hold {_SAMPLES_AT_OUTPUT} samples",)
-    called = (x for x, _ in calls(host, batches, batch_size=size))
-    held_out = torch.unique(trajectories.split(config.validation, seed=config.seed)[1].digests)
-    return _Said(host, PartedInputs.of(called, config.validation, config.seed, held_out), choices)
 
 
-def _device(config: FitConfig, said: _Said | None) -> torch.device:
-    if config.device is None and said is not None:
-        return device_of(said.host.model)
+def _device(config: FitConfig, at_output: AtOutput | None) -> torch.device:
+    if config.device is None and at_output is not None:
+        return device_of(at_output.host.model)
     return torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -322,10 +264,10 @@ def _identity(surrogate: KoopmanAutoencoder, config: FitConfig) -> dict[str, obj
     }
 
 
-def _surrogate_config(
+def _untrained(
     trajectories: Trajectories, config: FitConfig, normalization: Normalization, chosen: Sizes
-) -> SurrogateConfig:
-    return SurrogateConfig(
+) -> KoopmanAutoencoder:
+    shape = SurrogateConfig(
         sites=trajectories.sites,
         times=trajectories.times,
         widths=trajectories.widths,
@@ -343,6 +285,12 @@ def _surrogate_config(
         layout=trajectories.layout,
         coordinates=normalization.coordinates,
     )
+    # Initial weights come from the seed alone, and the caller's random state is left as it was.
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        surrogate = KoopmanAutoencoder(shape)
+    surrogate.normalization = normalization
+    return surrogate
 
 
 def _require_samples(samples: int, held_out: int, dimension: int) -> None:

@@ -10,23 +10,32 @@ step, as those are that fit into half a GB. Knows nothing of how it is lowered.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import InputError
+from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.descent import Epochs
 from koopman_interp.fitting.inputs import Batch, PartedInputs
 from koopman_interp.fitting.objective import FitObjective
+from koopman_interp.hosts.finding import host_for
+from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.observing.batches import calls
+from koopman_interp.observing.digests import input_digests
 from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.trajectories import Trajectories
 
 Arrivals = Callable[[OwnPass, int], Float[Tensor, "sample width"]]
 """From a pass and a depth before the last to the rows that arrive from there at the last."""
 
+_SAMPLES = 512
+"""Samples that a model is called with at a step, about, where it is not said how many inputs."""
 _KEPT_BYTES = 2**29
 """Memory that passes may take which are kept for the steps that take the same batch again."""
 _JUDGED_SAMPLES = 4096
@@ -159,3 +168,64 @@ class StatesAndOutput:
 def arrivals_of(koopman: KoopmanAutoencoder) -> Arrivals:
     """Return what arrives at the last depth by the motion of a surrogate."""
     return lambda own, depth: koopman.predict(own.rows(depth), depth)
+
+
+@dataclass(frozen=True, eq=False)
+class AtOutput:
+    """A model, and what it is called with in a fit.
+
+    Attributes:
+        host: the model.
+        inputs: to train on, and to judge by.
+        choices: what was chosen where nothing was asked for.
+    """
+
+    host: Host
+    inputs: PartedInputs
+    choices: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, trajectories: Trajectories, config: FitConfig, model: nn.Module | Host | None, batches: object
+    ) -> AtOutput:
+        """Check that the model is that of the trajectories, and part its inputs as these are.
+
+        Raises:
+            InputError: one of the two is missing, none of the inputs was observed, or all of them are held out.
+            HostMismatchError: the trajectories are of another model.
+        """
+        if model is None or batches is None:
+            raise InputError(
+                "A fit of what the model says needs the model and inputs to call it with: fit(trajectories, "
+                "model=model, batches=inputs)."
+            )
+        host = host_for(model, trajectories.layout)
+        trajectories.host.require(HostFingerprint.of(host), "set of trajectories")
+        size, choices = config.inputs, tuple[str, ...]()
+        if size is None:
+            each = len(trajectories) / len(torch.unique(trajectories.sequence))
+            size = max(1, round(_SAMPLES / each))
+            choices = (f"inputs a step {size}, where they came uncut: as many as hold {_SAMPLES} samples",)
+        called = [x for x, _ in calls(host, batches, batch_size=size)]
+        if called and not any(torch.isin(input_digests(batch), trajectories.digests).any() for batch in called):
+            raise InputError(
+                "None of the inputs is among those observed, so that it is not known which of them are held out. Give "
+                "the inputs that the trajectories are of, observed by tap.observe(inputs)."
+            )
+        held_out = torch.unique(trajectories.split(config.validation, seed=config.seed)[1].digests)
+        return cls(host, PartedInputs.of(called, config.validation, config.seed, held_out), choices)
+
+    def objective(self, surrogate: KoopmanAutoencoder, config: FitConfig) -> OutputObjective:
+        """Return the divergence at the output with a surrogate's motion in place of the span."""
+        c = surrogate.config
+        return OutputObjective(
+            self.host,
+            c.sites,
+            c.skip,
+            self.inputs,
+            arrivals_of(surrogate),
+            starts=[0] if config.pairs == "endpoints" else range(len(c.sites) - 1),
+            always=[0],
+            depths=config.depths,
+            seed=config.seed,
+        )

@@ -146,7 +146,7 @@ def test_the_ends_alone_are_fitted_from_the_first_depth_alone(known, monkeypatch
             starts.append(list(named["starts"]))
             super().__init__(*args, **named)
 
-    monkeypatch.setattr("koopman_interp.fitting.fit.OutputObjective", Watched)
+    monkeypatch.setattr(output, "OutputObjective", Watched)
     fit(known, replace(QUICK, steps=1))
     fit(known, replace(QUICK, steps=1, pairs="endpoints"))
     assert starts == [[0, 1, 2, 3], [0]]
@@ -192,6 +192,10 @@ def test_strangers_are_refused(known):
         other.head.bias += 1
     with pytest.raises(HostMismatchError, match="set of trajectories"):
         fit((other, data, x))
+    with pytest.raises(InputError, match="None of the inputs is among those observed"):
+        fit((model, data, yin_yang(50, seed=9)[0]))
+    with pytest.raises(InputError, match="None of the inputs is among those observed"):
+        fit((model, replace(data, digests=None), x))  # told apart by their states alone
     with pytest.raises(InputError, match="held out all 60 inputs"):
         held_out = torch.unique(data.split(QUICK.validation, seed=QUICK.seed)[1].digests)
         fit((model, data, x[torch.isin(input_digests(x), held_out)]))
