@@ -92,11 +92,10 @@ def observe(model: str, data: str, sites: tuple[str, ...], skip: int, out: Path)
 @click.option("--out", type=FOLDER, required=True, help="Folder for the surrogate.")
 @click.option("--config", type=FILE, help="JSON with settings of FitConfig.")
 @click.option("--method", type=click.Choice(["gradient", "least_squares"]), default="gradient", show_default=True)
+@click.option("--model", nargs=2, metavar="MODEL DATA", help="Fit what MODEL says of DATA too, both module:callable.")
 @click.option("--checkpoint", type=FILE, help="File that holds the fit's state.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
-def fit_(
-    trajectories: Path, out: Path, config: Path | None, method: Any, checkpoint: Path | None, resume: bool
-) -> None:
+def fit_(trajectories: Path, out: Path, config: Path | None, model: tuple[str, str] | None, **options: Any) -> None:
     """Fit a surrogate to TRAJECTORIES."""
     from koopman_interp.files import read_json
     from koopman_interp.fitting.config import FitConfig
@@ -104,7 +103,8 @@ def fit_(
     from koopman_interp.trajectories import Trajectories
 
     settings = FitConfig.from_dict(read_json(config)) if config else FitConfig()
-    koopman = fit(Trajectories.load(trajectories), settings, method=method, checkpoint=checkpoint, resume=resume)
+    called = dict(zip(("model", "batches"), map(_called, model or ()), strict=False))
+    koopman = fit(Trajectories.load(trajectories), settings, **called, **options)
     koopman.save_pretrained(out)
     click.echo(f"{koopman!r}\n{koopman.record!r}")
 

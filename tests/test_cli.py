@@ -105,6 +105,16 @@ def test_every_step_runs_on_files(run, tmp_path):
     assert run("audit", *host, "k", "e.safetensors", "--label", "1", "--relearn")[0] == 1
 
 
+def test_a_fit_is_given_the_model_too(run, tmp_path):
+    host = ("own_host:model", "own_host:data")
+    (tmp_path / "fit.json").write_text(json.dumps({"steps": 4, "hidden": [8]}))
+    run("observe", *host, "--out", "t.safetensors")
+    assert run("fit", "t.safetensors", "--out", "k", "--config", "fit.json", "--model", *host)[0] == 0
+    history = ki.KoopmanAutoencoder.from_pretrained(tmp_path / "k").record.history
+    assert [look["step"] for look in history] == [0, 4]
+    assert all(look["kl"] >= 0 for look in history)
+
+
 def test_options_of_an_edit_reach_it(run, tmp_path):
     host = ("own_host:model", "own_host:data")
     run("observe", *host, "--site", "blocks.*", "--out", "t.safetensors")

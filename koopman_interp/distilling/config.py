@@ -18,11 +18,9 @@ class DistilConfig(DescentConfig):
     Attributes:
         batch_size: inputs a step.
         operator_rate: learning rate of K, relative to the rest; a lens has none.
-        states: weight of reconstruction, linearity and prediction beside the divergence at the output: the dial
-            between a motion that is true to the states between, and one that is true to what the model says. A lens is
-            trained on the divergence alone.
-        isometry_weight: weight of how far distances are from those before the encoder; None is one over the
-            normalised width, as in a fit.
+        states: weight of the losses of the surrogate's fit, which weigh as they did there, beside the divergence at the
+            output: the dial between a motion that is true to the states between, and one that is true to what the model
+            says. A lens is trained on the divergence alone.
         depths: from how many depths, drawn at each step, the motion is started; None is all of them.
     """
 
@@ -33,11 +31,10 @@ class DistilConfig(DescentConfig):
     patience: int | None = None
     operator_rate: float = 0.1
     states: float = 1.0
-    isometry_weight: float | None = None
     depths: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_whole("batch_size", "depths")
         self._require_positive("operator_rate")
-        self._require_not_negative("states", "isometry_weight")
+        self._require_not_negative("states")

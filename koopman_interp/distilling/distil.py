@@ -1,39 +1,35 @@
 """distil(): fit a surrogate further, against what its model says.
 
-A fit minimises errors of states, and the model's head hears some directions of the state far better than others. Here
-the loss is the divergence at the output, `mean KL(host ‖ D(K^n E(x)) in place of the span)` from every depth to the
-last, with gradients through the model's own remaining forward pass, whose weights stay as they are (distillation,
-Hinton et al., arXiv 1503.02531). The losses of a fit stay on, so that the decoder still undoes the encoder, the
-motion stays linear at every depth, and distances are kept; they give way a little, so a distilled surrogate is nearer
-to the output and farther from the states than a fitted one. Knows nothing of edits.
+What `fit` does where it is given the model, from where an earlier fit of the states alone came: the divergence at the
+output beside the losses of that fit, which stay on, so that the decoder still undoes the encoder, the motion stays
+linear at every depth, and distances are kept; they give way a little, so a distilled surrogate is nearer to the output
+and farther from the states than a fitted one. Knows nothing of edits.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from koopman_interp.analysis.substitutes.lenses import KoopmanLens
 from koopman_interp.distilling.config import DistilConfig
-from koopman_interp.distilling.inputs import PartedInputs
-from koopman_interp.distilling.objective import OutputObjective
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.checkpoint import Checkpoint
+from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.descent import Descent
-from koopman_interp.fitting.losses import linearity, matching_isometry, prediction, reconstruction
+from koopman_interp.fitting.inputs import PartedInputs
+from koopman_interp.fitting.objective import FitObjective, normalized
+from koopman_interp.fitting.output import OutputObjective, StatesAndOutput, arrivals_of
+from koopman_interp.fitting.sizes import sizes
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import calls
-from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -59,8 +55,8 @@ def distil(
         koopman: the surrogate to start from; it is not changed.
         batches: inputs to distil on, as in `Tap.observe`; they are kept in memory.
         config: how to distil; its `batch_size` is that of inputs that come uncut.
-        fitted: the trajectories that the surrogate was fitted on, with the labels: the moments that edits need are
-            gathered anew from them.
+        fitted: the trajectories that the surrogate was fitted on, with the labels: the losses of its fit are taken on
+            them, and the moments that edits need are gathered anew.
         checkpoint: file that holds the state at each look at the held-out inputs; it is left in place.
         resume: go on from the checkpoint; the result equals, bit for bit, that of an uninterrupted call.
         progress: show a bar; None shows it on a terminal only.
@@ -84,13 +80,17 @@ def distil(
     called = (x for x, _ in calls(host, batches, batch_size=config.batch_size))
     inputs = PartedInputs.of(called, config.validation, config.seed, koopman.record.held_out)
     distilled = deepcopy(koopman).to(device_of(host.model)).requires_grad_(True)
-    weight = 1 / koopman.config.dimension if config.isometry_weight is None else config.isometry_weight
-
-    def arrivals(own: OwnPass, depths: Sequence[int], generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
-        return _arrivals(distilled, own, depths, generator, config.states, weight)
-
-    sites, skip = koopman.sites, koopman.config.skip
-    objective = OutputObjective(host, sites, skip, inputs, config, KoopmanLens(distilled), arrivals)
+    output = OutputObjective(
+        host,
+        koopman.sites,
+        koopman.config.skip,
+        inputs,
+        arrivals_of(distilled),
+        starts=range(len(koopman.sites) - 1),
+        depths=config.depths,
+        seed=config.seed,
+    )
+    objective = StatesAndOutput(_of_states(distilled, fitted, config), output, config.states, 1.0)
     identity = {
         "settings": config.as_dict(),
         "surrogate": koopman.digest(),
@@ -118,33 +118,14 @@ def distil(
     return distilled.cpu().eval().requires_grad_(False)
 
 
-def _arrivals(
-    koopman: KoopmanAutoencoder,
-    own: OwnPass,
-    depths: Sequence[int],
-    generator: torch.Generator,
-    states_weight: float,
-    isometry_weight: float,
-) -> tuple[list[Tensor], Float[Tensor, ""]]:
-    """Return the rows that arrive at the last depth from some depths, and the losses of a fit over all pairs, weighed.
-
-    Both come of one rollout.
-    """
-    last, times = len(own.sites) - 1, koopman.config.times
-    x = torch.stack([koopman.normalization.normalize(own.rows(depth), depth) for depth in range(last + 1)])
-    z = koopman.encoder(x)
-    # One rollout from every depth at once: each step takes those under way and the depth just passed.
-    rolling = arrived = z[:1]
-    drift = x.new_zeros(())
-    for depth in range(1, last + 1):
-        rolling = koopman.operator.advance(rolling, times[depth] - times[depth - 1])
-        drift = drift + depth * linearity(rolling, z[depth].expand_as(rolling))
-        arrived, rolling = rolling, torch.cat([rolling, z[depth : depth + 1]])
-    reached = koopman.decoder(arrived)
-    faithful = reconstruction(koopman.decoder(z), x) + prediction(reached, x[-1].expand_as(reached))
-    faithful = faithful + drift / (last * (last + 1) / 2)
-    arriving = [koopman.normalization.denormalize(reached[depth], last) for depth in depths]
-    return arriving, states_weight * faithful + isometry_weight * matching_isometry(z, x, generator)
+def _of_states(koopman: KoopmanAutoencoder, fitted: Trajectories, config: DistilConfig) -> FitObjective:
+    """Return the losses of the surrogate's own fit, weighed as there; of one built by hand, those of `FitConfig()`."""
+    settings = FitConfig.from_dict(koopman.record.settings)
+    held_out = koopman.is_held_out(fitted)
+    device = next(koopman.parameters()).device
+    train, judged = (normalized(fitted[side], koopman.normalization, device) for side in (~held_out, held_out))
+    chosen = sizes(settings, koopman.config.dimension, train.shape[1], len(koopman.sites))
+    return FitObjective(koopman, replace(settings, seed=config.seed), train, judged, chosen.batch_size)
 
 
 def _require_own(host: Host, koopman: KoopmanAutoencoder, fitted: Trajectories) -> None:

@@ -14,10 +14,10 @@ from torch import nn
 from koopman_interp.analysis.substitutes.affine import AffineMap
 from koopman_interp.analysis.substitutes.lenses import AffineLens
 from koopman_interp.distilling.config import DistilConfig
-from koopman_interp.distilling.inputs import PartedInputs
-from koopman_interp.distilling.objective import OutputObjective
 from koopman_interp.fitting.checkpoint import Checkpoint
 from koopman_interp.fitting.descent import Descent
+from koopman_interp.fitting.inputs import PartedInputs
+from koopman_interp.fitting.output import OutputObjective
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
@@ -65,7 +65,16 @@ def tune_lens(
     )
     trained = replace(lens, maps=tuple(map_.to(device_of(host.model), torch.float32) for map_ in lens.maps))
     parameters = [part.requires_grad_(True) for map_ in trained.maps for part in (map_.weight, map_.bias)]
-    objective = OutputObjective(host, lens.sites, lens.skip, inputs, config, trained)
+    objective = OutputObjective(
+        host,
+        lens.sites,
+        lens.skip,
+        inputs,
+        lambda own, depth: trained.at(depth)(own.rows(depth)),
+        starts=range(len(lens.maps)),
+        depths=config.depths,
+        seed=config.seed,
+    )
     identity = {
         "settings": config.as_dict(),
         "lens": lens.digest(),
@@ -73,7 +82,9 @@ def tune_lens(
         "inputs": inputs.digest,
     }
     checkpoint_ = Checkpoint(checkpoint, identity, "tune_lens")
-    descent = Descent([(parameters, 1.0)], objective, objective.judged, config, checkpoint_, minimised="kl")
+    descent = Descent(
+        [(parameters, 1.0)], objective, lambda _: {"kl": objective.judged()}, config, checkpoint_, minimised="kl"
+    )
     descent.run(resume=resume, progress=progress)
     maps = tuple(
         AffineMap(*(part.detach().cpu() for part in (map_.centre, map_.weight, map_.bias))) for map_ in trained.maps

@@ -7,7 +7,7 @@ from torch import nn
 
 from koopman_interp.fitting.descent import step_generator
 from koopman_interp.fitting.least_squares import start_linear, start_operator
-from koopman_interp.fitting.objective import FitObjective, States
+from koopman_interp.fitting.objective import Objective, States
 from koopman_interp.surrogates.record import Look
 
 
@@ -20,7 +20,7 @@ class Candidate:
     """
 
     @torch.no_grad()
-    def __init__(self, objective: FitObjective, seed: int) -> None:
+    def __init__(self, objective: Objective, seed: int) -> None:
         surrogate = objective.surrogate
         self._parts = nn.ModuleList([surrogate.encoder, surrogate.operator, surrogate.decoder])
         self._weights = {name: value.clone() for name, value in self._parts.state_dict().items()}
@@ -41,7 +41,7 @@ class Candidate:
         self._parts.load_state_dict(self._weights)
 
 
-def linear_maps(objective: FitObjective, train: States, ridge: float, seed: int) -> Candidate | None:
+def linear_maps(objective: Objective, train: States, ridge: float, seed: int) -> Candidate | None:
     """Return encoder and decoder without their nonlinear parts and K solved for them; the surrogate stays as it was.
 
     None where the architecture has no linear part.
@@ -54,7 +54,7 @@ def linear_maps(objective: FitObjective, train: States, ridge: float, seed: int)
     return linear
 
 
-def solve_operator_anew(objective: FitObjective, train: States, ridge: float, seed: int) -> str:
+def solve_operator_anew(objective: Objective, train: States, ridge: float, seed: int) -> str:
     """Solve for K on all rows, keep that where it lowers the held-out loss and the whole span suffers not, and say so.
 
     What is solved for is one step, so that the loss over all pairs of depths can fall while the whole span gets worse.

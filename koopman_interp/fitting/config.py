@@ -105,19 +105,23 @@ class DescentConfig:
 class FitConfig(DescentConfig):
     """How a Koopman autoencoder is built and fitted; how it descends stands in `DescentConfig`.
 
+    `divergence`, `depths`, `inputs` and `least_gain_at_output` apply where a fit is given the model.
+
     Attributes:
         steps: as in a descent; the default is far more than a fit takes before its loss is level.
         schedule: as in a descent, and so `least_gain` and `patience`, which end most fits.
         aim: `prediction` fits K by gradient steps on the losses; `spectrum` solves K in closed form on each batch
             (variable projection; Golub & Pereyra 2003), with how far the observables are from an invariant space among
             the losses: eigenvalues are nearer the truth, at more time a step.
-        observables: width of the observable space; None is the normalised width, but 64 at least and 256 at most, as
-            far as there are rows for them.
+        least_gain_at_output: in place of `least_gain` where the model is given: what it says is learnt more slowly
+            than its states.
+        observables: width of the observable space; None is the normalised width, or twice that where the model is
+            given, but 64 at least and 256 at most, as far as there are rows for them.
         architecture: of encoder and decoder, `linear_plus_nonlinear` or the paper's plain `mlp`.
         activation: between their layers, `leaky_relu`, or `gelu` for systems that are smooth.
         hidden: widths of the encoder's hidden layers, mirrored by the decoder; None is one as wide as the
-            observables, 128 at least, or 256 where the aim is the spectrum: width and hidden together are as high as
-            the observables' rank can be.
+            observables, or twice as wide where the model is given, 128 at least, or 256 where the aim is the spectrum:
+            width and hidden together are as high as the observables' rank can be.
         batch_size: samples a step; None is 256.
         operator: kind of K: dense, generator, low_rank, identity_plus_low_rank or blocks.
         rank: of the low-rank kinds; None is 32.
@@ -133,6 +137,11 @@ class FitConfig(DescentConfig):
             or chords (Jacobian-vector products).
         isometry_weight: weight of how far distances are from those before the encoder; None is one over the
             normalised width, which puts a mean over pairs on the scale of the other losses' means over entries.
+        divergence: weight of the divergence at the model's output; 0 makes a fit with the model one without.
+        depths: from how many depths, drawn at each step, the divergence is taken beside the first, from which the
+            motion is longest; None is all of them.
+        inputs: inputs a step that the model is called with, where they come uncut; None is as many as hold
+            512 samples.
         operator_rate: learning rate of K, relative to the rest. K is applied many times over, so the same step
             moves it much farther.
         warm_start: start K by ridge regression on the encoder's first observables.
@@ -147,6 +156,7 @@ class FitConfig(DescentConfig):
     schedule: Schedule = "wsd"
     least_gain: float = 0.08
     patience: int | None = 3
+    least_gain_at_output: float = 0.01
     aim: Aim = "prediction"
     observables: int | None = None
     architecture: Architecture = "linear_plus_nonlinear"
@@ -164,6 +174,9 @@ class FitConfig(DescentConfig):
     residual: float = 3.0
     isometry: Isometry = "matching"
     isometry_weight: float | None = None
+    divergence: float = 2.0
+    depths: int | None = 1
+    inputs: int | None = None
     operator_rate: float = 0.2
     warm_start: bool = True
     ridge: float = 1e-6
@@ -182,11 +195,12 @@ class FitConfig(DescentConfig):
             raise InputError(f"A fit needs 2 observables or more; got {self.observables}.")
         if self.aim == "spectrum" and self.operator != "dense":
             raise InputError(f"aim='spectrum' solves for a dense K; leave operator='dense', got {self.operator!r}.")
-        self._require_whole("batch_size")
+        self._require_whole("batch_size", "depths", "inputs")
         self._require_positive("operator_rate", "outlying")
         self._require_not_negative(
-            "reconstruction", "prediction", "linearity", "residual", "drawn", "isometry_weight", "ridge"
+            "reconstruction", "prediction", "linearity", "residual", "drawn", "isometry_weight", "divergence", "ridge"
         )
+        self._require_not_negative("least_gain_at_output")
 
     @classmethod
     def from_dict(cls, values: dict[str, Json]) -> FitConfig:

@@ -1,4 +1,4 @@
-"""fit(): from trajectories to a surrogate.
+"""fit(): from trajectories to a surrogate, true to the states and, where the model is given, to what it says.
 
 Holds out inputs, normalises, starts K by least squares, descends (or stops there), and keeps the moments that the
 closed-form edits need, and the record of all that. Memory: one float32 copy of the normalised trajectories.
@@ -6,7 +6,6 @@ closed-form edits need, and the record of all that. Memory: one float32 copy of 
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 import warnings
@@ -15,7 +14,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.candidate import linear_maps, solve_operator_anew
@@ -23,15 +22,17 @@ from koopman_interp.fitting.checkpoint import Checkpoint
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.least_squares import solve, start_encoder, start_operator, start_rows
-from koopman_interp.fitting.objective import FitObjective, held_out_figures
+from koopman_interp.fitting.objective import FitObjective, Objective, held_out_figures, normalized
+from koopman_interp.fitting.output import AtOutput, StatesAndOutput
 from koopman_interp.fitting.sizes import Method, Sizes, sizes
 from koopman_interp.fitting.variable_projection import SpectrumObjective
 from koopman_interp.hashing import tensor_digest
+from koopman_interp.hosts.devices import device_of
+from koopman_interp.hosts.protocol import Host
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
 from koopman_interp.surrogates.normalization import Normalization, NormalizationConfig, fit_normalization
 from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.surrogates.record import FitRecord, Look
-from koopman_interp.surrogates.state_moments import PRECISE_WIDTH
 from koopman_interp.trajectories import Trajectories
 
 _CHUNK = 8192
@@ -48,16 +49,26 @@ def fit(
     trajectories: Trajectories,
     config: FitConfig | None = None,
     *,
+    model: nn.Module | Host | None = None,
+    batches: object = None,
     method: Method = "gradient",
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool | None = None,
 ) -> KoopmanAutoencoder:
-    """Fit a Koopman autoencoder to trajectories.
+    """Fit a Koopman autoencoder to trajectories, and with the model to what it says too.
+
+    A fit minimises errors of states, and the model's head hears some directions of the state far better than others.
+    Given the model, the divergence at its output, `mean KL(model ‖ D(K^n E(x)) in place of the span)`, is among the
+    losses: a step takes a batch of rows of the trajectories, and one of inputs. Inputs that are held out are not
+    trained on at the output either, in whatever batch they come.
 
     Args:
         trajectories: what was observed; a share of the inputs is held out for early stopping and certificates.
         config: how to build and fit it; the defaults suit a residual stream.
+        model: the model that was observed, to fit what it says as well; its weights are not changed.
+        batches: the inputs that were observed, as in `Tap.observe`, to call it with; they are kept in memory, and so
+            are passes over them, up to half a GB.
         method: `gradient` (ridge start, then AdamW) or `least_squares` (random features and ridge regression, no
             gradient steps at all).
         checkpoint: file that holds the fit's state at each look at the held-out rows; it is left in place.
@@ -68,21 +79,28 @@ def fit(
         The fitted surrogate, in eval mode, on the CPU.
 
     Raises:
-        InputError: too few samples, or settings that do not fit the trajectories.
+        InputError: too few samples, settings that do not fit the trajectories, the model without inputs, or inputs that
+            were not observed.
+        UnsupportedHostError: the model returns no logits.
+        HostMismatchError: the trajectories are of another model.
         FitInterrupted: Ctrl-C; the message says what was kept and how to go on.
         NonFiniteError: states that are not finite, or losses that diverged.
     """
     # Whatever the caller has switched off: a fit needs gradients, and tensors that may be saved for them.
     with torch.inference_mode(False), torch.enable_grad():
-        return _fitted(
-            trajectories, config or FitConfig(), method, checkpoint=checkpoint, resume=resume, progress=progress
-        )
+        config = config or FitConfig()
+        at_output = None
+        if model is not None or batches is not None:
+            _require_gradient(method, config)
+            at_output = AtOutput.of(trajectories, config, model, batches)
+        return _fitted(trajectories, config, method, at_output, checkpoint=checkpoint, resume=resume, progress=progress)
 
 
 def _fitted(
     trajectories: Trajectories,
     config: FitConfig,
     method: Method,
+    at_output: AtOutput | None,
     *,
     checkpoint: str | os.PathLike[str] | None,
     resume: bool,
@@ -96,7 +114,7 @@ def _fitted(
     trajectories.require_finite()
     kept, left_out = _without_outlying(trajectories, config.outlying)
     train, held_out = kept.split(config.validation, seed=config.seed)
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(config, at_output)
     settings = config.normalization if train.clock is None else _of_one_site(config.normalization)
     normalization = fit_normalization(_chunks(train), settings, times=train.times, stride=_stride(train))
     if train.clock is not None:
@@ -104,23 +122,24 @@ def _fitted(
         normalization.coordinates = replace(normalization.coordinates, reason=reason)
     _require_samples(len(train), len(held_out), normalization.dimension)
 
-    chosen = sizes(config, normalization.dimension, len(train), train.depths, method)
-    # Initial weights come from the seed alone, and the caller's random state is left as it was.
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        surrogate = KoopmanAutoencoder(_surrogate_config(trajectories, config, normalization, chosen))
-    surrogate.normalization = normalization
-    surrogate.to(device)
-    states, judged = _normalized(train, normalization, device), _normalized(held_out, normalization, device)
-    outcome: list[str] = []
+    chosen = sizes(config, normalization.dimension, len(train), train.depths, method, at_output=at_output is not None)
+    surrogate = _untrained(trajectories, config, normalization, chosen).to(device)
+    states, judged = normalized(train, normalization, device), normalized(held_out, normalization, device)
+    outcome, inputs = list[str](), () if at_output is None else at_output.choices
     if method == "least_squares":
         history, outcome = _solve(surrogate, config, states, judged)
     else:
         kind = SpectrumObjective if config.aim == "spectrum" else FitObjective
-        objective = kind(surrogate, config, states, judged, chosen.batch_size)
+        of_states = kind(surrogate, config, states, judged, chosen.batch_size)
+        objective: Objective = of_states
+        identity = _identity(surrogate, config)
+        if at_output is not None:
+            objective = StatesAndOutput(of_states, at_output.objective(surrogate, config), 1.0, config.divergence)
+            identity["inputs"] = at_output.inputs.digest
         spent = time.perf_counter() - started
-        keep = Checkpoint(checkpoint, _identity(surrogate, config), "fit")
-        history, outcome = _descend(objective, config, states, keep, spent, resume=resume, progress=progress)
+        keep = Checkpoint(checkpoint, identity, "fit")
+        descent = config if at_output is None else replace(config, least_gain=config.least_gain_at_output)
+        history, outcome = _descend(objective, descent, states, keep, spent, resume=resume, progress=progress)
     surrogate.record = FitRecord(
         history=tuple(history),
         held_out=torch.unique(held_out.digests),
@@ -128,13 +147,27 @@ def _fitted(
         seed=config.seed,
         validation=config.validation,
         settings=config.as_dict(),
-        choices=(*left_out, *_normalization_choices(normalization), *chosen.reasons, *outcome),
+        choices=(*left_out, *_normalization_choices(normalization), *chosen.reasons, *inputs, *outcome),
         versions={"koopman-interp": version("koopman-interp"), "torch": torch.__version__},
         seconds=time.perf_counter() - started,
     )
     surrogate.gather_moments(trajectories)
     surrogate.record = replace(surrogate.record, choices=(*surrogate.record.choices, _rank(surrogate)))
     return surrogate.cpu().eval().requires_grad_(False)
+
+
+def _require_gradient(method: Method, config: FitConfig) -> None:
+    if method != "gradient" or config.aim != "prediction":
+        raise InputError(
+            "What the model says is fitted by gradient steps on K too. Give method='gradient' and aim='prediction', or "
+            "fit without the model and go on with distil()."
+        )
+
+
+def _device(config: FitConfig, at_output: AtOutput | None) -> torch.device:
+    if config.device is None and at_output is not None:
+        return device_of(at_output.host.model)
+    return torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @torch.no_grad()
@@ -148,7 +181,7 @@ def _solve(
 
 
 def _descend(
-    objective: FitObjective,
+    objective: Objective,
     config: FitConfig,
     train: Tensor,
     checkpoint: Checkpoint,
@@ -264,10 +297,10 @@ def _identity(surrogate: KoopmanAutoencoder, config: FitConfig) -> dict[str, obj
     }
 
 
-def _surrogate_config(
+def _untrained(
     trajectories: Trajectories, config: FitConfig, normalization: Normalization, chosen: Sizes
-) -> SurrogateConfig:
-    return SurrogateConfig(
+) -> KoopmanAutoencoder:
+    shape = SurrogateConfig(
         sites=trajectories.sites,
         times=trajectories.times,
         widths=trajectories.widths,
@@ -286,6 +319,12 @@ def _surrogate_config(
         coordinates=normalization.coordinates,
         clock=trajectories.clock,
     )
+    # Initial weights come from the seed alone, and the caller's random state is left as it was.
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        surrogate = KoopmanAutoencoder(shape)
+    surrogate.normalization = normalization
+    return surrogate
 
 
 def _require_samples(samples: int, held_out: int, dimension: int) -> None:
@@ -304,19 +343,3 @@ def _require_samples(samples: int, held_out: int, dimension: int) -> None:
 def _chunks(trajectories: Trajectories) -> Iterator[list[Tensor]]:
     for start in range(0, len(trajectories), _CHUNK):
         yield [state[start : start + _CHUNK] for state in trajectories.states]
-
-
-def _normalized(trajectories: Trajectories, normalization: Normalization, device: torch.device) -> Tensor:
-    """Bring all depths to the common space: `[depth, sample, width]`.
-
-    Narrow states go there in float64: where coordinates are of very different sizes, the smallest components are small
-    differences of large numbers.
-    """
-    whole = torch.empty(trajectories.depths, len(trajectories), normalization.dimension, device=device)
-    precise = max(trajectories.widths) <= PRECISE_WIDTH
-    maps = copy.deepcopy(normalization).cpu().double() if precise else normalization
-    for depth, state in enumerate(trajectories.states):
-        for start in range(0, len(state), _CHUNK):
-            rows = state[start : start + _CHUNK].to("cpu" if precise else device)
-            whole[depth, start : start + _CHUNK] = maps.normalize(rows, depth)
-    return whole

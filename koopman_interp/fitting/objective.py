@@ -5,8 +5,10 @@ Holds the normalised trajectories. Knows nothing of how the loss is lowered.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,13 +25,32 @@ from koopman_interp.fitting.losses import (
     reconstruction,
 )
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.surrogates.normalization import Normalization
 from koopman_interp.surrogates.operators import Propagator
+from koopman_interp.surrogates.state_moments import PRECISE_WIDTH
+from koopman_interp.trajectories import Trajectories
 
 States = Float[Tensor, "depth sample width"]
 
+_CHUNK = 8192
 _HELD_OUT_ROWS = 2048
 _DRAWN_ROWS = 0.5
 """Part of a batch on which the drawn pair of depths is fitted: it is there to keep the depths between in line."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What the fit of a surrogate lowers: the loss of a step, and figures on what is held out, `loss` among them."""
+
+    surrogate: KoopmanAutoencoder
+
+    def __call__(self, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
+        """Return the loss of a step."""
+        ...
+
+    def judged(self, generator: torch.Generator) -> dict[str, float]:
+        """Return the figures."""
+        ...
 
 
 class FitObjective:
@@ -165,3 +186,20 @@ def held_out_figures(surrogate: KoopmanAutoencoder, states: States, times: Seque
     after = (z - z.roll(1, dims=1)).norm(dim=-1)
     stress = (after - before).square().sum() / before.square().sum().clamp_min(smallest)
     return {"fvu": float(fvu), "stress": float(stress)}
+
+
+@torch.no_grad()
+def normalized(trajectories: Trajectories, normalization: Normalization, device: torch.device) -> Tensor:
+    """Bring all depths to the common space: `[depth, sample, width]`.
+
+    Narrow states go there in float64: where coordinates are of very different sizes, the smallest components are small
+    differences of large numbers.
+    """
+    whole = torch.empty(trajectories.depths, len(trajectories), normalization.dimension, device=device)
+    precise = max(trajectories.widths) <= PRECISE_WIDTH
+    maps = copy.deepcopy(normalization).cpu().double() if precise else normalization
+    for depth, state in enumerate(trajectories.states):
+        for start in range(0, len(state), _CHUNK):
+            rows = state[start : start + _CHUNK].to("cpu" if precise else device)
+            whole[depth, start : start + _CHUNK] = maps.normalize(rows, depth)
+    return whole

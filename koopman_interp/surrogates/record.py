@@ -33,7 +33,8 @@ class FitRecord(Result):
 
     Attributes:
         history: held-out figures at each look: `step`, `loss`, `fvu` (fraction of variance unexplained at the last
-            depth) and `stress` (of distances between samples). A fit by least squares has one look and no steps.
+            depth), `stress` (of distances between samples) and, where the model was given, `kl` (divergence at its
+            output, in nats). A fit by least squares has one look and no steps.
         distilled: the same of a distillation that went on from the fit: `step` and `kl` (divergence at the model's
             output, in nats). Several in a row follow one another.
         held_out: digests of the inputs held out, ascending; neither the fit nor a distillation was trained on them.

@@ -10,14 +10,11 @@ import torch
 from scipy.special import log_softmax
 
 import koopman_interp as ki
-from koopman_interp.distilling.distil import _arrivals
-from koopman_interp.distilling.objective import divergence as at_output
 from koopman_interp.errors import FitInterrupted, HostMismatchError, InputError, NonFiniteError
 from koopman_interp.fitting.descent import Descent
-from koopman_interp.hosts.finding import host_for
+from koopman_interp.fitting.output import arrivals_of
 from koopman_interp.hosts.fingerprint import weight_digest
 from koopman_interp.observing.digests import input_digests
-from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.testing import yin_yang
 from tests.hosts.lens_models import llama_bridge
 
@@ -145,23 +142,30 @@ def test_other_inputs_are_held_out_by_a_share_of_their_own(known):
 def test_each_step_starts_from_depths_that_are_drawn(known, points, monkeypatch):
     drawn = []
 
-    def watched(koopman, own, depths, *rest):
-        drawn.append(tuple(depths))
-        return _arrivals(koopman, own, depths, *rest)
+    def watched(koopman):
+        arrivals = arrivals_of(koopman)
 
-    monkeypatch.setattr("koopman_interp.distilling.distil._arrivals", watched)
+        def arriving(own, depth):
+            if torch.is_grad_enabled():
+                drawn.append(depth)
+            return arrivals(own, depth)
+
+        return arriving
+
+    monkeypatch.setattr("koopman_interp.distilling.distil.arrivals_of", watched)
     distil(known, points, ki.DistilConfig(steps=40, depths=2, evaluate_every=40))
-    assert len(drawn) == 40
-    assert set(drawn) == {(i, j) for i in range(4) for j in range(i + 1, 4)}
+    assert len(drawn) == 80
+    assert set(zip(drawn[::2], drawn[1::2], strict=True)) == {(i, j) for i in range(4) for j in range(i + 1, 4)}
 
 
-def test_the_weights_of_the_losses_are_those_of_the_config(known, points):
-    def digest(**weights):
-        return distil(known, points, ki.DistilConfig(steps=12, **weights)).digest()
+def test_the_losses_of_the_fit_stay_on_as_it_weighed_them(fit, points):
+    def digest(trained, **weights):
+        return distil(trained, points, ki.DistilConfig(steps=12, **weights)).digest()
 
-    found = {name: digest(**{name: 0.0}) for name in ("states", "isometry_weight")} | {"neither": digest()}
-    assert len({*found.values(), known[1].digest()}) == 4
-    assert digest(isometry_weight=1 / known[1].config.dimension) == found["neither"]
+    plain, without = (fit(ki.FitConfig(observables=14, **one)) for one in ({}, {"linearity": 0.0}))
+    assert plain[1].digest() == without[1].digest()  # a solve has no weights
+    assert digest(plain) != digest(without)
+    assert digest(plain, states=0.0) == digest(without, states=0.0) != plain[1].digest()
 
 
 def test_host_and_surrogate_are_left_as_they_were(known, points):
@@ -216,31 +220,6 @@ def test_an_edit_of_the_new_surrogate_patches_and_is_kept(known, distilled, tmp_
     with torch.no_grad(), ki.patched(model, loaded, edit):
         patched = model(x)
     assert not torch.equal(patched, model(x))
-
-
-def test_the_loss_is_that_of_a_slow_computation(model, surrogate, points):
-    own = OwnPass.of(host_for(model), points[0], surrogate.sites, training=True)
-    with torch.no_grad():
-        arrived, beside = _arrivals(surrogate, own, [0, 2], torch.Generator().manual_seed(0), 0.3, 0.7)
-        ours = float(at_output(own, arrived) + beside)
-    x = [surrogate.normalization.normalize(own.rows(depth), depth) for depth in range(5)]
-    z = [surrogate.encoder(one) for one in x]
-    K = surrogate.K
-    advanced = {(i, j): z[i] @ torch.linalg.matrix_power(K, j - i).T for i in range(5) for j in range(i + 1, 5)}
-    linearity = torch.stack([(advanced[i, j] - z[j]).square().mean() for i, j in advanced]).mean()
-    reconstruction = torch.stack([(surrogate.decoder(a) - b).square().mean() for a, b in zip(z, x, strict=True)]).mean()
-    prediction = torch.stack([(surrogate.decoder(advanced[i, 4]) - x[4]).square().mean() for i in range(4)]).mean()
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(0)).tolist()
-    pairs = zip(order, [order[-1], *order[:-1]], strict=True)
-    ratios = [[(a[i] - a[j]).norm() - (b[i] - b[j]).norm() for a, b in zip(z, x, strict=True)] for i, j in pairs]
-    isometry = torch.tensor(ratios).square().mean()
-    host = model(points[0]).double().log_softmax(1)
-    divergences = []
-    for depth in (0, 2):
-        logp = model.head(surrogate.predict(own.rows(depth), depth)).double().log_softmax(1)
-        divergences.append((host.exp() * (host - logp)).sum(1).mean())
-    expected = torch.stack(divergences).mean() + 0.3 * (linearity + reconstruction + prediction) + 0.7 * isometry
-    assert ours == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_a_language_model_is_distilled_through_its_own_head():
@@ -298,7 +277,6 @@ def test_inputs_without_samples_are_passed_over():
         ("operator_rate", float("nan")),
         ("clip", -1.0),
         ("states", -0.1),
-        ("isometry_weight", float("inf")),
         ("validation", 1.0),
     ],
 )

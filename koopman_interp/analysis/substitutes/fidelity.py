@@ -29,6 +29,7 @@ from koopman_interp.analysis.substitutes.in_place import (
     span_tables,
 )
 from koopman_interp.analysis.substitutes.stand_ins import ENDPOINT, SURROGATE, StandIns
+from koopman_interp.analysis.substitutes.token_floor import TokenFloor
 from koopman_interp.depths import span
 from koopman_interp.errors import InputError, UnknownSiteError, UnsupportedHostError
 from koopman_interp.hosts.finding import host_for
@@ -79,6 +80,7 @@ class Fidelity(PlainResult):
         spans: the same for each span asked for; empty where it was the whole one alone.
         no_outputs: why there are no figures at the output; empty where there are.
         kernel_rows: rows that kernel ridge regression was fitted on.
+        floor: what the token-wise floor is and is not; empty where there is none.
     """
 
     depths: tuple[DepthFidelity, ...]
@@ -87,6 +89,7 @@ class Fidelity(PlainResult):
     spans: tuple[SpanFidelity, ...] = ()
     no_outputs: str = ""
     kernel_rows: int = 0
+    floor: str = ""
 
     def __repr__(self) -> str:
         at_output = ""
@@ -136,6 +139,8 @@ class Fidelity(PlainResult):
             )
         if self.kernel_rows:
             notes.append(f"Kernel ridge regression was fitted on {self.kernel_rows:,} rows.")
+        if self.floor:
+            notes.append(self.floor)
         return tuple(notes)
 
 
@@ -171,7 +176,9 @@ def fidelity(
         target: site or depth where it ends; None is the last.
         spans: which to judge at the output beside the whole: only the one given; those from every depth of it to its
             target; or all within it.
-        next_token: label each token of a language model with the one that follows it, in place of labels.
+        next_token: label each token of a language model with the one that follows it, in place of labels. With
+            `fitted`, the whole span is judged beside the token-wise floor too, the mean of what the model says given
+            the token: from the embeddings, no map of each token by itself comes nearer.
         outputs: judge at the model's output too. Off for one that returns a tensor which is no logits (several
             quantities, or states), since nothing tells it from one that is; where a model returns no tensor, or one of
             a single column, it is known.
@@ -196,7 +203,10 @@ def fidelity(
     first, last = span(koopman.sites, source, target)
     stand_ins = StandIns(koopman, fitted)
     at_depths = DepthSums(koopman, first, last, stand_ins)
-    at_output = OutputSums({ends: stand_ins.of(*ends) for ends in _asked(first, last, spans)})
+    asked = {ends: stand_ins.of(*ends) for ends in _asked(first, last, spans)}
+    whole = (first, last) == (0, len(koopman.sites) - 1)
+    floor = TokenFloor(fitted) if next_token and whole and fitted is not None else None
+    at_output = OutputSums(asked, floor)
     read = _HeldOut(host, koopman, held_out, labels, batch_size, "" if outputs else _NOT_ASKED_FOR)
     for record, own, given in read:
         if next_token and given is not None:
@@ -211,7 +221,14 @@ def fidelity(
     judged, sites = at_output.figures(), koopman.sites
     by_span = tuple(SpanFidelity(sites[i], sites[j], outputs) for (i, j), outputs in judged.items())
     kept = () if spans == "given" else by_span
-    return Fidelity(depths, judged[first, last], at_depths.rows, kept, kernel_rows=stand_ins.kernel_rows())
+    return Fidelity(
+        depths,
+        judged[first, last],
+        at_depths.rows,
+        kept,
+        kernel_rows=stand_ins.kernel_rows(),
+        floor="" if floor is None else floor.note(),
+    )
 
 
 class _HeldOut:

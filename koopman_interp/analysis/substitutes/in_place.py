@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from koopman_interp.analysis.substitutes.stand_ins import MEAN, SURROGATE, StandIn
+from koopman_interp.analysis.substitutes.token_floor import FLOOR, TokenFloor
 from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import InputError
 from koopman_interp.labels import IGNORED
@@ -56,9 +57,12 @@ class OutputSums:
 
     Args:
         stand_ins: by span and name; those that are None do not exist.
+        floor: what the token alone says, to be judged beside those of the longest span; None leaves it out.
     """
 
-    def __init__(self, stand_ins: Mapping[Span, Mapping[str, StandIn | None]]) -> None:
+    def __init__(self, stand_ins: Mapping[Span, Mapping[str, StandIn | None]], floor: TokenFloor | None = None) -> None:
+        self._floor = floor
+        self._below_all = _Sums()
         self._stand_ins = {
             span: {name: stand_in for name, stand_in in named.items() if stand_in is not None}
             for span, named in stand_ins.items()
@@ -83,6 +87,8 @@ class OutputSums:
         judged = _Judged.of(own, labels, next_token)
         self._labelled &= judged.labels is not None
         self._base.add(own.output, judged)
+        if self._floor is not None and (of_token := self._floor.logp(own)) is not None:
+            self._below_all.add(replace(own.output, logp=of_token), judged)
         for target in sorted({target for _, target in self._stand_ins}):
             with own.after(target) as continued:
                 for source, name, stand_in in self._ending_at(target):
@@ -97,12 +103,15 @@ class OutputSums:
         if not self._base.rows:
             raise InputError("There were no samples to judge. Give inputs that are longer than what is skipped.")
         base = self._base.figures(BASE, labelled=self._labelled)
-        return {
-            span: _with_loss_recovered(
-                (base, *(self._sums[_key(span, name)].figures(name, labelled=self._labelled) for name in named))
-            )
-            for span, named in self._stand_ins.items()
-        }
+        longest = max(self._stand_ins, key=lambda span: span[1] - span[0])
+        found = {}
+        for span, named in self._stand_ins.items():
+            sums = {name: self._sums[_key(span, name)] for name in named}
+            if span == longest and self._below_all.rows:
+                sums[FLOOR] = self._below_all
+            rows = (each.figures(name, labelled=self._labelled) for name, each in sums.items())
+            found[span] = _with_loss_recovered((base, *rows))
+        return found
 
     def _ending_at(self, target: int) -> Iterator[tuple[int, str, StandIn]]:
         """Go through the stand-ins of the spans to a target; the mean, which is the same from every source, once."""

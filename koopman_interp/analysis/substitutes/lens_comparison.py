@@ -16,6 +16,7 @@ from koopman_interp.analysis.encoding import require_sites
 from koopman_interp.analysis.substitutes.in_place import BASE, OutputFidelity, OutputSums, span_tables
 from koopman_interp.analysis.substitutes.lenses import AffineLens, KoopmanLens, Lens, LogitLens, lens_of
 from koopman_interp.analysis.substitutes.stand_ins import MEAN, StandIn, mean_at
+from koopman_interp.analysis.substitutes.token_floor import FLOOR, TokenFloor
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
@@ -36,15 +37,20 @@ class LensComparison(PlainResult):
         sites: the depths but the last, where every lens says what the model says.
         parameters: fitted numbers of each lens, by name.
         outputs: at each depth, figures of the model, of the mean of the last state, and of each lens.
+        floor: what the token-wise floor, which stands beside the lenses at the first depth, is and is not; empty where
+            there is none.
     """
 
     sites: tuple[str, ...]
     parameters: dict[str, int]
     outputs: tuple[tuple[OutputFidelity, ...], ...]
+    floor: str = ""
 
     def __repr__(self) -> str:
         means = []
         for name in self.parameters:
+            if name == FLOOR:
+                continue
             known = [value for value in self.kl(name) if value is not None]
             means.append(f"{name} {sum(known) / len(known):.3f}" if known else f"{name} –")
         return f"LensComparison(KL to the model, mean over {len(self.sites)} depths: {', '.join(means)})"
@@ -58,6 +64,10 @@ class LensComparison(PlainResult):
         )
         figures = span_tables(by_depth, list(self.parameters), "read at", "of each lens")
         return (*figures, Table(columns, "Numbers that were fitted"))
+
+    def notes(self) -> tuple[str, ...]:
+        """Say what the floor is."""
+        return (self.floor,) if self.floor else ()
 
     def kl(self, lens: str) -> tuple[float | None, ...]:
         """Mean divergence of a lens from the model at each depth, in nats; None where the lens does not exist.
@@ -82,6 +92,9 @@ def compare_lenses(
     batch_size: int = BATCH_SIZE,
 ) -> LensComparison:
     """Compare the Koopman lens with the logit lens, an affine lens, and others.
+
+    Of language models, the first depth has the token-wise floor beside it: the mean of what the model says given the
+    token. No lens that reads the embeddings token by token comes nearer.
 
     Args:
         model: the model.
@@ -111,16 +124,20 @@ def compare_lenses(
     given = [lens_of(other, host, koopman.sites, koopman.config.skip) for other in others]
     lenses: list[Lens] = [KoopmanLens(koopman), LogitLens(koopman.config.widths), AffineLens.fit(fitted), *given]
     names = [lens.name for lens in lenses]
-    if len(set(names)) < len(names) or {MEAN, BASE} & set(names):
+    if len(set(names)) < len(names) or {MEAN, BASE, FLOOR} & set(names):
         raise InputError(
-            f"Each lens needs a name of its own, and none is {MEAN!r} or {BASE!r}; got {', '.join(names)}."
+            f"Each lens needs a name of its own, and none is {MEAN!r}, {BASE!r} or {FLOOR!r}; got {', '.join(names)}."
         )
     last = len(koopman.sites) - 1
     ablated: dict[str, StandIn | None] = {MEAN: mean_at(koopman, last)}
+    floor = TokenFloor(fitted)
     at_output = OutputSums(
-        {(depth, last): ablated | {lens.name: lens.at(depth) for lens in lenses} for depth in range(last)}
+        {(depth, last): ablated | {lens.name: lens.at(depth) for lens in lenses} for depth in range(last)}, floor
     )
     for batch, _ in calls(host, held_out, batch_size=batch_size):
         at_output.add(OwnPass.of(host, batch, koopman.sites, koopman.config.skip), next_token=next_token)
     by_depth = tuple(at_output.figures().values())
-    return LensComparison(koopman.sites[:-1], {lens.name: lens.parameters for lens in lenses}, by_depth)
+    parameters = {lens.name: lens.parameters for lens in lenses}
+    if floor.rows:
+        parameters[FLOOR] = floor.parameters
+    return LensComparison(koopman.sites[:-1], parameters, by_depth, floor.note())

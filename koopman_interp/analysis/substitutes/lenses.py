@@ -103,14 +103,18 @@ class KoopmanLens:
 
     @property
     def parameters(self) -> int:
-        """Encoder, K and decoder, and the normalisation of each depth."""
+        """Encoder, K and decoder, and the normalisation of each depth; a basis that depths share counts once."""
         koopman = self.koopman
         parts = (koopman.encoder, koopman.operator, koopman.decoder)
         trained = [parameter for part in parts for parameter in part.parameters()]
-        last = len(koopman.sites) - 1
-        maps = [part for depth in range(last) for part in koopman.normalization.maps(depth)[:2]]
-        mean, _, inverse = koopman.normalization.maps(last)
-        return sum(tensor.numel() for tensor in [*trained, *maps, mean, inverse])
+        depths = range(len(koopman.sites))
+        means = [koopman.normalization.maps(depth)[0] for depth in depths]
+        bases = [koopman.normalization.maps(depth)[1] for depth in depths]
+        of_all = sum(tensor.numel() for tensor in [*trained, *means])
+        coordinates = koopman.config.coordinates
+        if coordinates.basis == "shared" and not coordinates.aligned:
+            return of_all + bases[0].numel() + len(depths)  # and a size for each
+        return of_all + sum(basis.numel() for basis in bases)
 
     def at(self, depth: int) -> StandIn:
         """Return the surrogate's motion from a depth to the last."""

@@ -1,6 +1,8 @@
 """A lens reads what the host's own head says of the state that it predicts for the last depth."""
 
+import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import koopman_interp as ki
 from koopman_interp.errors import FileFormatError, HostMismatchError, InputError, UnsupportedHostError
 from koopman_interp.files import write_tensors
 from koopman_interp.hosts.finding import host_for
+from koopman_interp.surrogates.normalization import Coordinates
 from koopman_interp.testing import LinearHost, yin_yang
 from tests.hosts.lens_models import gpt2_bridge
 
@@ -199,8 +202,12 @@ def test_the_comparison_is_the_mean_of_each_reading(model, surrogate, trajectori
 def test_parameters_are_all_that_was_fitted(surrogate, trajectories):
     parts = (surrogate.encoder, surrogate.operator, surrogate.decoder)
     trained = sum(one.numel() for part in parts for one in part.parameters())
-    normalization = 4 * (10 + 10 * 10) + (10 + 10 * 10)
-    assert ki.KoopmanLens(surrogate).parameters == trained + normalization
+    # A mean and a size for each depth, and one basis for all of them, or for each its own.
+    assert surrogate.config.coordinates.basis == "shared"
+    assert ki.KoopmanLens(surrogate).parameters == trained + 5 * (10 + 1) + 10 * 10
+    surrogate = copy.deepcopy(surrogate)
+    surrogate.config = replace(surrogate.config, coordinates=Coordinates())
+    assert ki.KoopmanLens(surrogate).parameters == trained + 5 * (10 + 10 * 10)
     assert ki.AffineLens.fit(trajectories).parameters == 4 * (10 * 10 + 10)
     assert ki.LogitLens((10, 10)).parameters == 0
 

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from koopman_interp.distilling.inputs import PartedInputs
 from koopman_interp.errors import InputError
+from koopman_interp.fitting.inputs import PartedInputs
 from koopman_interp.hosts.tokens import right_padded
 from koopman_interp.observing.digests import input_digests
 

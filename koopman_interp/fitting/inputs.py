@@ -1,4 +1,4 @@
-"""Which inputs a distillation is trained on, and which it is judged by.
+"""Which inputs are trained on at the output, and which it is judged by.
 
 Batches are taken apart by the digests of their inputs, so that what the fit held out is never trained on, in whatever
 batch it comes. Holds all inputs. Knows nothing of hosts.
