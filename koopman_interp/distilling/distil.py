@@ -131,7 +131,7 @@ def _arrivals(
     """
     last, times = len(own.sites) - 1, koopman.config.times
     x = torch.stack([koopman.normalization.normalize(own.rows(depth), depth) for depth in range(last + 1)])
-    z = koopman.encoder(x)
+    z = koopman.lift(x, own.sequences if koopman.looks_back else None)
     # One rollout from every depth at once: each step takes those under way and the depth just passed.
     rolling = arrived = z[:1]
     drift = x.new_zeros(())

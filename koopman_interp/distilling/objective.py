@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from koopman_interp.analysis.substitutes.lenses import AffineLens, KoopmanLens
+from koopman_interp.analysis.substitutes.stand_ins import substituted
 from koopman_interp.distilling.config import DistilConfig
 from koopman_interp.distilling.inputs import PartedInputs
 from koopman_interp.divergence import kullback_leibler
@@ -77,7 +78,7 @@ class OutputObjective:
         return {"kl": total / samples}
 
     def _mapped(self, own: OwnPass, depths: Sequence[int]) -> list[Tensor]:
-        return [self._lens.at(depth)(own.rows(depth)) for depth in depths]
+        return [substituted(self._lens.at(depth), own.rows(depth), own) for depth in depths]
 
     def _training_pass(self, step: int) -> OwnPass:
         """Make the pass of a step; in place of a batch without samples, over the next that has some."""

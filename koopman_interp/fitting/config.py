@@ -11,13 +11,15 @@ from typing import Literal
 from koopman_interp.errors import InputError
 from koopman_interp.files import Json
 from koopman_interp.fitting.losses import Isometry
-from koopman_interp.surrogates.autoencoder import ACTIVATIONS, ARCHITECTURES, Activation, Architecture
+from koopman_interp.surrogates.context import ContextShape
+from koopman_interp.surrogates.networks import ACTIVATIONS, ARCHITECTURES, Activation, Architecture
 from koopman_interp.surrogates.normalization import NormalizationConfig
 from koopman_interp.surrogates.operators import OPERATORS
 
 Pairs = Literal["sampled", "all", "endpoints"]
 Schedule = Literal["wsd", "cosine", "cyclic", "constant"]
 Aim = Literal["prediction", "spectrum"]
+Context = Literal["causal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +76,9 @@ class DescentConfig:
         if not 0.0 <= self.averaging < 1.0:
             raise InputError(f"averaging is a decay between 0 (none) and 1, excluded; got {self.averaging}.")
 
-    def _require_choice(self, name: str, allowed: Iterable[str]) -> None:
+    def _require_choice(self, name: str, allowed: Iterable[str | None]) -> None:
         if getattr(self, name) not in allowed:
-            raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+            raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}.")
 
     def _require_whole(self, *names: str) -> None:
         for name in names:
@@ -118,7 +120,12 @@ class FitConfig(DescentConfig):
         hidden: widths of the encoder's hidden layers, mirrored by the decoder; None is one as wide as the
             observables, 128 at least, or 256 where the aim is the spectrum: width and hidden together are as high as
             the observables' rank can be.
-        batch_size: samples a step; None is 256.
+        batch_size: samples a step; None is 256, and 1,024 with a context, where they come in whole sequences.
+        context: `causal` lets the encoder look back on the earlier rows of a sequence by attention, for language models
+            and others whose states come in order; K and decoder stay with each row. None encodes each row alone.
+        context_blocks: blocks of attention and MLP that look back.
+        context_width: width between them.
+        context_heads: heads of the attention.
         operator: kind of K: dense, generator, low_rank, identity_plus_low_rank or blocks.
         rank: of the low-rank kinds; None is 32.
         normalization: what is done to each depth first.
@@ -150,6 +157,10 @@ class FitConfig(DescentConfig):
     activation: Activation = "leaky_relu"
     hidden: tuple[int, ...] | None = None
     batch_size: int | None = None
+    context: Context | None = None
+    context_blocks: int = 2
+    context_width: int = 64
+    context_heads: int = 4
     operator: str = "dense"
     rank: int | None = None
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
@@ -178,11 +189,24 @@ class FitConfig(DescentConfig):
             raise InputError(f"A fit needs 2 observables or more; got {self.observables}.")
         if self.aim == "spectrum" and self.operator != "dense":
             raise InputError(f"aim='spectrum' solves for a dense K; leave operator='dense', got {self.operator!r}.")
-        self._require_whole("batch_size")
+        self._require_whole("batch_size", "context_blocks", "context_width", "context_heads")
+        self._require_choice("context", ("causal", None))
+        if self.context is not None and self.isometry == "chords":
+            raise InputError(
+                "isometry='chords' moves one row alone, and an encoder with context='causal' sees others beside it. "
+                "Take isometry='matching'."
+            )
         self._require_positive("operator_rate")
         self._require_not_negative(
             "reconstruction", "prediction", "linearity", "residual", "drawn", "isometry_weight", "ridge"
         )
+
+    @property
+    def context_shape(self) -> ContextShape | None:
+        """Sizes of the context; None without one."""
+        if self.context is None:
+            return None
+        return ContextShape(self.context_blocks, self.context_width, self.context_heads)
 
     @classmethod
     def from_dict(cls, values: dict[str, Json]) -> FitConfig:

@@ -10,7 +10,7 @@ _FEWEST_OBSERVABLES, _MOST_OBSERVABLES = 64, 256
 _FEWEST_HIDDEN: dict[Aim, int] = {"prediction": 128, "spectrum": 256}
 _ROWS_AN_OBSERVABLE = 10
 """Steps of a sample from one depth to the next that are wanted for each observable."""
-_BATCH = 256
+_BATCH, _CONTEXT_BATCH = 256, 1024
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ def sizes(config: FitConfig, dimension: int, samples: int, depths: int) -> Sizes
         reasons.append(f"hidden {hidden[0]}: no fewer than the observables, so that none lacks rank")
     batch_size = config.batch_size
     if batch_size is None:
-        batch_size = min(samples, _BATCH)
-        reasons.append(f"batch size {batch_size}: more steps are worth more than larger ones")
+        batch_size = min(samples, _BATCH if config.context is None else _CONTEXT_BATCH)
+        why = "more steps are worth more than larger ones" if config.context is None else "in whole sequences"
+        reasons.append(f"batch size {batch_size}: {why}")
     return Sizes(observables, hidden, batch_size, tuple(reasons))
 
 

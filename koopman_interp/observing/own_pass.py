@@ -22,6 +22,7 @@ from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.outputs import Output
 from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import Samples
+from koopman_interp.sequences import Sequences
 
 Continuation = Callable[[Tensor], Output]
 """From rows of the samples at a site to the host's output, the rest of the pass being its own."""
@@ -90,6 +91,11 @@ class OwnPass:
     def of_states(self) -> Samples:
         """The samples; where sites differ in layout, by the one with most axes, which says most of where they are."""
         return self.record.of_states
+
+    @property
+    def sequences(self) -> Sequences:
+        """How the samples follow each other, for a surrogate whose encoder looks back."""
+        return self.record.sequences
 
     def state(self, depth: int) -> Float[Tensor, "..."]:
         """Return the state at a depth, in the host's own shape."""

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from koopman_interp.analysis.substitutes.lenses import KoopmanLens, Lens
+from koopman_interp.analysis.substitutes.stand_ins import substituted
 from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
@@ -206,7 +207,7 @@ def koopman_lens(
         # One after the other, since outputs can be wide.
         with own.after(len(maps) - 1) as continued:
             by_depth = [
-                _at_depth(continued(move(own.rows(depth).cpu())), own.output, top)
+                _at_depth(continued(substituted(move, own.rows(depth).cpu(), own)), own.output, top)
                 for depth, move in enumerate(maps[:-1])
                 if move is not None
             ]
