@@ -4,9 +4,11 @@ A Llama of five blocks and width 64, through TransformerLens; fitted on 435 stor
 which the model has told itself. The first position, an attention sink, is left out. One fit by the states
 alone (FitConfig), the same distilled on the output's divergence (`ki.distil`), and for comparison an affine lens by
 least squares and one trained on the divergence for more steps than the distillation (`ki.tune_lens`). Cost:
-some ten minutes on one core, most of it to train the affine lens.
+some ten minutes on one core, most of it to train the affine lens. With `--context` the encoder looks back on earlier
+tokens (`FitConfig(context="causal")`): some eight minutes more for the second line below.
 
     python benchmarks/stories.py --models ../shared/models --data ../shared/datasets
+    python benchmarks/stories.py --context --steps 300 --distil-steps 1200 --rate 3e-3 --states 0.3
     python benchmarks/stories.py --slice 24 --steps 20 --distil-steps 10 --tune-steps 10        # smoke
 """
 
@@ -39,10 +41,16 @@ def main() -> None:
     train, test = (tokens(model, stories[split]["text"], given.slice) for split in ("train", "test"))
     trajectories = ki.attach(model, skip=1).observe(train, batch_size=16, progress=False)
     print(f"{trajectories}\n", flush=True)
-    config = ki.FitConfig(observables=given.observables, hidden=(given.hidden,), pairs="all", steps=given.steps)
+    sizes = {"observables": given.observables, "hidden": (given.hidden,), "steps": given.steps}
+    if given.context:
+        config = ki.FitConfig(context="causal", batch_size=512, **sizes)
+    else:
+        config = ki.FitConfig(pairs="all", **sizes)
     koopman, fit_minutes = timed(lambda: ki.fit(trajectories, config, progress=False))
     print(f"{koopman}, {given.steps} steps: {fit_minutes:.1f} minutes", flush=True)
-    further = ki.DistilConfig(steps=given.distil_steps, states=given.states, seed=given.seed, batch_size=2)
+    further = ki.DistilConfig(
+        steps=given.distil_steps, states=given.states, seed=given.seed, batch_size=2, learning_rate=given.rate
+    )
     distilled, distil_minutes = timed(
         lambda: ki.distil(model, koopman, train, further, fitted=trajectories, progress=False)
     )
@@ -101,6 +109,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=256, help="width of the encoder's hidden layer")
     parser.add_argument("--steps", type=int, default=800, help="of the fit")
     parser.add_argument("--distil-steps", type=int, default=300)
+    parser.add_argument("--context", action="store_true", help="let the encoder look back on earlier tokens")
+    parser.add_argument("--rate", type=float, default=ki.DistilConfig().learning_rate, help="of the distillation")
     parser.add_argument("--states", type=float, default=ki.DistilConfig().states, help="weight of states in distilling")
     parser.add_argument("--tune-steps", type=int, default=1500, help="of the affine lens")
     parser.add_argument("--seed", type=int, default=0)

@@ -21,6 +21,8 @@ Schedule = Literal["wsd", "cosine", "cyclic", "constant"]
 Aim = Literal["prediction", "spectrum"]
 Context = Literal["causal"]
 
+_LEAST_CONTEXT, _MOST_CONTEXT = 64, 256
+
 
 @dataclass(frozen=True, kw_only=True)
 class DescentConfig:
@@ -124,7 +126,7 @@ class FitConfig(DescentConfig):
         context: `causal` lets the encoder look back on the earlier rows of a sequence by attention, for language models
             and others whose states come in order; K and decoder stay with each row. None encodes each row alone.
         context_blocks: blocks of attention and MLP that look back.
-        context_width: width between them.
+        context_width: width between them; None is about the normalised width, but 64 at least and 256 at most.
         context_heads: heads of the attention.
         operator: kind of K: dense, generator, low_rank, identity_plus_low_rank or blocks.
         rank: of the low-rank kinds; None is 32.
@@ -158,8 +160,8 @@ class FitConfig(DescentConfig):
     hidden: tuple[int, ...] | None = None
     batch_size: int | None = None
     context: Context | None = None
-    context_blocks: int = 2
-    context_width: int = 64
+    context_blocks: int = 4
+    context_width: int | None = None
     context_heads: int = 4
     operator: str = "dense"
     rank: int | None = None
@@ -201,12 +203,14 @@ class FitConfig(DescentConfig):
             "reconstruction", "prediction", "linearity", "residual", "drawn", "isometry_weight", "ridge"
         )
 
-    @property
-    def context_shape(self) -> ContextShape | None:
-        """Sizes of the context; None without one."""
+    def context_shape(self, dimension: int) -> ContextShape | None:
+        """Sizes of the context for states of a normalised width; None without one."""
         if self.context is None:
             return None
-        return ContextShape(self.context_blocks, self.context_width, self.context_heads)
+        width, pairs = self.context_width, 2 * self.context_heads
+        if width is None:  # which the heads divide into even parts
+            width = max(1, min(max(dimension, _LEAST_CONTEXT), _MOST_CONTEXT) // pairs) * pairs
+        return ContextShape(self.context_blocks, width, self.context_heads)
 
     @classmethod
     def from_dict(cls, values: dict[str, Json]) -> FitConfig:

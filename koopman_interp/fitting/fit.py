@@ -261,7 +261,7 @@ def _surrogate_config(
         skip=trajectories.skip,
         layout=trajectories.layout,
         coordinates=normalization.coordinates,
-        context=config.context_shape,
+        context=config.context_shape(normalization.dimension),
     )
 
 

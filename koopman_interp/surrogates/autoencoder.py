@@ -136,9 +136,10 @@ class KoopmanAutoencoder(
 
     def __repr__(self) -> str:
         c = self.config
+        looking = ", context of earlier rows" if self.looks_back else ""
         return (
             f"KoopmanAutoencoder({c.host.model.rsplit('.', 1)[-1]}, {len(c.sites)} depths from {c.sites[0]!r} to "
-            f"{c.sites[-1]!r}, {c.dimension} → {c.observables} observables, {c.operator} K)"
+            f"{c.sites[-1]!r}, {c.dimension} → {c.observables} observables{looking}, {c.operator} K)"
         )
 
     @property

@@ -176,7 +176,8 @@ def test_the_order_of_the_rows_makes_no_difference(data, surrogate):
 
 def test_skipped_places_are_not_missed():
     data = moved_by_what_came_before(skip=1)
-    assert fitted(data).config.skip == 1
+    koopman = fitted(data)
+    assert koopman.config.skip == 1
 
 
 def test_what_a_context_cannot_do_is_refused(data, quick, unchecked):
@@ -191,3 +192,9 @@ def test_what_a_context_cannot_do_is_refused(data, quick, unchecked):
     alone = replace(data[data.position == 0], position=torch.zeros(150, dtype=torch.long))
     with pytest.raises(InputError, match=r"each input here has one row alone\. Fit with context=None"):
         ki.fit(alone, quick, progress=False)
+
+
+@pytest.mark.parametrize(("dimension", "heads", "width"), [(10, 4, 64), (100, 4, 96), (4096, 4, 256), (64, 3, 60)])
+def test_the_width_of_a_context_follows_the_states(dimension, heads, width):
+    assert ki.FitConfig(context="causal", context_heads=heads).context_shape(dimension).width == width
+    assert ki.FitConfig().context_shape(dimension) is None

@@ -8,6 +8,7 @@ import torch
 import koopman_interp as ki
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.cache_layers import ExtraLayer
+from koopman_interp.patching.stepped_motion import SteppedMotion
 from tests.causal import fitted, gpt2, llama, prompts
 from tests.hosts.lens_models import gpt2_bridge, llama_bridge
 from tests.naming import named
@@ -282,3 +283,36 @@ def test_the_layer_in_a_cache_follows_its_entries_and_columns():
         layer.update(keys, keys)
     layer.reset()
     assert layer.get_seq_length() == 0
+
+
+@pytest.mark.parametrize("mode", ["delta", "replace"])
+def test_one_step_after_another_gives_the_numbers_of_the_prepared_motion(case, mode):
+    model, ids, koopman, edit = case
+    prepared = ki.patched(model, koopman, edit, mode=mode, source=1)
+    stepped = ki.patched(model, koopman, edit, mode=mode, source=1)
+    stepped.moved_by(lambda first, last: SteppedMotion(koopman, first, last, [(1, edit)], mode))
+    found = []
+    for patch in (prepared, stepped):
+        with torch.no_grad(), patch:
+            whole = model(ids[:2], use_cache=False).logits
+            cache = model(ids[:2, :5], use_cache=True).past_key_values
+            torch.testing.assert_close(
+                model(ids[:2, 5:], past_key_values=cache).logits, whole[:, 5:], rtol=0, atol=EXACT
+            )
+            found.append(whole)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=EXACT)
+
+
+def test_an_edit_is_trained_through_what_is_looked_back_on(case):
+    model, ids, koopman, edit = case
+    if koopman.config.skip:
+        pytest.skip("once is enough")
+    trained = ki.gradient_edit(
+        model, koopman, lambda host: host(ids[:4]).logits[:, -1, 3].mean(), start=edit, steps=3, progress=False
+    )
+    with torch.no_grad():
+        said = []
+        for one in (edit, trained):
+            with ki.patched(model, koopman, one):
+                said.append(float(model(ids[:4]).logits[:, -1, 3].mean()))
+    assert said[1] < said[0]
