@@ -35,6 +35,7 @@ CONFIGS = {
     "default": ki.FitConfig(),
     "best": ki.FitConfig(observables=192, hidden=(512,), divergence=2.0, steps=4000, patience=None),
     "small": ki.FitConfig(observables=48, hidden=(34,), steps=2000, patience=None),
+    "context": ki.FitConfig(context="causal", steps=4000, patience=None),
     "states": ki.FitConfig(),
 }
 """Settings of each surrogate; all but the last are given the model."""
@@ -42,6 +43,7 @@ NAMES = {
     "default": "Koopman lens",
     "best": "Koopman lens, ten minutes",
     "small": "Koopman lens, few parameters",
+    "context": "Koopman lens, looking back",
     "states": "Koopman lens, states alone",
     "affine": TUNED,
 }

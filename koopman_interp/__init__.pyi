@@ -98,4 +98,5 @@ from .surrogates.autoencoder import KoopmanAutoencoder as KoopmanAutoencoder
 from .surrogates.autoencoder import SurrogateConfig as SurrogateConfig
 from .surrogates.record import FitRecord as FitRecord
 from .surrogates.normalization import NormalizationConfig as NormalizationConfig
+from .sequences import Sequences as Sequences
 from .trajectories import Trajectories as Trajectories

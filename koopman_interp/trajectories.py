@@ -8,7 +8,7 @@ models; what it remembers of its model is a fingerprint.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import Any
@@ -26,6 +26,7 @@ from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.labels import IGNORED, forms_of, spread_labels
 from koopman_interp.results import plotted
+from koopman_interp.sequences import Sequences
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -138,6 +139,32 @@ class Trajectories:
             tokens=None if self.tokens is None else self.tokens[rows],
             digests=self.digests[rows],
         )
+
+    def in_sequence(self) -> Sequences:
+        """Say how the rows follow each other, for a surrogate whose encoder looks back.
+
+        Raises:
+            InputError: rows of a sequence are missing.
+        """
+        return Sequences.whole(self.sequence, self.position, self.skip)
+
+    def pieces(self, rows: int, *, whole: bool = False) -> Iterator[Trajectories]:
+        """Go through the rows in pieces.
+
+        Args:
+            rows: of a piece, at most.
+            whole: keep the rows of a sequence together, where it takes more rows than that too. Sequences come in the
+                order of their numbers.
+
+        Yields:
+            The pieces.
+        """
+        if not whole:
+            for start in range(0, len(self), rows):
+                yield self[start : start + rows]
+            return
+        for piece in whole_pieces(self.sequence, rows):
+            yield self[piece]
 
     def with_labels(self, labels: Any) -> Trajectories:
         """Return the same trajectories with labels, one a sample or one an observed input.
@@ -334,6 +361,28 @@ class Trajectories:
             )
         except KeyError as error:
             raise FileFormatError(f"{path} lacks parts of trajectories. Write it again from its source.") from error
+
+
+def whole_pieces(sequence: Int[Tensor, " row"], rows: int) -> Iterator[Int[Tensor, " _"]]:
+    """Cut rows into pieces of whole sequences, in the order of their numbers: of `rows` rows, or of one sequence.
+
+    Args:
+        sequence: the sequence that each row belongs to.
+        rows: of a piece, at most, but where a single sequence has more.
+
+    Yields:
+        Numbers of the rows of a piece.
+    """
+    order = sequence.argsort(stable=True)
+    counts = torch.unique(sequence, return_counts=True)[1].tolist()
+    start = stop = 0
+    for count_ in counts:
+        if stop > start and stop + count_ - start > rows:
+            yield order[start:stop]
+            start = stop
+        stop += count_
+    if stop > start:
+        yield order[start:stop]
 
 
 def _shared(first: str, second: str) -> int:

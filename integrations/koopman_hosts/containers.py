@@ -79,5 +79,7 @@ def _entered(
             "The model is being compiled while it is observed or patched, and compiled code would keep what is there "
             "for the moment only. Compile it before, or bake the patch (patch.bake()) and compile the copy."
         )
-    with passes.within(level, bound(parameters, args, kwargs)):
-        return original(*args, **kwargs)
+    with passes.within(level, bound(parameters, args, kwargs)) as running:
+        result = original(*args, **kwargs)
+        running.result = running.result if running.result is not None else result
+        return result

@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from koopman_interp.errors import InputError, NonFiniteError
+from koopman_interp.sequences import Sequences
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -66,9 +68,9 @@ def encoded(
     none = True
     for part in [trajectories] if isinstance(trajectories, Trajectories) else trajectories:
         require_sites(koopman, part)
-        for start in range(0, len(part), rows):
+        for piece in part.pieces(rows, whole=koopman.looks_back):
             none = False
-            chunk = _chunk(koopman, part[start : start + rows], growing)
+            chunk = _chunk(koopman, piece, growing)
             growing -= 0 if chunk.growing is None else chunk.growing.shape[1]
             yield chunk
     if none:
@@ -78,25 +80,33 @@ def encoded(
 def _chunk(koopman: KoopmanAutoencoder, part: Trajectories, growing: int) -> Encoded:
     device = koopman.normalization.maps(0)[0].device
     z = torch.empty(part.depths, len(part), koopman.config.observables, dtype=torch.float64, device=device)
+    sequences = part.in_sequence().to(device) if koopman.looks_back else None
     for depth, state in enumerate(part.states):
-        z[depth] = koopman.encode(state.to(device), depth)
+        z[depth] = koopman.encode(state.to(device), depth, sequences)
     # One sum shows what is not finite at a fraction of the cost of looking at each number.
     if not bool(torch.isfinite(z.sum())):
         part.require_finite()
         raise NonFiniteError("The encoder made NaN or infinity of finite states. Fit again, in a wider dtype.")
     if not growing:
         return Encoded(z, part.digests, part.labels)
-    grows = [_growing(koopman, state[:growing].to(device), depth) for depth, state in enumerate(part.states)]
+    grows = [_growing(koopman, state.to(device), depth, growing, sequences) for depth, state in enumerate(part.states)]
     return Encoded(z, part.digests, part.labels, torch.stack(grows).double())
 
 
 def _growing(
-    koopman: KoopmanAutoencoder, states: Float[Tensor, "sample width"], depth: int
-) -> Float[Tensor, "sample observable"]:
-    """Return `DE(y) y` at normalised states y."""
+    koopman: KoopmanAutoencoder,
+    states: Float[Tensor, "sample width"],
+    depth: int,
+    first: int,
+    sequences: Sequences | None,
+) -> Float[Tensor, "some observable"]:
+    """Return `DE(y) y` at the first normalised states y; where the encoder looks back, all that it sees grows."""
+    if sequences is None:
+        states = states[:first]
     y = koopman.normalization.normalize(states, depth)
-    derivative: Tensor = jvp(koopman.encoder, (y,), (y,))[1]
-    return derivative
+    with sdpa_kernel(SDPBackend.MATH):  # the only attention with a derivative forward
+        derivative: Tensor = jvp(lambda y: koopman.lift(y, sequences), (y,), (y,))[1]
+    return derivative[:first]
 
 
 def require_sites(koopman: KoopmanAutoencoder, trajectories: Trajectories) -> None:

@@ -123,9 +123,11 @@ def _of_states(koopman: KoopmanAutoencoder, fitted: Trajectories, config: Distil
     settings = FitConfig.from_dict(koopman.record.settings)
     held_out = koopman.is_held_out(fitted)
     device = next(koopman.parameters()).device
-    train, judged = (normalized(fitted[side], koopman.normalization, device) for side in (~held_out, held_out))
+    sides = [fitted[side] for side in (~held_out, held_out)]
+    train, judged = (normalized(side, koopman.normalization, device) for side in sides)
     chosen = sizes(settings, koopman.config.dimension, train.shape[1], len(koopman.sites))
-    return FitObjective(koopman, replace(settings, seed=config.seed), train, judged, chosen.batch_size)
+    orders = (RowOrder.of(sides[0], device), RowOrder.of(sides[1], device)) if koopman.looks_back else None
+    return FitObjective(koopman, replace(settings, seed=config.seed), train, judged, chosen.batch_size, orders)
 
 
 def _require_own(host: Host, koopman: KoopmanAutoencoder, fitted: Trajectories) -> None:

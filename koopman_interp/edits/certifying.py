@@ -175,8 +175,7 @@ def encoded(koopman: KoopmanAutoencoder, trajectories: Trajectories, depth: int)
     Raises:
         InputError: the trajectories do not have that site.
     """
-    states = trajectories.states[depth_of(trajectories.sites, koopman.sites[depth])]
-    return koopman.encode(states, depth).double()
+    return koopman.observables_of(trajectories, depth).double()
 
 
 def _bounded_drift(edit: OperatorEdit, moments: Moments, forgotten: Sequence[int]) -> float:

@@ -204,4 +204,4 @@ def _retained_rows(
     retained = ~torch.isin(held_out.labels, torch.tensor(labels))
     if not retained.any():
         raise InputError("No held-out row is of a retained class, so no drift can be measured. Observe other classes.")
-    return encoded(koopman, held_out[retained], depth)
+    return encoded(koopman, held_out, depth)[retained]

@@ -11,13 +11,17 @@ from typing import Literal
 from koopman_interp.errors import InputError
 from koopman_interp.files import Json
 from koopman_interp.fitting.losses import Isometry
-from koopman_interp.surrogates.autoencoder import ACTIVATIONS, ARCHITECTURES, Activation, Architecture
+from koopman_interp.surrogates.context import ContextShape
+from koopman_interp.surrogates.networks import ACTIVATIONS, ARCHITECTURES, Activation, Architecture
 from koopman_interp.surrogates.normalization import NormalizationConfig
 from koopman_interp.surrogates.operators import OPERATORS
 
 Pairs = Literal["sampled", "all", "endpoints"]
 Schedule = Literal["wsd", "cosine", "cyclic", "constant"]
 Aim = Literal["prediction", "spectrum"]
+Context = Literal["causal"]
+
+_LEAST_CONTEXT, _MOST_CONTEXT = 64, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +78,9 @@ class DescentConfig:
         if not 0.0 <= self.averaging < 1.0:
             raise InputError(f"averaging is a decay between 0 (none) and 1, excluded; got {self.averaging}.")
 
-    def _require_choice(self, name: str, allowed: Iterable[str]) -> None:
+    def _require_choice(self, name: str, allowed: Iterable[str | None]) -> None:
         if getattr(self, name) not in allowed:
-            raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+            raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}.")
 
     def _require_whole(self, *names: str) -> None:
         for name in names:
@@ -122,7 +126,12 @@ class FitConfig(DescentConfig):
         hidden: widths of the encoder's hidden layers, mirrored by the decoder; None is one as wide as the
             observables, or twice as wide where the model is given, 128 at least, or 256 where the aim is the spectrum:
             width and hidden together are as high as the observables' rank can be.
-        batch_size: samples a step; None is 256.
+        batch_size: samples a step; None is 256, and 1,024 with a context, where they come in whole sequences.
+        context: `causal` lets the encoder look back on the earlier rows of a sequence by attention, for language models
+            and others whose states come in order; K and decoder stay with each row. None encodes each row alone.
+        context_blocks: blocks of attention and MLP that look back.
+        context_width: width between them; None is about the normalised width, but 64 at least and 256 at most.
+        context_heads: heads of the attention.
         operator: kind of K: dense, generator, low_rank, identity_plus_low_rank or blocks.
         rank: of the low-rank kinds; None is 32.
         normalization: what is done to each depth first.
@@ -163,6 +172,10 @@ class FitConfig(DescentConfig):
     activation: Activation = "leaky_relu"
     hidden: tuple[int, ...] | None = None
     batch_size: int | None = None
+    context: Context | None = None
+    context_blocks: int = 4
+    context_width: int | None = None
+    context_heads: int = 4
     operator: str = "dense"
     rank: int | None = None
     normalization: NormalizationConfig = field(default_factory=NormalizationConfig)
@@ -195,12 +208,27 @@ class FitConfig(DescentConfig):
             raise InputError(f"A fit needs 2 observables or more; got {self.observables}.")
         if self.aim == "spectrum" and self.operator != "dense":
             raise InputError(f"aim='spectrum' solves for a dense K; leave operator='dense', got {self.operator!r}.")
-        self._require_whole("batch_size", "depths", "inputs")
+        self._require_whole("batch_size", "depths", "inputs", "context_blocks", "context_width", "context_heads")
+        self._require_choice("context", ("causal", None))
+        if self.context is not None and self.isometry == "chords":
+            raise InputError(
+                "isometry='chords' moves one row alone, and an encoder with context='causal' sees others beside it. "
+                "Take isometry='matching'."
+            )
         self._require_positive("operator_rate", "outlying")
         self._require_not_negative(
             "reconstruction", "prediction", "linearity", "residual", "drawn", "isometry_weight", "divergence", "ridge"
         )
         self._require_not_negative("least_gain_at_output")
+
+    def context_shape(self, dimension: int) -> ContextShape | None:
+        """Sizes of the context for states of a normalised width; None without one."""
+        if self.context is None:
+            return None
+        width, pairs = self.context_width, 2 * self.context_heads
+        if width is None:  # which the heads divide into even parts
+            width = max(1, min(max(dimension, _LEAST_CONTEXT), _MOST_CONTEXT) // pairs) * pairs
+        return ContextShape(self.context_blocks, width, self.context_heads)
 
     @classmethod
     def from_dict(cls, values: dict[str, Json]) -> FitConfig:

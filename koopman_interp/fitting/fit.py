@@ -24,6 +24,7 @@ from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.least_squares import solve, start_encoder, start_operator, start_rows
 from koopman_interp.fitting.objective import FitObjective, Objective, held_out_figures, normalized
 from koopman_interp.fitting.output import AtOutput, StatesAndOutput
+from koopman_interp.fitting.row_order import RowOrder
 from koopman_interp.fitting.sizes import Method, Sizes, sizes
 from koopman_interp.fitting.variable_projection import SpectrumObjective
 from koopman_interp.hashing import tensor_digest
@@ -111,6 +112,11 @@ def _fitted(
         raise InputError(f"method={method!r} is neither 'gradient' nor 'least_squares'.")
     if method == "least_squares" and (checkpoint is not None or resume):
         raise InputError("A least-squares fit is one solve; it takes neither checkpoint nor resume.")
+    if method == "least_squares" and config.context is not None:
+        raise InputError(
+            "context='causal' is trained by gradient steps, and method='least_squares' takes none. Fit with "
+            "method='gradient', or with context=None."
+        )
     trajectories.require_finite()
     kept, left_out = _without_outlying(trajectories, config.outlying)
     train, held_out = kept.split(config.validation, seed=config.seed)
@@ -130,7 +136,8 @@ def _fitted(
         history, outcome = _solve(surrogate, config, states, judged)
     else:
         kind = SpectrumObjective if config.aim == "spectrum" else FitObjective
-        of_states = kind(surrogate, config, states, judged, chosen.batch_size)
+        orders = None if config.context is None else (RowOrder.of(train, device), RowOrder.of(held_out, device))
+        of_states = kind(surrogate, config, states, judged, chosen.batch_size, orders)
         objective: Objective = of_states
         identity = _identity(surrogate, config)
         if at_output is not None:
@@ -139,7 +146,8 @@ def _fitted(
         spent = time.perf_counter() - started
         keep = Checkpoint(checkpoint, identity, "fit")
         descent = config if at_output is None else replace(config, least_gain=config.least_gain_at_output)
-        history, outcome = _descend(objective, descent, states, keep, spent, resume=resume, progress=progress)
+        order = None if orders is None else orders[0]
+        history, outcome = _descend(objective, descent, states, order, keep, spent, resume=resume, progress=progress)
     surrogate.record = FitRecord(
         history=tuple(history),
         held_out=torch.unique(held_out.digests),
@@ -184,6 +192,7 @@ def _descend(
     objective: Objective,
     config: FitConfig,
     train: Tensor,
+    order: RowOrder | None,
     checkpoint: Checkpoint,
     spent: float,
     *,
@@ -196,6 +205,7 @@ def _descend(
         objective: what to lower.
         config: how.
         train: normalised states to fit on.
+        order: how they follow each other, for an encoder that looks back.
         checkpoint: where to keep the state.
         spent: seconds that are gone of the time that the fit may take.
         resume: go on from the checkpoint.
@@ -205,18 +215,18 @@ def _descend(
         The held-out figures of each look, and what to say of how it went.
     """
     surrogate = objective.surrogate
-    enough = start_rows(train, surrogate.config.observables)
+    enough, order_of_enough = start_rows(train, surrogate.config.observables, order)
     start_encoder(surrogate, enough)
     # A K that is solved for may have no logarithm, and no real power for depths that lie parts of a step apart.
     solvable = config.operator != "generator" and all(moment == int(moment) for moment in surrogate.config.times)
-    linear = linear_maps(objective, train, config.ridge, config.seed) if config.warm_start and solvable else None
+    linear = linear_maps(objective, train, config.ridge, config.seed, order) if config.warm_start and solvable else None
     if linear is not None and linear.loss < _ALL_BUT_EXACT:
         linear.restore()
         return [{**linear.figures, "step": 0}], [
             f"steps 0: the motion is linear in the states, held-out loss {linear.loss:.1e}"
         ]
     if config.warm_start:
-        start_operator(surrogate, enough, config.ridge, calm=True)
+        start_operator(surrogate, enough, config.ridge, calm=True, order=order_of_enough)
     groups = [(list(part.parameters()), 1.0) for part in (surrogate.encoder, surrogate.decoder)]
     if config.aim == "prediction":
         groups.insert(1, (list(surrogate.operator.parameters()), config.operator_rate))
@@ -225,10 +235,10 @@ def _descend(
     history = descent.run(resume=resume, progress=progress)
     outcome = [f"steps {descent.progress.step:,}: {descent.why_over()}"]
     if config.aim == "spectrum":
-        start_operator(surrogate, train, config.ridge)
+        start_operator(surrogate, train, config.ridge, order=order)
         outcome.append("K: solved in closed form on all rows fitted")
     elif solvable and config.pairs != "endpoints":
-        outcome.append(solve_operator_anew(objective, train, config.ridge, config.seed))
+        outcome.append(solve_operator_anew(objective, train, config.ridge, config.seed, order))
     return history, outcome
 
 
@@ -318,6 +328,7 @@ def _untrained(
         layout=trajectories.layout,
         coordinates=normalization.coordinates,
         clock=trajectories.clock,
+        context=config.context_shape(normalization.dimension),
     )
     # Initial weights come from the seed alone, and the caller's random state is left as it was.
     with torch.random.fork_rng():

@@ -7,7 +7,7 @@ encoder. Solves run in float64 on Gram matrices that are summed over chunks.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from koopman_interp.errors import InputError
-from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, LinearPlusNonlinear
+from koopman_interp.fitting.row_order import RowOrder
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.surrogates.context import CausalEncoder
+from koopman_interp.surrogates.networks import LinearPlusNonlinear
 
 _CHUNK = 8192
 _START_ROWS = 16
@@ -43,10 +46,24 @@ def ridge(
     return scale[:, None] * torch.linalg.solve(unit, scale[:, None] * cross)
 
 
-def start_rows(states: Float[Tensor, "depth sample width"], observables: int) -> Float[Tensor, "depth some width"]:
-    """Take evenly spaced samples, enough to start a gradient fit from; it leaves its start at once."""
-    stride = max(1, states.shape[1] // max(_CHUNK, _START_ROWS * observables))
-    return states[:, ::stride]
+def start_rows(
+    states: Float[Tensor, "depth sample width"], observables: int, order: RowOrder | None = None
+) -> tuple[Float[Tensor, "depth some width"], RowOrder | None]:
+    """Take evenly spaced samples, enough to start a gradient fit from; it leaves its start at once.
+
+    Args:
+        states: normalised.
+        observables: of the surrogate.
+        order: of the samples, for an encoder that looks back: evenly spaced sequences are taken whole.
+
+    Returns:
+        Samples, and their order.
+    """
+    enough = max(_CHUNK, _START_ROWS * observables)
+    if order is not None:
+        rows, laid = order.spaced(enough)
+        return states[:, rows], RowOrder(laid)
+    return states[:, :: max(1, states.shape[1] // enough)], None
 
 
 def solved_rows(states: Float[Tensor, "depth sample width"], observables: int) -> Float[Tensor, "depth some width"]:
@@ -109,7 +126,12 @@ def _without_features(
 
 @torch.no_grad()
 def start_operator(
-    surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float, *, calm: bool = False
+    surrogate: KoopmanAutoencoder,
+    states: Float[Tensor, "depth sample width"],
+    strength: float,
+    *,
+    calm: bool = False,
+    order: RowOrder | None = None,
 ) -> None:
     """Set K to the ridge regression of each depth's observables on those of the depth before.
 
@@ -119,6 +141,7 @@ def start_operator(
         strength: of the ridge.
         calm: take the ridge relative to the mean square of all observables, which leaves what is nearly nothing out.
             Observables that an encoder has only begun to make are, and a K that amplifies them is a bad start.
+        order: of the samples, for an encoder that looks back.
 
     Sites that lie several steps apart give a power of K, of which the principal root is taken; the root of a
     negative eigenvalue is not real, and only its real part is kept.
@@ -131,8 +154,7 @@ def start_operator(
         gram = torch.zeros(size, size, dtype=torch.float64, device=states.device)
         cross = torch.zeros_like(gram)
         for depth in (depth for depth, own in enumerate(gaps) if own == gap):
-            for before, after in zip(states[depth].split(_CHUNK), states[depth + 1].split(_CHUNK), strict=True):
-                z, z_next = surrogate.encoder(before).double(), surrogate.encoder(after).double()
+            for z, z_next in _lifted(surrogate, states[depth : depth + 2], order):
                 gram += z.T @ z
                 cross += z.T @ z_next
         if calm:
@@ -165,7 +187,7 @@ def solve_operator(
 @torch.no_grad()
 def start_encoder(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"]) -> None:
     """Where observables are fewer than the width, start from the leading principal components of all depths."""
-    encoder, decoder = surrogate.encoder, surrogate.decoder
+    encoder, decoder = surrogate.token_encoder, surrogate.decoder
     if not isinstance(encoder, LinearPlusNonlinear) or not isinstance(decoder, LinearPlusNonlinear):
         return
     if surrogate.config.observables >= surrogate.config.dimension:
@@ -178,7 +200,12 @@ def start_encoder(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sa
 
 
 @torch.no_grad()
-def start_linear(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float) -> bool:
+def start_linear(
+    surrogate: KoopmanAutoencoder,
+    states: Float[Tensor, "depth sample width"],
+    strength: float,
+    order: RowOrder | None = None,
+) -> bool:
     """Leave nothing but linear maps: encoder and decoder without their nonlinear parts, and K solved for them.
 
     That is exact where a host's motion is linear in its states.
@@ -186,14 +213,16 @@ def start_linear(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sam
     Returns:
         Whether the architecture has such a part; without one, nothing is changed.
     """
-    encoder, decoder = surrogate.encoder, surrogate.decoder
+    encoder, decoder = surrogate.token_encoder, surrogate.decoder
     if not isinstance(encoder, LinearPlusNonlinear) or not isinstance(decoder, LinearPlusNonlinear):
         return False
     for part in (encoder, decoder):
         last = part.layers_out()[-1]
         last.weight.zero_()
         last.bias.zero_()
-    start_operator(surrogate, states, strength)
+    if isinstance(surrogate.encoder, CausalEncoder):
+        surrogate.encoder.leave.weight.zero_()
+    start_operator(surrogate, states, strength, order=order)
     return True
 
 
@@ -206,7 +235,7 @@ def random_features(surrogate: KoopmanAutoencoder, generator: torch.Generator) -
     Raises:
         InputError: the architecture has no linear part to carry x.
     """
-    encoder, decoder = surrogate.encoder, surrogate.decoder
+    encoder, decoder = surrogate.token_encoder, surrogate.decoder
     if not isinstance(encoder, LinearPlusNonlinear) or not isinstance(decoder, LinearPlusNonlinear):
         raise InputError("method='least_squares' needs architecture='linear_plus_nonlinear'.")
     width = surrogate.config.dimension
@@ -227,10 +256,23 @@ def refit_decoder(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sa
     gram = torch.zeros(size, size, dtype=torch.float64, device=states.device)
     cross = torch.zeros(size, width, dtype=torch.float64, device=states.device)
     for rows in states.flatten(0, 1).split(_CHUNK):
-        z = surrogate.encoder(rows).double()
+        z = surrogate.token_encoder(rows).double()
         gram += z.T @ z
         cross += z.T @ rows.double()
     decoder.linear.weight.copy_(ridge(gram, cross, strength).T)
+
+
+def _lifted(
+    surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], order: RowOrder | None
+) -> Iterator[Float[Tensor, "depth some observable"]]:
+    """Go through samples as observables, in float64."""
+    if order is None:
+        encoder = surrogate.encoder
+        assert not isinstance(encoder, CausalEncoder), "an encoder that looks back needs the order of the rows"
+        yield from (encoder(chunk).double() for chunk in states.split(_CHUNK, 1))
+        return
+    for rows, sequences in order.pieces(_CHUNK):
+        yield surrogate.lift(states[:, rows], sequences).double()
 
 
 def _turn(surrogate: KoopmanAutoencoder, Q: Float[Tensor, "observable observable"]) -> None:

@@ -24,6 +24,8 @@ from koopman_interp.fitting.losses import (
     prediction,
     reconstruction,
 )
+from koopman_interp.fitting.row_order import RowOrder
+from koopman_interp.sequences import Sequences
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.normalization import Normalization
 from koopman_interp.surrogates.operators import Propagator
@@ -62,6 +64,8 @@ class FitObjective:
         train: normalised states to fit on.
         held_out: normalised states to judge by; the first 2,048 are.
         batch_size: samples a step.
+        orders: how the samples of either follow each other, for an encoder that looks back: a step takes as many whole
+            sequences as come nearest to its samples.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class FitObjective:
         train: States,
         held_out: Float[Tensor, "depth held_out width"],
         batch_size: int,
+        orders: tuple[RowOrder, RowOrder] | None = None,
     ) -> None:
         ends = [0, len(train) - 1]
         endpoints = config.pairs == "endpoints"
@@ -78,22 +83,36 @@ class FitObjective:
         self.surrogate = surrogate
         self._config = config
         self._train = train[ends] if endpoints else train
-        self._held_out = held_out[ends, :_HELD_OUT_ROWS] if endpoints else held_out[:, :_HELD_OUT_ROWS]
+        judged: slice | Tensor = slice(_HELD_OUT_ROWS)
+        self._order, self._held_out_order = None, None
+        if orders is not None:
+            self._order = orders[0]
+            judged, self._held_out_order = orders[1].first(_HELD_OUT_ROWS)
+        self._held_out = (held_out[ends] if endpoints else held_out)[:, judged]
         self._times = (times[0], times[-1]) if endpoints else times
         self._sampled = config.pairs == "sampled" and len(self._train) > 2
-        self._epochs = Epochs(train.shape[1], batch_size, config.seed, train.device)
+        items, size = train.shape[1], batch_size
+        if self._order is not None:
+            items, size = len(self._order), self._order.sequences_for(batch_size)
+        self._epochs = Epochs(items, size, config.seed, train.device)
 
     def __call__(self, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
         """Weigh the losses on the batch of a step: of all pairs of depths, or of the whole span and one drawn pair."""
-        batch, times = self._batch(step), self._times
+        (batch, sequences), times = self._batch(step), self._times
         if not self._sampled:
-            return self.weighed(batch, times, generator)
+            return self.weighed(batch, times, generator, sequences)
         i, j, some = self._drawn(batch, generator)
-        whole = self.weighed(batch[[0, -1]], (times[0], times[-1]), generator)
-        return whole + self._config.drawn * self.weighed(batch[[i, j], some], (times[i], times[j]), generator)
+        whole = self.weighed(batch[[0, -1]], (times[0], times[-1]), generator, sequences)
+        drawn = self.weighed(batch[[i, j]], (times[i], times[j]), generator, sequences, some)
+        return whole + self._config.drawn * drawn
 
-    def _batch(self, step: int) -> States:
-        return self._train[:, self._epochs(step)]
+    def _batch(self, step: int) -> tuple[States, Sequences | None]:
+        """Return the states of a step, and how they follow each other where the encoder looks back."""
+        chosen = self._epochs(step)
+        if self._order is None:
+            return self._train[:, chosen], None
+        rows, sequences = self._order.take(chosen)
+        return self._train[:, rows], sequences
 
     def _drawn(self, batch: States, generator: torch.Generator) -> tuple[int, int, slice]:
         """Draw a pair of depths other than the ends, and say on which part of a batch it is fitted."""
@@ -103,22 +122,34 @@ class FitObjective:
 
     def judged(self, generator: torch.Generator) -> dict[str, float]:
         """Return the weighed losses of all pairs on held-out rows as `loss`, and the figures to watch a fit by."""
-        loss = float(self.weighed(self._held_out, self._times, generator))
-        return held_out_figures(self.surrogate, self._held_out, self._times) | {"loss": loss}
+        states, order = self._held_out, self._held_out_order
+        loss = float(self.weighed(states, self._times, generator, order))
+        return held_out_figures(self.surrogate, states, self._times, order) | {"loss": loss}
 
-    def weighed(self, states: States, times: Sequence[float], generator: torch.Generator) -> Float[Tensor, ""]:
+    def weighed(
+        self,
+        states: States,
+        times: Sequence[float],
+        generator: torch.Generator,
+        sequences: Sequences | None = None,
+        some: slice = slice(None),
+    ) -> Float[Tensor, ""]:
         """Weigh the four losses on trajectories, over all pairs of their depths.
 
         Args:
             states: of the trajectories.
             times: of their depths.
             generator: of the matching.
+            sequences: how the samples follow each other, for an encoder that looks back.
+            some: samples that the losses are taken of; the others are looked back on.
 
         Returns:
             The weighted sum.
         """
         surrogate = self.surrogate
-        return self._of_observables(surrogate.encoder(states), states, times, generator, surrogate.operator.propagator)
+        # What is not among them is lifted only where it is looked back on.
+        some_z = surrogate.lift(states[:, some]) if sequences is None else surrogate.lift(states, sequences)[:, some]
+        return self._of_observables(some_z, states[:, some], times, generator, surrogate.operator.propagator)
 
     def _of_observables(
         self,
@@ -171,13 +202,15 @@ def _advanced(
     return [reached[pair] for pair in pairs]
 
 
-def held_out_figures(surrogate: KoopmanAutoencoder, states: States, times: Sequence[float]) -> dict[str, float]:
+def held_out_figures(
+    surrogate: KoopmanAutoencoder, states: States, times: Sequence[float], sequences: Sequences | None = None
+) -> dict[str, float]:
     """Two figures to watch a fit by.
 
     `fvu` is the fraction of variance of the last depth that the prediction from the first leaves unexplained;
     `stress` is `Σ(‖z_i−z_j‖ − ‖x_i−x_j‖)² / Σ‖x_i−x_j‖²` over a matching of the rows.
     """
-    z = surrogate.encoder(states)
+    z = surrogate.lift(states, sequences)
     predicted = surrogate.decoder(surrogate.operator.advance(z[0], times[-1] - times[0]))
     last = states[-1]
     smallest = torch.finfo(last.dtype).tiny

@@ -167,7 +167,12 @@ class StatesAndOutput:
 
 def arrivals_of(koopman: KoopmanAutoencoder) -> Arrivals:
     """Return what arrives at the last depth by the motion of a surrogate."""
-    return lambda own, depth: koopman.predict(own.rows(depth), depth)
+
+    def arrive(own: OwnPass, depth: int) -> Tensor:
+        sequences = own.sequences if koopman.looks_back else None
+        return koopman.predict(own.rows(depth), depth, sequences=sequences)
+
+    return arrive
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ _AT_OUTPUT = 2
 model of width 64, KL at equal time: 1.88 … 0.45 nats with 64 and 128, 1.86 … 0.38 with 128 and 256."""
 _ROWS_AN_OBSERVABLE = 10
 """Steps of a sample from one depth to the next that are wanted for each observable."""
-_BATCH = 256
+_BATCH, _CONTEXT_BATCH = 256, 1024
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,10 @@ def sizes(
         )
     batch_size = config.batch_size
     if batch_size is None:
-        batch_size = min(samples, _BATCH)
+        batch_size = min(samples, _BATCH if config.context is None else _CONTEXT_BATCH)
         if method == "gradient":
-            reasons.append(f"batch size {batch_size}: more steps are worth more than larger ones")
+            why = "more steps are worth more than larger ones" if config.context is None else "in whole sequences"
+            reasons.append(f"batch size {batch_size}: {why}")
     return Sizes(observables, hidden, batch_size, tuple(reasons))
 
 

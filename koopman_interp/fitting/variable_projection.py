@@ -44,12 +44,12 @@ class SpectrumObjective(FitObjective):
                 "spaced sites, or fit with aim='prediction'."
             )
         self._gap = gaps.pop()
-        self._start = start_rows(self._train, self.surrogate.config.observables)
+        self._start = start_rows(self._train, self.surrogate.config.observables, self._order)
 
     def __call__(self, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
         """Weigh the losses on the batch of a step."""
-        batch, times = self._batch(step), self._times
-        z = self.surrogate.encoder(batch)
+        (batch, sequences), times = self._batch(step), self._times
+        z = self.surrogate.lift(batch, sequences)
         K, residual = solved(z)
         propagator = partial(self._propagator, K)
         total = self._config.residual * residual
@@ -63,9 +63,10 @@ class SpectrumObjective(FitObjective):
 
     def judged(self, generator: torch.Generator) -> dict[str, float]:
         """Judge under the K that suits the rows that are fitted on, with the residual on the rows held out."""
-        start_operator(self.surrogate, self._start, self._config.ridge)
+        states, order = self._start
+        start_operator(self.surrogate, states, self._config.ridge, order=order)
         figures = super().judged(generator)
-        residual = float(solved(self.surrogate.encoder(self._held_out))[1])
+        residual = float(solved(self.surrogate.lift(self._held_out, self._held_out_order))[1])
         return figures | {"loss": figures["loss"] + self._config.residual * residual}
 
     def _propagator(self, K: Float[Tensor, "observable observable"], steps: float) -> Propagator:

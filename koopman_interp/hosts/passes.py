@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from koopman_interp.errors import InputError
-from koopman_interp.hosts.arguments import cache_of
+from koopman_interp.hosts.arguments import cache_of, cached_length
 from koopman_interp.hosts.tokens import Tokens
 
 Arguments = Mapping[str, Any]
@@ -29,11 +29,15 @@ class Pass:
     Attributes:
         kept: what readers keep for the time of the pass, each under a key of its own.
         gradients: whether gradients were recorded where it began.
+        cached: tokens in the cache that it goes on from, as it began; None where that does not tell its length.
+        result: what the innermost container returned, once it has.
     """
 
     def __init__(self, read: ArgumentReader) -> None:
         self.kept: dict[Hashable, Any] = {}
         self.gradients = torch.is_grad_enabled()
+        self.cached: int | None = 0
+        self.result: object = None
         self._read = read
         self._levels: list[int] = []
         self._calls: list[Arguments] = []
@@ -79,7 +83,8 @@ class Pass:
         self._levels.append(level)
         self._calls.append(arguments)
         self._tokens = None
-        if cache_of(arguments) is not None:
+        if (cache := cache_of(arguments)) is not None:
+            self.cached = cached_length(cache)
             _ = self.tokens  # read now: the blocks make the cache longer, and the places would be counted from there
 
 

@@ -23,6 +23,7 @@ from koopman_interp.hosts.tokens import Positions
 from koopman_interp.observing.outputs import Output, logits_of
 from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import Samples
+from koopman_interp.sequences import Sequences
 
 Said = TypeVar("Said")
 
@@ -93,6 +94,11 @@ class OwnPass:
     def of_states(self) -> Samples:
         """The samples; where sites differ in layout, by the one with most axes, which says most of where they are."""
         return self.record.of_states
+
+    @property
+    def sequences(self) -> Sequences:
+        """How the samples follow each other, for a surrogate whose encoder looks back."""
+        return self.record.sequences
 
     def state(self, depth: int) -> Float[Tensor, "..."]:
         """Return the state at a depth, in the host's own shape."""

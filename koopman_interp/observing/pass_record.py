@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from koopman_interp.hosts.passes import Arguments, Pass, Passes
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Tokens
 from koopman_interp.observing.samples import Samples
+from koopman_interp.sequences import Sequences
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,16 @@ class PassRecord:
     def of_states(self) -> Samples:
         """The samples; where sites differ in layout, by the one with most axes, which says most of where they are."""
         return self.samples_of(max(self.shapes.values(), key=len))
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """How the samples follow each other, for a surrogate whose encoder looks back.
+
+        Raises:
+            InputError: some of a sequence are missing: the pass goes on from a cache, say.
+        """
+        samples = self.of_states
+        return Sequences.whole(samples.entry, samples.place, self.skip)
 
     def rows(self, site: str) -> Float[Tensor, "sample width"]:
         """Return the samples' states at a site as rows, where the states themselves are kept."""

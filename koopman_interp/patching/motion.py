@@ -7,7 +7,8 @@ observables at the source, and edits `z → z − (z W − o) Aᵀ` at depths d:
     readings      r = z R − o'            edits on the way accounted for
     motion        z (Kⁿ)ᵀ − r S           S = Aᵀ (K^(n−d))ᵀ, all edits as one low-rank change
 
-Two maps in a row stay two where that costs fewer products. Knows nothing of hosts.
+Two maps in a row stay two where that costs fewer products. Where the encoder looks back on earlier rows, its context is
+one more hidden layer beside those of the network, and the rows of a whole pass go in. Knows nothing of hosts.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
-from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, LinearPlusNonlinear, PlainMLP
+from koopman_interp.patching.looking_back import LookingBack
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.surrogates.context import CausalContext, CausalEncoder
+from koopman_interp.surrogates.networks import LinearPlusNonlinear, PlainMLP
 from koopman_interp.surrogates.operators import Operator
 
 Mode = Literal["delta", "replace"]
@@ -61,11 +65,27 @@ class Motion(nn.Module):
         with torch.no_grad():
             self._prepare(koopman, first, last, edits)
 
-    def forward(self, state: Float[Tensor, "sample source"]) -> Float[Tensor, "sample target"]:
-        """Map rows at the source to rows at the target, or to their change."""
+    def forward(
+        self,
+        state: Float[Tensor, "row source"],
+        back: LookingBack | None = None,
+        chosen: Int[Tensor, " sample"] | None = None,
+    ) -> Float[Tensor, "sample target"]:
+        """Map rows at the source to rows at the target, or to their change.
+
+        Args:
+            state: rows; for an encoder that looks back, all of a pass.
+            back: how they follow each other, for such an encoder.
+            chosen: numbers of the rows that are wanted; None is all.
+        """
         with in_full_precision(state):
-            x = self.normalize(state.to(self.last.dtype))
-            features = torch.cat([x, self.encoder_hidden(x)], 1)
+            x, looked = self.normalize(state.to(self.last.dtype)), []
+            if self.context is not None:
+                assert back is not None, "an encoder that looks back needs to know on what"
+                found, back.seen = self.context(self.context.enter(x), back.sequences, back.past)
+                looked = [found if chosen is None else found[chosen]]
+            x = x if chosen is None else x[chosen]
+            features = torch.cat([x, self.encoder_hidden(x), *looked], 1)
             before, readings, straight = self.observe(features).split(self.parts, 1)
             hidden = self.decoder_hidden(before + readings @ self.shift_before)
             if self.mode == "delta":
@@ -78,7 +98,7 @@ class Motion(nn.Module):
     def _prepare(self, koopman: KoopmanAutoencoder, first: int, last: int, edits: Sequence[OperatorEdit]) -> None:
         dtype = koopman.normalization.maps(first)[0].dtype
         operator = deepcopy(koopman.operator).double()
-        encoder, decoder = _Network.of(koopman.encoder), _Network.of(koopman.decoder)
+        encoder, decoder = _Network.of(koopman.token_encoder), _Network.of(koopman.decoder)
 
         # Normalisation is part of the encoder where the widths agree, and a step before it where it narrows.
         mean, forward, _ = (part.double() for part in koopman.normalization.maps(first))
@@ -87,6 +107,11 @@ class Motion(nn.Module):
         self.normalize: nn.Module = normalize.to(dtype) if narrows else nn.Identity()
         if not narrows:
             encoder = encoder.after(normalize)
+        self.context: CausalContext | None = None
+        lifting = [encoder.straight, encoder.last]
+        if isinstance(koopman.encoder, CausalEncoder):
+            self.context = _after(koopman.encoder.context, None if narrows else normalize).to(dtype)
+            lifting.append(koopman.encoder.leave.weight.T.double())
         target_mean, _, inverse = (part.double() for part in koopman.normalization.maps(last))
         # A change has no mean to put back.
         denormalize = _Affine(inverse, torch.zeros_like(target_mean) if self.mode == "delta" else target_mean)
@@ -104,7 +129,7 @@ class Motion(nn.Module):
             torch.cat([power @ decoder.entry.weight, readers, straight], 1),
             torch.cat([decoder.entry.bias, -offsets, straight_bias]),
         )
-        lift = _Affine(torch.cat([encoder.straight, encoder.last]), encoder.bias)
+        lift = _Affine(torch.cat(lifting), encoder.bias)
         self.encoder_hidden = nn.Sequential(encoder.entry, *encoder.middle).to(dtype)
         self.observe = _in_a_row(lift, wanted).to(dtype)
         self.decoder_hidden = nn.Sequential(*decoder.middle).to(dtype)
@@ -179,6 +204,17 @@ class _Affine(nn.Module):
     def forward(self, x: Float[Tensor, "sample inputs"]) -> Float[Tensor, "sample outputs"]:
         """Map rows."""
         return torch.addmm(self.bias, x, self.weight)
+
+
+def _after(context: CausalContext, one: _Affine | None) -> CausalContext:
+    """Return the context that takes what `one` takes."""
+    copied = deepcopy(context)
+    assert isinstance(copied.enter, nn.Linear)
+    enter = _Affine(copied.enter.weight.T.double(), copied.enter.bias.double())
+    if one is not None:
+        enter = _Affine(one.weight @ enter.weight, one.bias @ enter.weight + enter.bias)
+    copied.enter = enter
+    return copied
 
 
 def _in_a_row(one: _Affine, other: _Affine) -> nn.Module:

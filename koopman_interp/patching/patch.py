@@ -28,11 +28,12 @@ from koopman_interp.errors import HostMismatchError, InputError, UnsupportedHost
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.hosts.layouts import shaped_like, to_rows
+from koopman_interp.hosts.layouts import shaped_like
 from koopman_interp.hosts.passes import Pass, Passes, refuse_recomputation
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Positions
 from koopman_interp.patching.arrivals import warn_of_nothing
+from koopman_interp.patching.looking_back import CALLED_ALONE, LookingBack, keep, new_owner, require_seen
 from koopman_interp.patching.motion import Mode, Motion
 from koopman_interp.patching.options import CARRIED, IN_PLACE, At, Edits, PatchOptions
 from koopman_interp.patching.places import Alive, chosen_rows
@@ -191,6 +192,8 @@ class Patch:
         """Place all hooks, to be taken off as the stack is closed."""
         whole = self._spans[0]
         if self.mode == "replace" and self.positions is None:
+            if self.koopman.looks_back:
+                self._passes = stack.enter_context(self.host.passes(self._sites, self._end))
             # Bound to the patch and not to its span, so that what is installed keeps the patch alive.
             stack.enter_context(self.host.replaced(whole.source, whole.target, partial(self._advance, whole)))
             return
@@ -229,6 +232,7 @@ class Patch:
         """
         # Each list follows passes of its own: another list, or the installed patch, may outlive it.
         held, alive, own = ExitStack(), Alive(), copy(self)
+        own._spans = [replace(one, owner=new_owner()) for one in self._spans]
         hooks = {site: partial(alive.call, hook) for one in own._spans for site, hook in own._hooks_of(one).items()}
         pairs = self.host.fwd_hooks({} if self._idle else hooks)
         if pairs:
@@ -305,13 +309,25 @@ class Patch:
         return {span.source: partial(self._read, span), span.target: partial(self._write, span)}
 
     def _advance(self, span: PatchedSpan, state: Tensor) -> Tensor:
-        return shaped_like(span.motion(to_rows(state)), state, span.shape)
+        back = self._looking_back(self._running(), span, state) if self.koopman.looks_back else None
+        return shaped_like(MovedRows.of(span, state, None, back).rows, state, span.shape)
 
     def _read(self, span: PatchedSpan, state: Tensor) -> None:
         """Move the state at a source on at once, since the model may write into it later."""
         running = self._running()
         if running is not None:
-            running.kept[span] = MovedRows.of(span, state, self._chosen(running, state, span.source))
+            chosen = self._chosen(running, state, span.source)
+            back = self._looking_back(running, span, state) if self.koopman.looks_back else None
+            require_seen(chosen, back, self.koopman.config.skip)
+            running.kept[span] = MovedRows.of(span, state, chosen, back)
+
+    def _looking_back(self, running: Pass | None, span: PatchedSpan, state: Tensor) -> LookingBack:
+        """Say what the encoder looks back on, and keep that for the end of the pass."""
+        if running is None:
+            raise InputError(CALLED_ALONE.format(site=span.source))
+        back = LookingBack.of(running, state, span.source, self.koopman.config.skip, span.owner)
+        running.kept[LookingBack, span.owner] = back
+        return back
 
     def _write(self, span: PatchedSpan, state: Tensor) -> Tensor | None:
         running = self._running()
@@ -335,7 +351,10 @@ class Patch:
         return running
 
     def _end(self, running: Pass) -> None:
-        """Say once that a pass left before an edit could be written."""
+        """Keep what was looked back on with the model's cache; say once that a pass left before it was written to."""
+        for own in self._spans:
+            if (back := running.kept.pop((LookingBack, own.owner), None)) is not None:
+                keep(running, own.owner, back)
         left = next((own for own in self._spans if own in running.kept), None)
         if left is not None and not self._told:
             self._told = True

@@ -36,6 +36,15 @@ def chosen_rows(
             f"Positions choose among tokens, but the state at {site!r} has the shape {tuple(state.shape)}; "
             "expected [batch, position, width]. Patch without positions."
         )
+    return tokens_of(running, state, site).at(positions).to(state.device).flatten().nonzero().squeeze(1)
+
+
+def tokens_of(running: Pass, state: Tensor, site: str) -> Tokens:
+    """Return the tokens of a state `[batch, position, width]`; each row is real where the call tells none.
+
+    Raises:
+        InputError: the state has other positions than the call has tokens.
+    """
     shape = (state.shape[0], state.shape[1])
     tokens = running.tokens if running.tokens is not None else Tokens.of_mask(None, shape, 0, state)
     if tokens.shape != shape:
@@ -43,7 +52,7 @@ def chosen_rows(
             f"The pass was called with {tokens.shape} tokens (batch, position), but the state at {site!r} "
             f"has {shape}, so their places are not known. Patch without positions."
         )
-    return tokens.at(positions).to(state.device).flatten().nonzero().squeeze(1)
+    return tokens
 
 
 class Alive:

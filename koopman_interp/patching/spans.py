@@ -5,18 +5,19 @@ Knows nothing of how passes come about.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.layouts import shaped_like, to_rows
+from koopman_interp.patching.looking_back import LookingBack, new_owner
 
 
 @dataclass(eq=False)
 class PatchedSpan:
-    """One motion in the model: where it reads and where it writes."""
+    """One motion in the model: where it reads and where it writes, and the name by which a cache knows it."""
 
     first: int
     last: int
@@ -24,6 +25,7 @@ class PatchedSpan:
     target: str
     shape: tuple[int, ...]
     motion: nn.Module
+    owner: str = field(default_factory=new_owner)
 
     def __str__(self) -> str:
         return repr(self.source) if self.source == self.target else f"{self.source!r} to {self.target!r}"
@@ -44,9 +46,13 @@ class MovedRows:
     count: int
 
     @classmethod
-    def of(cls, span: PatchedSpan, state: Tensor, chosen: Int[Tensor, " row"] | None) -> MovedRows:
-        """Move rows of the state at the source on: those that are chosen, or all."""
+    def of(
+        cls, span: PatchedSpan, state: Tensor, chosen: Int[Tensor, " row"] | None, back: LookingBack | None = None
+    ) -> MovedRows:
+        """Move rows of the state at the source on: those that are chosen, or all; the others are looked back on."""
         rows = to_rows(state)
+        if back is not None:
+            return cls(span.motion(rows, back, chosen), chosen, len(rows))
         return cls(span.motion(rows if chosen is None else rows[chosen]), chosen, len(rows))
 
     def put(self, state: Tensor, span: PatchedSpan, *, replacing: bool) -> Tensor:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from koopman_interp.patching.looking_back import LookingBack
 from koopman_interp.patching.motion import Mode, in_full_precision, require_in_span
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.surrogates.context import CausalEncoder
 from koopman_interp.surrogates.operators import Operator
 
 Change = Callable[[Tensor], Tensor]
@@ -72,10 +74,15 @@ class SteppedMotion(nn.Module):
         for name, buffer in ends.items():
             self.register_buffer(name, buffer.clone())
 
-    def forward(self, state: Float[Tensor, "sample source"]) -> Float[Tensor, "sample target"]:
-        """Map rows at the source to rows at the target, or to their change."""
+    def forward(
+        self,
+        state: Float[Tensor, "row source"],
+        back: LookingBack | None = None,
+        chosen: Int[Tensor, " sample"] | None = None,
+    ) -> Float[Tensor, "sample target"]:
+        """Map rows at the source to rows at the target, or to their change; arguments as of a `Motion`."""
         with in_full_precision(state):
-            plain = edited = self.encoder((state.to(self.mean.dtype) - self.mean) @ self.inward)
+            plain = edited = self._lifted((state.to(self.mean.dtype) - self.mean) @ self.inward, back, chosen)
             for steps, changes in zip([0.0, *self.steps], self.changes, strict=True):
                 plain, edited = self._advance(plain, edited, steps)
                 for change in changes:
@@ -83,6 +90,14 @@ class SteppedMotion(nn.Module):
             if self.mode == "replace":
                 return self.target_mean + self.decoder(edited) @ self.outward
             return (self.decoder(edited) - self.decoder(plain)) @ self.outward
+
+    def _lifted(self, x: Tensor, back: LookingBack | None, chosen: Tensor | None) -> Tensor:
+        """Return the observables of the rows that are chosen."""
+        if isinstance(self.encoder, CausalEncoder):
+            assert back is not None, "an encoder that looks back needs to know on what"
+            z, back.seen = self.encoder.look_back(x, back.sequences, back.past)
+            return z if chosen is None else z[chosen]
+        return self.encoder(x if chosen is None else x[chosen])
 
     def _advance(self, plain: Tensor, edited: Tensor, steps: float) -> tuple[Tensor, Tensor]:
         """Take unedited rows on by the surrogate's K, where they are needed, and edited ones by their own."""

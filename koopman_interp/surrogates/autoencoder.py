@@ -7,35 +7,32 @@ huggingface_hub's mixin as safetensors and config.json, with the record of its f
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from koopman_interp.clocks import Clock
-from koopman_interp.depths import span
+from koopman_interp.depths import depth_of, span
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import Json, read_tensors, write_json, write_tensors, write_text
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.sequences import Sequences
+from koopman_interp.surrogates.context import CausalEncoder, ContextShape
 from koopman_interp.surrogates.moments import Moments
+from koopman_interp.surrogates.networks import ARCHITECTURES, Activation, Architecture, LinearPlusNonlinear, PlainMLP
 from koopman_interp.surrogates.normalization import Coordinates, Normalization
 from koopman_interp.surrogates.operators import operator
 from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.surrogates.record import FitRecord
-from koopman_interp.trajectories import Trajectories
-
-Architecture = Literal["linear_plus_nonlinear", "mlp"]
-Activation = Literal["leaky_relu", "gelu"]
-ACTIVATIONS: dict[str, type[nn.Module]] = {"leaky_relu": nn.LeakyReLU, "gelu": nn.GELU}
+from koopman_interp.trajectories import Trajectories, whole_pieces
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -66,6 +63,7 @@ class SurrogateConfig:
         activation: between the layers of encoder and decoder.
         coordinates: those that the operator acts in, and why these.
         clock: what time is where it is not depth; each "site" is then a tick.
+        context: sizes of the attention by which the encoder looks back; None for an encoder of each row alone.
     """
 
     sites: tuple[str, ...]
@@ -85,75 +83,20 @@ class SurrogateConfig:
     activation: Activation = "leaky_relu"
     coordinates: Coordinates = field(default_factory=Coordinates)
     clock: Clock | None = None
+    context: ContextShape | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Json]) -> SurrogateConfig:
         """Rebuild from what `dataclasses.asdict` and JSON made of it."""
         tuples = {name: tuple(values[name]) for name in ("sites", "times", "widths", "hidden", "classes")}
         shapes = tuple(map(tuple, values["shapes"]))
-        parts = {"host": HostFingerprint(**values["host"]), "coordinates": Coordinates.from_dict(values["coordinates"])}
-        return cls(**(values | tuples | parts | {"shapes": shapes, "clock": Clock.from_dict(values.get("clock"))}))
-
-
-class LinearPlusNonlinear(nn.Module):
-    """`W x + g(x)`: a linear map beside a small MLP.
-
-    Args:
-        inputs: width in.
-        hidden: widths of the hidden layers of g.
-        outputs: width out.
-        activation: between the layers of g.
-
-    W starts as an isometric embedding (or projection) and g small, so that the start is an isometry.
-    """
-
-    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, activation: Activation = "leaky_relu") -> None:
-        super().__init__()
-        self.linear = nn.Linear(inputs, outputs, bias=False)
-        self.nonlinear = mlp(inputs, hidden, outputs, activation)
-        with torch.no_grad():
-            self.linear.weight.copy_(torch.eye(outputs, inputs))
-            last = _last_layer(self.nonlinear)
-            last.weight.mul_(0.1)
-            last.bias.zero_()
-
-    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        """Map rows."""
-        return self.linear(x) + self.nonlinear(x)
-
-    def layers_in(self) -> list[nn.Linear]:
-        """The layers that see the input first."""
-        return [self.linear, _first_layer(self.nonlinear)]
-
-    def layers_out(self) -> list[nn.Linear]:
-        """The layers whose sum is the output."""
-        return [self.linear, _last_layer(self.nonlinear)]
-
-
-class PlainMLP(nn.Module):
-    """An MLP alone; with leaky ReLUs, the paper's encoder."""
-
-    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, activation: Activation = "leaky_relu") -> None:
-        super().__init__()
-        self.nonlinear = mlp(inputs, hidden, outputs, activation)
-
-    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        """Map rows."""
-        return self.nonlinear(x)
-
-    def layers_in(self) -> list[nn.Linear]:
-        """The layer that sees the input first."""
-        return [_first_layer(self.nonlinear)]
-
-    def layers_out(self) -> list[nn.Linear]:
-        """The layer whose output is the output."""
-        return [_last_layer(self.nonlinear)]
-
-
-ARCHITECTURES: dict[str, type[LinearPlusNonlinear] | type[PlainMLP]] = {
-    "linear_plus_nonlinear": LinearPlusNonlinear,
-    "mlp": PlainMLP,
-}
+        parts: dict[str, Any] = {
+            "host": HostFingerprint(**values["host"]),
+            "coordinates": Coordinates.from_dict(values["coordinates"]),
+            "clock": Clock.from_dict(values.get("clock")),
+            "context": ContextShape.from_dict(values.get("context")),
+        }
+        return cls(**(values | tuples | parts | {"shapes": shapes}))
 
 
 class KoopmanAutoencoder(
@@ -185,9 +128,13 @@ class KoopmanAutoencoder(
         depths = len(config.sites)
         self.config = config
         self.normalization = Normalization(config.widths, config.dimension)
-        self.encoder = build(config.dimension, config.hidden, config.observables, config.activation)
+        self.encoder: LinearPlusNonlinear | PlainMLP | CausalEncoder = build(
+            config.dimension, config.hidden, config.observables, config.activation
+        )
         self.operator = operator(config.operator, config.observables, config.rank)
         self.decoder = build(config.observables, config.hidden[::-1], config.dimension, config.activation)
+        if config.context is not None:  # built last, so that from one seed all else starts as without it
+            self.encoder = CausalEncoder(self.encoder, config.dimension, config.observables, config.context)
         self.moments = Moments(depths, config.classes, config.observables)
         self.heldout_moments = Moments(depths, config.classes, config.observables)
         self.record = FitRecord()
@@ -198,7 +145,8 @@ class KoopmanAutoencoder(
         if c.clock is not None:
             over = f"{len(c.sites)} ticks of {c.clock}"
         model = c.host.model.rsplit(".", 1)[-1]
-        return f"KoopmanAutoencoder({model}, {over}, {c.dimension} → {c.observables} observables, {c.operator} K)"
+        lifted = f"{c.observables} observables" + (", context of earlier rows" if self.looks_back else "")
+        return f"KoopmanAutoencoder({model}, {over}, {c.dimension} → {lifted}, {c.operator} K)"
 
     @property
     def K(self) -> Float[Tensor, "observable observable"]:  # noqa: N802 (the field writes it so)
@@ -226,9 +174,72 @@ class KoopmanAutoencoder(
         """Operator steps between two depths."""
         return self.config.times[target] - self.config.times[source]
 
-    def encode(self, states: Float[Tensor, "sample width"], depth: int) -> Float[Tensor, "sample observable"]:
-        """Lift states at a depth to observables."""
-        return self.encoder(self.normalization.normalize(states, depth))
+    @property
+    def looks_back(self) -> bool:
+        """Whether its encoder attends to the earlier rows of a sequence, so that rows need their sequences."""
+        return self.config.context is not None
+
+    def encode(
+        self, states: Float[Tensor, "sample width"], depth: int, sequences: Sequences | None = None
+    ) -> Float[Tensor, "sample observable"]:
+        """Lift states at a depth to observables.
+
+        Args:
+            states: rows, in the model's own coordinates.
+            depth: that they stand at.
+            sequences: how they follow each other, for an encoder that looks back; of no matter to any other.
+
+        Raises:
+            InputError: the encoder looks back, and it is not told how the rows follow each other.
+        """
+        return self.lift(self.normalization.normalize(states, depth), sequences)
+
+    @property
+    def token_encoder(self) -> LinearPlusNonlinear | PlainMLP:
+        """The encoder of each row alone; of one that looks back, its token-wise part."""
+        return self.encoder.token if isinstance(self.encoder, CausalEncoder) else self.encoder
+
+    def lift(
+        self, normalized: Float[Tensor, "*batch sample width"], sequences: Sequences | None = None
+    ) -> Float[Tensor, "*batch sample observable"]:
+        """Lift normalised states to observables; see `encode`. Leading axes, of depths, are apart from each other."""
+        if isinstance(self.encoder, CausalEncoder):
+            return self.encoder(normalized, sequences)
+        return self.encoder(normalized)
+
+    def observables_of(
+        self,
+        trajectories: Trajectories,
+        depth: int,
+        rows: Int[Tensor, " some"] | Bool[Tensor, " sample"] | None = None,
+    ) -> Float[Tensor, "some observable"]:
+        """Lift rows of trajectories at a depth, each among its sequence where the encoder looks back.
+
+        Args:
+            trajectories: that have the site of the depth.
+            depth: of this surrogate.
+            rows: which of them, by index or mask; None is all.
+
+        Returns:
+            Observables, on the surrogate's device.
+
+        Raises:
+            InputError: there is no such site, or the encoder looks back and rows of a sequence are missing.
+        """
+        device = self.normalization.maps(depth)[0].device
+        at = depth_of(trajectories.sites, self.sites[depth])
+        if not self.looks_back:
+            states = trajectories.states[at]
+            return self.encode((states if rows is None else states[rows.to(states.device)]).to(device), depth)
+        sequence = trajectories.sequence
+        wanted = torch.arange(len(sequence)) if rows is None else torch.arange(len(sequence))[rows.to("cpu")]
+        number = torch.isin(sequence, sequence[wanted]).nonzero().squeeze(1)
+        z = torch.empty(len(sequence), self.config.observables, dtype=self.normalization.maps(depth)[0].dtype)
+        for piece in whole_pieces(sequence[number], _CHUNK):
+            part = trajectories[number[piece]]
+            found = self.encode(part.states[at].to(device), depth, part.in_sequence())
+            z = z.to(found).index_copy(0, number[piece].to(device), found)
+        return z[wanted.to(device)]
 
     def decode(self, observables: Float[Tensor, "sample observable"], depth: int) -> Float[Tensor, "sample width"]:
         """Bring observables back to states at a depth."""
@@ -239,15 +250,19 @@ class KoopmanAutoencoder(
         states: Float[Tensor, "sample width"],
         source: str | int | None = None,
         target: str | int | None = None,
+        *,
+        sequences: Sequences | None = None,
     ) -> Float[Tensor, "sample _"]:
         """`predict`, by the name that torch calls."""
-        return self.predict(states, source, target)
+        return self.predict(states, source, target, sequences=sequences)
 
     def predict(
         self,
         states: Float[Tensor, "sample width"],
         source: str | int | None = None,
         target: str | int | None = None,
+        *,
+        sequences: Sequences | None = None,
     ) -> Float[Tensor, "sample _"]:
         """`D(K^n E(x))`: states at the target from states at the source.
 
@@ -255,12 +270,17 @@ class KoopmanAutoencoder(
             states: rows at the source, in the model's own coordinates.
             source: site or depth; None is the first.
             target: site or depth; None is the last.
+            sequences: how the rows follow each other, as `Trajectories.in_sequence` tells; an encoder that looks back
+                needs it, and to any other it is of no matter.
 
         Returns:
             Rows at the target, in the model's own coordinates.
+
+        Raises:
+            InputError: the encoder looks back, and it is not told how the rows follow each other.
         """
         first, last = span(self.sites, source, target)
-        z = self.operator.advance(self.encode(states, first), self.steps(first, last))
+        z = self.operator.advance(self.encode(states, first, sequences), self.steps(first, last))
         return self.decode(z, last)
 
     def is_held_out(self, trajectories: Trajectories) -> Bool[Tensor, " sample"]:
@@ -273,17 +293,17 @@ class KoopmanAutoencoder(
 
         Rows that outlie, and that the fit left out, are in neither.
         """
-        kept = ~outlying_rows(trajectories.states, self.record.settings.get("outlying"))
-        c, device = self.config, next(self.encoder.parameters()).device
+        outlying = outlying_rows(trajectories.states, self.record.settings.get("outlying"))
+        kept = trajectories[~outlying] if outlying.any() else trajectories
+        c, device = self.config, next(self.decoder.parameters()).device
         self.moments, self.heldout_moments = (
             Moments(len(c.sites), c.classes, c.observables).to(device) for _ in range(2)
         )
-        for start in range(0, len(trajectories), _CHUNK):
-            rows = trajectories[start : start + _CHUNK]
-            z = torch.stack([self.encode(state.to(device), depth) for depth, state in enumerate(rows.states)])
+        for rows in kept.pieces(_CHUNK, whole=self.looks_back):
+            order = rows.in_sequence() if self.looks_back else None
+            z = torch.stack([self.encode(state.to(device), depth, order) for depth, state in enumerate(rows.states)])
             held_out = self.is_held_out(rows)
             for moments, side in ((self.moments, ~held_out), (self.heldout_moments, held_out)):
-                side = side & kept[start : start + _CHUNK]
                 moments.update(z[:, side.to(device)], None if rows.labels is None else rows.labels[side])
 
     def digest(self) -> str:
@@ -370,24 +390,3 @@ class KoopmanAutoencoder(
                 f"{weights} does not hold the surrogate that its header describes. Write it again from its source."
             ) from error
         return surrogate.eval().requires_grad_(False)
-
-
-def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: Activation = "leaky_relu") -> nn.Sequential:
-    """Stack linear layers with activations between them."""
-    widths = [inputs, *hidden, outputs]
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers[:-1])
-
-
-def _first_layer(layers: nn.Sequential) -> nn.Linear:
-    layer = layers[0]
-    assert isinstance(layer, nn.Linear)
-    return layer
-
-
-def _last_layer(layers: nn.Sequential) -> nn.Linear:
-    layer = layers[-1]
-    assert isinstance(layer, nn.Linear)
-    return layer

@@ -11,7 +11,8 @@ from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, LinearPlusNonlinear, SurrogateConfig
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
+from koopman_interp.surrogates.networks import LinearPlusNonlinear
 
 
 def identity(model: nn.Module | Host, sites: tuple[str, str], shape: tuple[int, ...]) -> KoopmanAutoencoder:

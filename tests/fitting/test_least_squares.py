@@ -174,7 +174,7 @@ def test_where_nothing_is_lost_the_encoder_starts_as_it_was_built(changes):
 @pytest.mark.parametrize(("samples", "observables"), [(100, 5), (8192, 5), (40_000, 5), (40_000, 700), (9_000, 10_000)])
 def test_a_start_is_solved_on_enough_rows_that_are_evenly_spaced(samples, observables):
     x = torch.arange(float(samples)).reshape(1, samples, 1)
-    rows = start_rows(x, observables)[0, :, 0]
+    rows = start_rows(x, observables)[0][0, :, 0]
     assert len(rows) >= min(samples, max(8192, 16 * observables))
     assert len(rows) < 2 * max(8192, 16 * observables) + 1
     assert len(torch.unique(rows.diff())) == 1

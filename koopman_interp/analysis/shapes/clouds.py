@@ -6,7 +6,7 @@ Each is handed out by rows, so that none is ever held whole beyond the states th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, get_args
 
@@ -57,11 +57,16 @@ def clouds(
     if koopman is None:
         raise InputError(f"Clouds of {of!r} are a surrogate's; give koopman=, or take of='states'.")
     require_sites(koopman, trajectories)
-    if of in ("normalized", "encoded"):
-        lift = koopman.normalization.normalize if of == "normalized" else koopman.encode
-        pairs = zip(trajectories.sites, trajectories.states, strict=True)
-        name = "{}" if of == "normalized" else "E({})"
-        return {name.format(site): partial(_lifted, lift, state, depth) for depth, (site, state) in enumerate(pairs)}
+    if of == "normalized":
+        return {
+            site: partial(_normalized, koopman, trajectories.states[depth], depth)
+            for depth, site in enumerate(trajectories.sites)
+        }
+    if of == "encoded":
+        return {
+            f"E({site})": partial(_encoded, koopman, trajectories, depth)
+            for depth, site in enumerate(trajectories.sites)
+        }
     if times is not None and not (0 < len(times) == len(set(times)) and all(map(math.isfinite, times))):
         raise InputError(f"Iterates need one finite time or more, each once; got {list(times)}.")
     start = koopman.config.times[0]
@@ -70,10 +75,10 @@ def clouds(
         steps = [koopman.operator.propagator(time) for time in wanted]
     if of == "iterates":
         names = [f"K^{time:g}" for time in wanted]
-        moved = [partial(_moved, koopman, trajectories.states[0], step, None) for step in steps]
+        moved = [partial(_moved, koopman, trajectories, step, None) for step in steps]
     else:
         names = [f"D(K^{time:g})" for time in wanted]
-        moved = [partial(_moved, koopman, trajectories.states[0], step, depth) for depth, step in enumerate(steps)]
+        moved = [partial(_moved, koopman, trajectories, step, depth) for depth, step in enumerate(steps)]
     return dict(zip(names, moved, strict=True))
 
 
@@ -82,11 +87,18 @@ def _rows(state: Tensor, rows: Int[Tensor, " row"]) -> Float[Tensor, "row _"]:
 
 
 @torch.no_grad()
-def _lifted(lift: Callable[[Tensor, int], Tensor], state: Tensor, depth: int, rows: Tensor) -> Tensor:
-    return lift(state[rows.to(state.device)], depth).cpu()
+def _normalized(koopman: KoopmanAutoencoder, state: Tensor, depth: int, rows: Tensor) -> Tensor:
+    return koopman.normalization.normalize(state[rows.to(state.device)], depth).cpu()
 
 
 @torch.no_grad()
-def _moved(koopman: KoopmanAutoencoder, state: Tensor, step: Propagator, depth: int | None, rows: Tensor) -> Tensor:
-    z = step(koopman.encode(state[rows.to(state.device)], 0))
+def _encoded(koopman: KoopmanAutoencoder, trajectories: Trajectories, depth: int, rows: Tensor) -> Tensor:
+    return koopman.observables_of(trajectories, depth, rows).cpu()
+
+
+@torch.no_grad()
+def _moved(
+    koopman: KoopmanAutoencoder, trajectories: Trajectories, step: Propagator, depth: int | None, rows: Tensor
+) -> Tensor:
+    z = step(koopman.observables_of(trajectories, 0, rows))
     return (z if depth is None else koopman.decode(z, depth)).cpu()

@@ -17,6 +17,7 @@ from koopman_interp.analysis.encoding import require_sites
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.depths import depth_of
 from koopman_interp.errors import InputError
+from koopman_interp.sequences import Sequences
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -53,7 +54,7 @@ def eigenfunctions(
     depth = depth_of(koopman.sites, site)
     device = koopman.normalization.maps(depth)[0].device
     W = torch.from_numpy(np.ascontiguousarray(spectrum.readers[:, slice(None) if modes is None else modes])).to(device)
-    z = koopman.encode(trajectories.states[depth].to(device), depth).double()
+    z = koopman.observables_of(trajectories, depth).double()
     phi: ndarray = torch.complex(z @ W.real, z @ W.imag).cpu().numpy()
     return phi
 
@@ -65,6 +66,7 @@ def host_modes(
     site: str | int = -1,
     modes: slice | list[int] | ndarray | None = None,
     states: Float[Tensor, "sample width"] | None = None,
+    sequences: Sequences | None = None,
 ) -> Complex[ndarray, "width mode"]:
     """Express modes as directions of the model's state at a site: `J_D v`, the decoder's action on eigenvectors.
 
@@ -78,6 +80,7 @@ def host_modes(
         modes: which; None is all.
         states: at the site, over which the Jacobian is averaged, a few hundred at most. None takes the Jacobian at
             the mean observables of the rows fitted.
+        sequences: how these follow each other, for a surrogate whose encoder looks back.
 
     Returns:
         Directions in the model's own units, `[width, mode]`, in complex128; v has norm 1, these have not.
@@ -94,7 +97,7 @@ def host_modes(
         if states is None:
             points = koopman.moments.total_mean(depth).to(mean)[None]
         else:
-            points = koopman.encode(states.to(mean), depth)
+            points = koopman.encode(states.to(mean), depth, sequences)
     V = spectrum.modes[:, slice(None) if modes is None else modes]
     # Real and imaginary parts go through the Jacobian side by side.
     directions = torch.from_numpy(np.concatenate([V.real, V.imag], 1).T.copy()).to(mean)

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from koopman_interp.analysis.substitutes.stand_ins import SURROGATE, StandIn, StandIns
+from koopman_interp.analysis.substitutes.stand_ins import SURROGATE, Contextual, StandIn, StandIns, in_context
 from koopman_interp.errors import InputError, NonFiniteError
+from koopman_interp.sequences import Sequences
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 QUANTILES = (0.05, 0.5, 0.95)
@@ -26,6 +27,8 @@ UNEXPLAINED = 0.05
 """FVU of a typical coordinate or row from which on it matters."""
 
 _MOST_RATIOS = 2**20
+
+Picked = slice | Bool[Tensor, " row"]
 
 
 @dataclass(frozen=True)
@@ -79,18 +82,31 @@ class DepthSums:
         ]
 
     @torch.no_grad()
-    def add(self, states: Sequence[Float[Tensor, "row _"]]) -> None:
+    def add(
+        self,
+        states: Sequence[Float[Tensor, "row _"]],
+        judged: Bool[Tensor, " row"] | None = None,
+        sequences: Sequences | None = None,
+    ) -> None:
         """Judge the rows of one batch, given at each depth of the span.
+
+        Args:
+            states: rows at each depth.
+            judged: which of them; None is all. The others are looked back on, where the surrogate does.
+            sequences: how they follow each other, for a surrogate that looks back.
 
         Raises:
             NonFiniteError: a state is NaN or infinite.
         """
-        if not len(states[0]):
+        if judged is not None and sequences is None:
+            states, judged = [state[judged] for state in states], None
+        some: Picked = slice(None) if judged is None else judged
+        if not len(states[0][some]):
             return
-        self.rows += len(states[0])
+        self.rows += len(states[0][some])
         before: Tensor | None = None
         for depth, state in zip(self._depths, states, strict=True):
-            before = depth.add(state, states[0], before)
+            before = depth.add(state, states[0], before, some, sequences)
 
     def figures(self) -> tuple[DepthFidelity, ...]:
         """Return the figures at each depth.
@@ -128,19 +144,23 @@ class _Depth:
         self,
         state: Float[Tensor, "row width"],
         origin: Float[Tensor, "row _"],
-        before: Float[Tensor, "row observable"] | None,
-    ) -> Float[Tensor, "row observable"]:
+        before: Float[Tensor, "some observable"] | None,
+        some: Picked = slice(None),
+        sequences: Sequences | None = None,
+    ) -> Float[Tensor, "some observable"]:
         """Judge the rows of one batch.
 
         Args:
             state: at this depth.
             origin: at the first depth of the span.
-            before: observables at the depth before; None at the first.
+            before: observables at the depth before, of the rows that are judged; None at the first.
+            some: which rows are judged.
+            sequences: how the rows follow each other, for a surrogate that looks back.
 
         Returns:
-            The observables at this depth.
+            The observables at this depth, of the rows that are judged.
         """
-        koopman, exact = self._koopman, state.double()
+        koopman, exact = self._koopman, state[some].double()
         if not bool(torch.isfinite(exact.sum())) and not bool(torch.isfinite(exact).all()):
             raise NonFiniteError(
                 f"Site {self._site!r} gave NaN or infinity. Check the held-out inputs, or run the model in a wider "
@@ -148,12 +168,13 @@ class _Depth:
             )
         self._states.add(exact)
         for name, stand_in in self._stand_ins.items():
-            errors = (stand_in(origin) - exact).square()
+            errors = (_moved(stand_in, origin, some, sequences) - exact).square()
             self._errors[name] += float(errors.sum())
             if name == SURROGATE:
                 self._add_typical(errors, exact)
         state = state.to(koopman.normalization.maps(self._depth)[0].device)
-        z, x = koopman.encode(state, self._depth), koopman.normalization.normalize(state, self._depth)
+        x = koopman.normalization.normalize(state, self._depth)
+        z, x = koopman.lift(x, sequences)[some], x[some]
         if before is not None:
             advanced = koopman.operator.advance(before, koopman.steps(self._depth - 1, self._depth))
             self._missed = (self._missed or 0.0) + float((z - advanced).double().square().sum())
@@ -194,11 +215,19 @@ def _from_first(koopman: KoopmanAutoencoder, stand_ins: StandIns, first: int, de
     if depth > first:
         return {name: stand_in for name, stand_in in stand_ins.of(first, depth).items() if stand_in is not None}
 
-    def autoencoded(rows: Tensor) -> Tensor:
+    def autoencoded(rows: Tensor, sequences: Sequences | None) -> Tensor:
         device = koopman.normalization.maps(first)[0].device
-        return koopman.decode(koopman.encode(rows.to(device), first), first).to(rows.device)
+        return koopman.decode(koopman.encode(rows.to(device), first, sequences), first).to(rows.device)
 
-    return {SURROGATE: autoencoded}
+    return {SURROGATE: in_context(koopman, autoencoded)}
+
+
+def _moved(stand_in: StandIn, rows: Tensor, some: Picked, sequences: Sequences | None) -> Tensor:
+    """Return what a stand-in makes of some rows; one that looks back is given all of them."""
+    if isinstance(stand_in, Contextual):
+        assert sequences is not None, "a surrogate that looks back comes with the order of the rows"
+        return stand_in.map(rows, sequences)[some]
+    return stand_in(rows[some])
 
 
 class _Spread:

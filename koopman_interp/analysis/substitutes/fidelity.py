@@ -212,7 +212,11 @@ def fidelity(
         if next_token and given is not None:
             raise InputError("Figures are of given labels or of next tokens; got both. Leave out one of them.")
         rows = [record.rows(site).cpu() for site in koopman.sites[first : last + 1]]
-        at_depths.add(rows if given is None else [state[given != IGNORED] for state in rows])
+        at_depths.add(
+            rows,
+            None if given is None else given != IGNORED,
+            record.sequences if koopman.looks_back else None,
+        )
         if own is not None:
             at_output.add(own, given, next_token=next_token)
     depths = at_depths.figures()

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from koopman_interp.analysis.substitutes.stand_ins import MEAN, SURROGATE, StandIn
+from koopman_interp.analysis.substitutes.stand_ins import MEAN, SURROGATE, StandIn, substituted
 from koopman_interp.analysis.substitutes.token_floor import FLOOR, TokenFloor
 from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import InputError
@@ -92,7 +92,8 @@ class OutputSums:
         for target in sorted({target for _, target in self._stand_ins}):
             with own.after(target) as continued:
                 for source, name, stand_in in self._ending_at(target):
-                    self._sums[_key((source, target), name)].add(continued(stand_in(own.rows(source).cpu())), judged)
+                    rows = substituted(stand_in, own.rows(source).cpu(), own)
+                    self._sums[_key((source, target), name)].add(continued(rows), judged)
 
     def figures(self) -> dict[Span, tuple[OutputFidelity, ...]]:
         """Return figures for each span: of the model, then of each stand-in.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from koopman_interp.analysis.substitutes.layers import Layers, depths_of_layers
 from koopman_interp.analysis.substitutes.lenses import KoopmanLens, lens_of
+from koopman_interp.analysis.substitutes.stand_ins import substituted
 from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
@@ -219,7 +220,7 @@ def koopman_lens(
         # One after the other, since outputs can be wide.
         with own.after(last) as continued:
             by_depth = [
-                _at_depth(continued(move(own.rows(depth).cpu())), own.output, top, chosen)
+                _at_depth(continued(substituted(move, own.rows(depth).cpu(), own)), own.output, top, chosen)
                 for depth, move in zip(depths, maps, strict=True)
                 if move is not None
             ]

@@ -19,12 +19,13 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from koopman_interp.analysis.substitutes.affine import AffineMap, AffineSums
-from koopman_interp.analysis.substitutes.stand_ins import StandIn
+from koopman_interp.analysis.substitutes.stand_ins import StandIn, in_context
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.sequences import Sequences
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -119,11 +120,11 @@ class KoopmanLens:
     def at(self, depth: int) -> StandIn:
         """Return the surrogate's motion from a depth to the last."""
 
-        def advance(rows: Tensor) -> Tensor:
+        def advance(rows: Tensor, sequences: Sequences | None) -> Tensor:
             mean, _, _ = self.koopman.normalization.maps(depth)
-            return self.koopman.predict(rows.to(mean.device), depth).to(rows.device)
+            return self.koopman.predict(rows.to(mean.device), depth, sequences=sequences).to(rows.device)
 
-        return advance if depth < len(self.koopman.sites) - 1 else _unchanged
+        return in_context(self.koopman, advance) if depth < len(self.koopman.sites) - 1 else _unchanged
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,16 @@
                      step: what sharing one K costs
     kernel ridge     kernel ridge regression from source to target, on 2,000 rows at most
 
-All of them see one sample at a time. The last four need the rows that the surrogate was fitted on; each is fitted when
-it is first asked for: an affine map in one pass over the rows of two depths, of observables after encoding them, and
-the kernel's with the cube of its rows, once a source. Knows nothing of hosts.
+All of them see one sample at a time, but for the surrogate and one K per depth where the surrogate's encoder looks back
+on the earlier rows of a sequence: these are `Contextual`. The last four need the rows that the surrogate was fitted on;
+each is fitted when it is first asked for: an affine map in one pass over the rows of two depths, of observables after
+encoding them, and the kernel's with the cube of its rows, once a source. Knows nothing of hosts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, reduce
 
 import torch
@@ -26,6 +28,8 @@ from torch import Tensor
 
 from koopman_interp.analysis.substitutes.affine import AffineMap
 from koopman_interp.analysis.substitutes.kernel_ridge import KernelMap, fit_kernel_maps
+from koopman_interp.observing.own_pass import OwnPass
+from koopman_interp.sequences import Sequences
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -34,8 +38,30 @@ PER_DEPTH, KERNEL = "K per depth", "kernel ridge"
 
 _CHUNK = 8192
 
-StandIn = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True, eq=False)
+class Contextual:
+    """A stand-in that sees a row among the earlier ones of its sequence.
+
+    Attributes:
+        map: from rows at the source of a span, and how they follow each other, to rows at its target.
+    """
+
+    map: Callable[[Tensor, Sequences], Tensor]
+
+
+StandIn = Callable[[Tensor], Tensor] | Contextual
 """From rows at the source of a span to rows at its target."""
+
+
+def substituted(stand_in: StandIn, rows: Float[Tensor, "row _"], own: OwnPass) -> Float[Tensor, "row _"]:
+    """Return what a stand-in makes of the samples of a pass at the source of its span."""
+    return stand_in.map(rows, own.sequences) if isinstance(stand_in, Contextual) else stand_in(rows)
+
+
+def in_context(koopman: KoopmanAutoencoder, map_: Callable[[Tensor, Sequences | None], Tensor]) -> StandIn:
+    """Make a stand-in of what a surrogate does: contextual where its encoder looks back."""
+    return Contextual(map_) if koopman.looks_back else lambda rows: map_(rows, None)
 
 
 class StandIns:
@@ -63,7 +89,7 @@ class StandIns:
         """Return the stand-ins of a span by name; None for the identity where a width on the way is another."""
         same_width = len(set(self._koopman.config.widths[source : target + 1])) == 1
         stand_ins: dict[str, StandIn | None] = {
-            SURROGATE: partial(self._predicted, source=source, target=target),
+            SURROGATE: in_context(self._koopman, partial(self._predicted, source=source, target=target)),
             IDENTITY: (lambda rows: rows) if same_width else None,
             MEAN: mean_at(self._koopman, target),
         }
@@ -72,7 +98,8 @@ class StandIns:
             steps = (self._affine(self._fitted, depth, depth + 1) for depth in range(source, target))
             stand_ins[CHAIN] = reduce(AffineMap.then, steps)
             own = reduce(AffineMap.then, (self._step(self._fitted, depth) for depth in range(source, target)))
-            stand_ins[PER_DEPTH] = partial(self._stepped, step=own, source=source, target=target)
+            stepped = partial(self._stepped, step=own, source=source, target=target)
+            stand_ins[PER_DEPTH] = in_context(self._koopman, stepped)
             stand_ins[KERNEL] = self._kernel(self._fitted, source)[target - source - 1]
         return stand_ins
 
@@ -80,28 +107,35 @@ class StandIns:
         """Rows that the kernel regressions were fitted on; 0 where there are none."""
         return max((kernel.rows for kernels in self._kernels.values() for kernel in kernels), default=0)
 
-    def _predicted(self, rows: Float[Tensor, "row _"], source: int, target: int) -> Float[Tensor, "row _"]:
+    def _predicted(
+        self, rows: Float[Tensor, "row _"], sequences: Sequences | None, source: int, target: int
+    ) -> Float[Tensor, "row _"]:
         mean, _, _ = self._koopman.normalization.maps(source)
-        return self._koopman.predict(rows.to(mean.device), source, target).to(rows.device)
+        return self._koopman.predict(rows.to(mean.device), source, target, sequences=sequences).to(rows.device)
 
     def _stepped(
-        self, rows: Float[Tensor, "row _"], step: AffineMap, source: int, target: int
+        self, rows: Float[Tensor, "row _"], sequences: Sequences | None, step: AffineMap, source: int, target: int
     ) -> Float[Tensor, "row _"]:
         """Return what one K per depth, composed, makes of rows at the source."""
         mean, _, _ = self._koopman.normalization.maps(source)
-        z = self._koopman.encode(rows.to(mean.device), source)
+        z = self._koopman.encode(rows.to(mean.device), source, sequences)
         return self._koopman.decode(step(z), target).to(rows.device)
 
     def _step(self, fitted: Trajectories, depth: int) -> AffineMap:
         """Return the least-squares map of observables from a depth to the next."""
         if depth not in self._steps:
-            device = self._koopman.normalization.maps(depth)[0].device
-            before, after = (
-                torch.cat([self._koopman.encode(rows.to(device), at) for rows in fitted.states[at].split(_CHUNK)])
-                for at in (depth, depth + 1)
-            )
+            pieces = (self._encoded(piece, depth) for piece in fitted.pieces(_CHUNK, whole=self._koopman.looks_back))
+            before, after = (torch.cat(parts) for parts in zip(*pieces, strict=True))
             self._steps[depth] = AffineMap.fit(before, after)
         return self._steps[depth]
+
+    def _encoded(self, piece: Trajectories, depth: int) -> tuple[Tensor, Tensor]:
+        """Return observables of rows at a depth and at the next."""
+        koopman = self._koopman
+        device = koopman.normalization.maps(depth)[0].device
+        sequences = piece.in_sequence() if koopman.looks_back else None
+        before, after = (koopman.encode(piece.states[at].to(device), at, sequences) for at in (depth, depth + 1))
+        return before, after
 
     def _kernel(self, fitted: Trajectories, source: int) -> list[KernelMap]:
         """Return the kernel regressions from a depth to all later ones, which share a solve."""
