@@ -24,6 +24,7 @@ from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.inputs import PartedInputs
 from koopman_interp.fitting.objective import FitObjective, normalized
 from koopman_interp.fitting.output import OutputObjective, StatesAndOutput, arrivals_of
+from koopman_interp.fitting.row_order import RowOrder
 from koopman_interp.fitting.sizes import sizes
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.finding import host_for

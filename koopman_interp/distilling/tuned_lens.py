@@ -13,6 +13,7 @@ from torch import nn
 
 from koopman_interp.analysis.substitutes.affine import AffineMap
 from koopman_interp.analysis.substitutes.lenses import AffineLens
+from koopman_interp.analysis.substitutes.stand_ins import substituted
 from koopman_interp.distilling.config import DistilConfig
 from koopman_interp.fitting.checkpoint import Checkpoint
 from koopman_interp.fitting.descent import Descent
@@ -70,7 +71,7 @@ def tune_lens(
         lens.sites,
         lens.skip,
         inputs,
-        lambda own, depth: trained.at(depth)(own.rows(depth)),
+        lambda own, depth: substituted(trained.at(depth), own.rows(depth), own),
         starts=range(len(lens.maps)),
         depths=config.depths,
         seed=config.seed,

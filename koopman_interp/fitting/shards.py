@@ -163,9 +163,10 @@ def _sums(koopman: KoopmanAutoencoder, trajectories: Trajectories, kept: Bool[Te
     device, size = koopman.normalization.maps(0)[0].device, koopman.config.observables
     moments = Moments(rows.depths, koopman.config.classes, size).to(device)
     cross = torch.zeros(rows.depths - 1, size, size, dtype=torch.float64, device=device)
-    for start in range(0, len(rows), _CHUNK):
-        chunk = rows[start : start + _CHUNK]
-        z = torch.stack([koopman.encode(state.to(device), depth) for depth, state in enumerate(chunk.states)]).double()
+    for chunk in rows.pieces(_CHUNK, whole=koopman.looks_back):
+        order = chunk.in_sequence() if koopman.looks_back else None
+        z = torch.stack([koopman.encode(state.to(device), depth, order) for depth, state in enumerate(chunk.states)])
+        z = z.double()
         moments.update(z, chunk.labels)
         cross += z[:-1].mT @ z[1:]
     return RowSums(moments.cpu(), cross.cpu())

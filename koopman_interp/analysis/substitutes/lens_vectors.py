@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from koopman_interp.analysis.substitutes.layers import Layers, depths_of_layers
 from koopman_interp.analysis.substitutes.lenses import KoopmanLens, lens_of
-from koopman_interp.analysis.substitutes.stand_ins import StandIn
+from koopman_interp.analysis.substitutes.stand_ins import StandIn, substituted
 from koopman_interp.errors import FileFormatError, InputError, UnsupportedHostError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.hosts.finding import host_for
@@ -257,7 +257,7 @@ class _Sums:
         """Add the gradients at some samples of a pass."""
         rows = own.rows(self.depth).cpu()
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32)).clone().requires_grad_()
-        logits = said(self._move(rows))[:, list(ids)]
+        logits = said(substituted(self._move, rows, own))[:, list(ids)]
         gradients = torch.stack([_own_places(logits[:, token], rows, own) for token in range(len(ids))])
         gradients = gradients[:, chosen].double()
         lengths = gradients.norm(dim=2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
