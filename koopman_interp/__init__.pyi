@@ -97,6 +97,6 @@ from .report.run import write_run as write_run
 from .surrogates.autoencoder import KoopmanAutoencoder as KoopmanAutoencoder
 from .surrogates.autoencoder import SurrogateConfig as SurrogateConfig
 from .surrogates.record import FitRecord as FitRecord
-from .surrogates.normalization import NormalizationConfig as NormalizationConfig
+from .surrogates.coordinates import NormalizationConfig as NormalizationConfig
 from .sequences import Sequences as Sequences
 from .trajectories import Trajectories as Trajectories

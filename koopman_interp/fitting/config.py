@@ -12,8 +12,8 @@ from koopman_interp.errors import InputError
 from koopman_interp.files import Json
 from koopman_interp.fitting.losses import Isometry
 from koopman_interp.surrogates.context import ContextShape
+from koopman_interp.surrogates.coordinates import NormalizationConfig
 from koopman_interp.surrogates.networks import ACTIVATIONS, ARCHITECTURES, Activation, Architecture
-from koopman_interp.surrogates.normalization import NormalizationConfig
 from koopman_interp.surrogates.operators import OPERATORS
 
 Pairs = Literal["sampled", "all", "endpoints"]

@@ -31,7 +31,8 @@ from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
-from koopman_interp.surrogates.normalization import Normalization, NormalizationConfig, fit_normalization
+from koopman_interp.surrogates.coordinates import NormalizationConfig
+from koopman_interp.surrogates.normalization import Normalization, fit_normalization
 from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.surrogates.record import FitRecord, Look
 from koopman_interp.trajectories import Trajectories

@@ -26,9 +26,10 @@ from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.sequences import Sequences
 from koopman_interp.surrogates.context import CausalEncoder, ContextShape
+from koopman_interp.surrogates.coordinates import Coordinates
 from koopman_interp.surrogates.moments import Moments
 from koopman_interp.surrogates.networks import ARCHITECTURES, Activation, Architecture, LinearPlusNonlinear, PlainMLP
-from koopman_interp.surrogates.normalization import Coordinates, Normalization
+from koopman_interp.surrogates.normalization import Normalization
 from koopman_interp.surrogates.operators import operator
 from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.surrogates.record import FitRecord

@@ -27,7 +27,7 @@ from koopman_interp.clocks import Clock
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.results import Result
-from koopman_interp.surrogates.normalization import Coordinates
+from koopman_interp.surrogates.coordinates import Coordinates
 from koopman_interp.tables import Column, Table, digits, percents
 
 TOLERANCE = 0.3

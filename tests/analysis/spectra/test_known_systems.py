@@ -8,7 +8,8 @@ import torch
 from scipy.linalg import block_diag
 
 import koopman_interp as ki
-from koopman_interp.surrogates.normalization import Coordinates, Normalization
+from koopman_interp.surrogates.coordinates import Coordinates
+from koopman_interp.surrogates.normalization import Normalization
 from koopman_interp.testing import LinearHost
 from tests.analysis.linear import known_operator, noisy_data, pairs_of, plain_surrogate, trajectories_of
 

@@ -14,7 +14,7 @@ import koopman_interp as ki
 from koopman_interp.errors import FileFormatError, HostMismatchError, InputError, UnsupportedHostError
 from koopman_interp.files import write_tensors
 from koopman_interp.hosts.finding import host_for
-from koopman_interp.surrogates.normalization import Coordinates
+from koopman_interp.surrogates.coordinates import Coordinates
 from koopman_interp.testing import LinearHost, yin_yang
 from tests.hosts.lens_models import gpt2_bridge
 
