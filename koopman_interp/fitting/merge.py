@@ -39,7 +39,8 @@ def merge(
         koopman: the surrogate whose encoder the shards were gathered with; it is not changed.
         shards: as `gather_shard` gives them, that of the data it was fitted on among them, if that is to count.
         operator: `solved`, K from the Gram matrices of all shards; or `kept` as it is, where only the moments, by which
-            classes and concepts are erased, are to be those of all shards.
+            classes and concepts are erased, are to be those of all shards. What is solved for is one step: over many
+            steps a K that a fit has stepped can be better, so judge both by `fidelity`.
 
     Returns:
         A new surrogate, in eval mode, on the CPU. Its record says how large the held-out residual of a step is under
