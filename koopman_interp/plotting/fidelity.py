@@ -7,6 +7,7 @@ import math
 from matplotlib.axes import Axes
 
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
+from koopman_interp.analysis.substitutes.token_floor import FLOOR as TOKEN_FLOOR
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
     AMBER,
@@ -18,6 +19,7 @@ from koopman_interp.plotting.style import (
     PURPLE,
     SKY,
     label_ends,
+    mark_first,
     own_axes,
     plain,
     short,
@@ -95,6 +97,9 @@ def plot_span_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
         colour, marker, style = _PREDICTORS.get(name, (PURPLE, "v", "-"))
         known = [(index, row.kl) for index, span in enumerate(spans) for row in span.outputs if row.name == name]
         if not known:
+            continue
+        if name == TOKEN_FLOOR:
+            mark_first(ax, known[0][1], name)
             continue
         x, y = zip(*((index, max(kl, FLOOR)) for index, kl in known), strict=True)
         width = 2.4 if name == "surrogate" else 1.4

@@ -8,6 +8,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
 from koopman_interp.analysis.substitutes.lens_vectors import LensVectors
+from koopman_interp.analysis.substitutes.token_floor import FLOOR as TOKEN_FLOOR
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
     BLUE,
@@ -18,6 +19,7 @@ from koopman_interp.plotting.style import (
     ORANGE,
     PURPLE,
     label_ends,
+    mark_first,
     own_axes,
     plain,
     short,
@@ -80,6 +82,9 @@ def plot_lens_comparison(comparison: LensComparison, ax: Axes | None = None) -> 
     for index, (name, parameters) in enumerate(comparison.parameters.items()):
         known = [(depth, max(kl, FLOOR)) for depth, kl in enumerate(comparison.kl(name)) if kl is not None]
         if not known:
+            continue
+        if name == TOKEN_FLOOR:
+            mark_first(ax, known[0][1], name)
             continue
         x, y = zip(*known, strict=True)
         colour, marker, style = (choice[index % len(choice)] for choice in (_COLOURS, _MARKERS, LINES))

@@ -73,6 +73,15 @@ def round_log_ticks(ax: Axes) -> None:
     ax.yaxis.set_minor_locator(NullLocator())
 
 
+def mark_first(ax: Axes, value: float, name: str) -> None:
+    """Mark a level that the first place alone has by a short line, with its name below."""
+    level = max(value, FLOOR)
+    ax.plot([-0.15, 0.15], [level, level], color="black", linewidth=1.6, label=name)
+    # Below the lines, which fall from here on.
+    line = {"arrowstyle": "-", "linewidth": 0.7}
+    ax.annotate(name, (-0.12, level), xytext=(0, -32), textcoords="offset points", va="top", arrowprops=line)
+
+
 def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], *, gap: float = 0.07) -> None:
     """Write each line's name beside its right end, moved apart where two would touch."""
     ax.margins(x=0.03)

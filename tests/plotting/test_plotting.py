@@ -20,6 +20,7 @@ from koopman_interp.analysis.substitutes.fidelity import DepthFidelity, Fidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
 from koopman_interp.analysis.substitutes.lens_vectors import LensVectors
+from koopman_interp.analysis.substitutes.token_floor import FLOOR
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.plotting import plot_trajectories
@@ -371,3 +372,21 @@ def test_names_of_lines_keep_apart_in_the_order_of_the_lines_and_off_the_title(v
     assert all(b - a >= 0.07 - 1e-9 for a, b in pairwise(heights))
     assert heights[-1] <= 1
     pyplot.close(ax.figure)
+
+
+def test_the_token_wise_floor_is_a_level_at_the_first_depth_alone():
+    floor = OutputFidelity(FLOOR, 0.3, 0.3, 0.25)
+    first, *rest = SPANS.spans
+    spans = replace(
+        SPANS, outputs=(*SPANS.outputs, floor), spans=(replace(first, outputs=(*first.outputs, floor)), *rest)
+    )
+    lenses = replace(
+        LENSES,
+        parameters=LENSES.parameters | {FLOOR: 99},
+        outputs=((*LENSES.outputs[0], floor), *LENSES.outputs[1:]),
+    )
+    for ax in (plotting.plot_span_fidelity(spans), plotting.plot_lens_comparison(lenses)):
+        level = lines(ax, [FLOOR])[0]
+        assert list(level.get_ydata()) == [0.25, 0.25]
+        assert max(abs(level.get_xdata())) < 0.5
+        assert FLOOR in words(ax)
