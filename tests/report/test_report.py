@@ -33,8 +33,8 @@ FREE = {"identity": 1.5321, "mean": 1.0001, "endpoint linear": 0.3456}
 def run(tmp_path_factory, surrogate, trajectories):
     """A folder that write_run wrote, with harmful text wherever text goes in, and the values given."""
     sites = surrogate.sites
-    start = DepthFidelity(sites[0], {"surrogate": 0.0123, **dict.fromkeys(FREE)}, None, (0.9, 1.0, 1.1))
-    end = DepthFidelity(EVIL, {"surrogate": 0.0789, **FREE}, float("nan"), (0.9, 1.0, 1.1))
+    start = DepthFidelity(sites[0], {"surrogate": 0.0123, **dict.fromkeys(FREE)}, None, (0.9, 1.0, 1.1), 0.02, 0.01)
+    end = DepthFidelity(EVIL, {"surrogate": 0.0789, **FREE}, float("nan"), (0.9, 1.0, 1.1), 0.09, 0.08)
     outputs = (OutputFidelity("base model", None, 1.0, 0.0), OutputFidelity("surrogate", None, 0.9123, 0.0712))
     rows = (
         AuditRow("base model", 0.9812, 0.9734, 0.0, 0.9923, 0.9945, 0.9567),
