@@ -42,7 +42,7 @@ from koopman_interp.testing.modular import (
 
 SLICE = int(os.environ.get("KOOPMAN_INTERP_SLICE", "0"))
 OUT = Path(os.environ.get("KOOPMAN_INTERP_OUT", "runs/08_modular_addition"))
-PRIME, STEPS, FIT_STEPS, FEATURES = (13, 60, 60, 96) if SLICE else (59, 1500, 20_000, 1024)
+PRIME, STEPS, FIT_STEPS, FEATURES = (13, 60, 60, 96) if SLICE else (59, 1500, 20_000, 1536)
 
 # %% [markdown]
 # ## The network
