@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500, help="of the network's training")
     parser.add_argument("--fit-steps", type=int, help="of the trained surrogate, at most; a smoke run")
-    parser.add_argument("--features", type=int, default=1024, help="observables of the surrogate of random features")
+    parser.add_argument("--features", type=int, default=1536, help="observables of the surrogate of random features")
     parser.add_argument("--ticks", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "modular_addition.json")
     told = parser.parse_args()

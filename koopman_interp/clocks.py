@@ -42,7 +42,7 @@ class Clock:
         >>> Clock("blocks.0.mlp").name(3.0)
         'blocks.0.mlp@t=3'
         """
-        return f"{self.site}@t={time:g}"
+        return f"{self.site}@t={time:.12g}"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Json] | None) -> Clock | None:

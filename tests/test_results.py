@@ -64,6 +64,7 @@ def results(trained, trajectories, surrogate):
         ki.pseudospectra(spectrum, points=6),
         ki.vamp_score(koopman, fitted),
         ki.schur_form(koopman),
+        ki.transfer_modes(koopman, fitted),
         meanings,
         meanings[0],
         topology,

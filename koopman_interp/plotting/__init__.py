@@ -30,3 +30,4 @@ from koopman_interp.plotting.topology_by_depth import plot_intrinsic_dimension a
 from koopman_interp.plotting.topology_by_depth import plot_topology_distances as plot_topology_distances
 from koopman_interp.plotting.topology_by_depth import plot_topology_summary as plot_topology_summary
 from koopman_interp.plotting.trajectories import plot_trajectories as plot_trajectories
+from koopman_interp.plotting.transfer import plot_transfer_modes as plot_transfer_modes

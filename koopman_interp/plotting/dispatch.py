@@ -14,6 +14,7 @@ from koopman_interp.analysis.shapes.topology_bands import TopologyBands
 from koopman_interp.analysis.spectra.mode_meanings import ModeMeanings
 from koopman_interp.analysis.spectra.pseudospectra import Pseudospectra
 from koopman_interp.analysis.spectra.spectrum import Spectrum
+from koopman_interp.analysis.spectra.transfer import TransferModes
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
@@ -35,6 +36,7 @@ from koopman_interp.plotting.topology_by_depth import (
     plot_topology_distances,
 )
 from koopman_interp.plotting.trajectories import plot_trajectories
+from koopman_interp.plotting.transfer import plot_transfer_modes
 from koopman_interp.surrogates.record import FitRecord
 from koopman_interp.trajectories import Trajectories
 
@@ -68,3 +70,4 @@ plot.register(Topology, plot_topology)
 plot.register(TopologyBands, plot_betti_bands)
 plot.register(TopologyDistances, plot_topology_distances)
 plot.register(Trajectories, plot_trajectories)
+plot.register(TransferModes, plot_transfer_modes)

@@ -219,6 +219,8 @@ def test_rows_are_the_states_of_the_site_tick_by_tick():
     assert torch.equal(orbit.digests, stacked.digests)
     timed = ki.orbit(model, ticks, site="blocks.0", times=[0, 1, 3, 4.5], progress=False)
     assert timed.times == (0.0, 1.0, 3.0, 4.5) and timed.sites[-1] == "blocks.0@t=4.5"
+    late = ki.orbit(model, ticks[:2], site="blocks.0", times=[1234567, 1234568], progress=False)
+    assert late.sites == ("blocks.0@t=1234567", "blocks.0@t=1234568")
 
 
 def test_a_clock_can_be_a_training_run():

@@ -9,6 +9,7 @@ there are any.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from koopman_interp.analysis.spectra.grams import GramPass
 from koopman_interp.analysis.spectra.host_units import DegreePass
 from koopman_interp.analysis.spectra.intervals import LEADING, intervals, solved_anew
 from koopman_interp.analysis.spectra.residuals import CONSTANT, SpanPass, step_residuals
-from koopman_interp.analysis.spectra.spaces import shared_spaces
+from koopman_interp.analysis.spectra.spaces import APART, shared_spaces
 from koopman_interp.analysis.spectra.spectrum import TOLERANCE, Spectrum
 from koopman_interp.errors import InputError
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -89,7 +90,7 @@ def spectrum(
     energy = steps.variance * (np.abs(pairs.modes) ** 2).sum(0)
     vague = np.isnan(steps.varying) | (steps.varying < CONSTANT)
     known = [steps.about_zero, steps.about_mean, spans, np.abs(pairs.values) * units.factor * units.error]
-    return Spectrum(
+    found = Spectrum(
         operator_eigenvalues=pairs.values,
         modes=pairs.modes,
         readers=W,
@@ -113,3 +114,5 @@ def spectrum(
         clock=koopman.config.clock,
         shared=shared_spaces(koopman),
     )
+    unlike = found.shared is not None and found.shared.min() < APART
+    return replace(found, variance_trusted=found.variance_in()) if unlike else found

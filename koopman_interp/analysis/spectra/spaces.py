@@ -7,7 +7,6 @@ The question is asked of the covariances that are kept with the fit. Costs an ei
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -51,22 +50,18 @@ def _share(before: torch.Tensor, after: torch.Tensor) -> float:
     return float((space * (after @ space)).sum()) / whole if whole else 1.0
 
 
-def apart(shares: Float[ndarray, " step"] | None, explained: Callable[[], float]) -> str | None:
+def apart(shares: Float[ndarray, " step"] | None, trusted: float | None) -> str | None:
     """Say where depths are different spaces, if eigenmodes do not hold all the same.
 
     Args:
         shares: of each step; None where the question does not arise.
-        explained: gives the share of the variance of the observables that trusted modes explain; called only where
-            depths are apart.
+        trusted: share of the variance of the observables that trusted modes explain; None where it was not asked.
 
     Returns:
         A sentence; None where at each step half of the variance or more stays in the space before, or where trusted
         modes explain half of it or more.
     """
-    if shares is None or not len(shares) or shares.min() >= APART:
-        return None
-    trusted = explained()
-    if trusted >= APART:
+    if shares is None or trusted is None or shares.min() >= APART or trusted >= APART:
         return None
     step = int(shares.argmin())
     return (

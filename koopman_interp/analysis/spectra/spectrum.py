@@ -69,6 +69,8 @@ class Spectrum(Result):
         clock: what a step is where it is not one of depth, but a tick along an orbit.
         shared: of each step, the share of the variance after it that lies in the space of the depth before, `[step]`;
             see `spaces`.
+        variance_trusted: share of the variance of the observables that trusted modes explain; None where no depths are
+            apart, so that it was not asked.
     """
 
     operator_eigenvalues: Complex[ndarray, " mode"]
@@ -93,6 +95,7 @@ class Spectrum(Result):
     grams: Grams | None = None
     clock: Clock | None = None
     shared: Float[ndarray, " step"] | None = None
+    variance_trusted: float | None = None
 
     @property
     def eigenvalues(self) -> Complex[ndarray, " mode"]:
@@ -256,8 +259,8 @@ class Spectrum(Result):
     def notes(self) -> tuple[str, ...]:
         """Say in which coordinates λ holds, what verdicts judge nothing, and where inputs are few or depths unlike."""
         few = None if self.intervals is None else self.intervals.note()
-        spaces = None if self.grams is None else apart(self.shared, self.variance_in)
-        return (self._coordinates(), *sentences(self.verdicts), *(note for note in (few, spaces) if note))
+        unlike = apart(self.shared, self.variance_trusted)
+        return (self._coordinates(), *sentences(self.verdicts), *(note for note in (few, unlike) if note))
 
     def _coordinates(self) -> str:
         where = f"K acts in these coordinates: {self.coordinates}"
@@ -316,6 +319,7 @@ class Spectrum(Result):
         header: dict[str, Json] = {name: getattr(self, name) for name in ("condition", "samples", "tolerance")}
         header["coordinates"] = self.coordinates.as_dict()
         header["clock"] = None if self.clock is None else self.clock.as_dict()
+        header["variance_trusted"] = self.variance_trusted
         if self.intervals is not None:
             parts |= {f"intervals.{name}": getattr(self.intervals, name) for name in _INTERVALS}
             header["intervals"] = {n: getattr(self.intervals, n) for n in _COUNTS}
@@ -342,6 +346,7 @@ class Spectrum(Result):
             own |= {name: parts.get(name) for name in _OPTIONAL}
             own["coordinates"] = Coordinates.from_dict(header["coordinates"])
             own["clock"] = Clock.from_dict(header.get("clock"))
+            own["variance_trusted"] = header.get("variance_trusted")
             if "intervals" in header:
                 kept: dict[str, Json] = {name: parts[f"intervals.{name}"] for name in _INTERVALS}
                 own["intervals"] = Intervals(**kept, **header["intervals"])

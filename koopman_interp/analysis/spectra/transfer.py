@@ -31,7 +31,7 @@ from koopman_interp.analysis.encoding import encoded
 from koopman_interp.analysis.spectra.eigen import PRINTED
 from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import Json, read_tensors, write_tensors
+from koopman_interp.files import Json, jsonable, read_tensors, write_tensors
 from koopman_interp.results import Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits, percents
@@ -141,10 +141,12 @@ class TransferModes(Result):
         return (Table(columns, f"What K carries from {where}; {first}.", most=most),)
 
     def as_dict(self) -> dict[str, object]:
-        """Return the figures as plain values for JSON; the vectors go to files with `save`."""
+        """Return the figures as plain values for JSON, None for those not finite; vectors go to files with `save`."""
         vectors = ("singular_values", "correlations", "residuals", "share")
         plain = {name: getattr(self, name) for name in ("source", "target", "steps", "samples", "tolerance", "by")}
-        return plain | {name: getattr(self, name).tolist() for name in vectors} | {"verdicts": list(self.verdicts)}
+        figures = {name: getattr(self, name).tolist() for name in vectors}
+        values: dict[str, object] = jsonable(plain | figures | {"verdicts": list(self.verdicts)})
+        return values
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one safetensors file."""
