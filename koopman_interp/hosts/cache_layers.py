@@ -25,14 +25,13 @@ class ExtraLayer:
         values: the same; both names are the protocol's.
     """
 
-    is_compileable = False
     is_croppable = True
-    is_sliding = False
     supports_early_init = False
     is_initialized = True
 
     def __init__(self, owner: str, keys: Tensor, values: Tensor) -> None:
         self.owner = owner
+        self.is_compileable = self.is_sliding = False
         self.keys = keys
         self.values = values
 
@@ -107,6 +106,10 @@ def add_layer(cache: Any, layer: ExtraLayer) -> bool:
     layers = _layers(cache)
     if layers is None:
         return False
+    # By these, of all layers, masks are made: those of a cache of fixed length have to hide what is not yet filled, and
+    # those of a window are of its length.
+    for name in ("is_compileable", "is_sliding"):
+        setattr(layer, name, bool(layers) and all(getattr(own, name, False) for own in layers))
     layers.append(layer)
     return True
 

@@ -326,8 +326,7 @@ class Patch:
         if running is None:
             raise InputError(CALLED_ALONE.format(site=span.source))
         back = LookingBack.of(running, state, span.source, self.koopman.config.skip, span.owner)
-        running.kept[LookingBack, span.owner] = back
-        return back
+        return running.kept.setdefault((LookingBack, span.owner), back)
 
     def _write(self, span: PatchedSpan, state: Tensor) -> Tensor | None:
         running = self._running()

@@ -160,6 +160,18 @@ def test_steps_by_hand_with_a_cache(case, given):
             torch.testing.assert_close(torch.cat(rest, 1), whole[:, 3:], rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 3}], ids=["static", "prompt lookup"]
+)
+def test_caches_of_fixed_length_and_those_that_are_cropped(case, settings):
+    model, ids, koopman, edit = case
+    with ki.patched(model, koopman, edit, source=1):
+        found = greedy(model, ids[:1], 8, return_dict_in_generate=True, output_logits=True, **settings)
+        expected, logits = step_by_step(model, ids[:1], 8)
+    assert torch.equal(found.sequences, expected)
+    torch.testing.assert_close(torch.stack(found.logits, 1), logits.float(), rtol=0, atol=IN_FLOAT32)
+
+
 def test_a_cache_that_the_patch_has_not_seen_is_refused(case):
     model, ids, koopman, edit = case
     with torch.no_grad():
@@ -316,3 +328,24 @@ def test_an_edit_is_trained_through_what_is_looked_back_on(case):
             with ki.patched(model, koopman, one):
                 said.append(float(model(ids[:4]).logits[:, -1, 3].mean()))
     assert said[1] < said[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"cache_implementation": "static"}], ids=["dynamic", "static"])
+def test_a_cache_with_a_sliding_window_keeps_its_masks(settings):
+    """The model attends within its window, and the encoder to all that went before."""
+    config = transformers.MistralConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=None, pad_token_id=0,
+        initializer_range=0.3, sliding_window=5,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.MistralForCausalLM(config).eval().double()
+    ids, labels = prompts()
+    koopman = fitted(ki.attach(model, skip=1).observe(ids, labels, progress=False)).double()
+    edit = ki.erase_class(koopman, label=1, site=1, strength=3.0)
+    with ki.patched(model, koopman, edit, source=1):
+        found = greedy(model, ids[:2], 8, return_dict_in_generate=True, output_logits=True, **settings)
+        expected, logits = step_by_step(model, ids[:2], 8)
+    assert torch.equal(found.sequences, expected)
+    torch.testing.assert_close(torch.stack(found.logits, 1), logits.float(), rtol=0, atol=IN_FLOAT32)
