@@ -10,7 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
 import torch
@@ -44,6 +44,15 @@ _ALL_BUT_EXACT = 1e-7
 """Held-out loss, in units of the variance, below which there is nothing left to lower in float32."""
 _RANK_TOLERANCE = 1e-4
 """Share of the largest singular value that one has to have to count."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What is fitted on, what is held out, and the digests of the inputs held out."""
+
+    train: Trajectories
+    held_out: Trajectories
+    inputs: Tensor
 
 
 @torch.inference_mode(False)  # in whatever context it is called; gradients are switched on where they are taken
@@ -119,8 +128,8 @@ def _fitted(
             "method='gradient', or with context=None."
         )
     trajectories.require_finite()
-    kept, left_out = _without_outlying(trajectories, config.outlying)
-    train, held_out = kept.split(config.validation, seed=config.seed)
+    parts, left_out = _parted(trajectories, config)
+    train, held_out = parts.train, parts.held_out
     device = _device(config, at_output)
     settings = config.normalization if train.clock is None else _of_one_site(config.normalization)
     normalization = fit_normalization(_chunks(train), settings, times=train.times, stride=_stride(train))
@@ -151,7 +160,7 @@ def _fitted(
         history, outcome = _descend(objective, descent, states, order, keep, spent, resume=resume, progress=progress)
     surrogate.record = FitRecord(
         history=tuple(history),
-        held_out=torch.unique(held_out.digests),
+        held_out=parts.inputs,
         method=method,
         seed=config.seed,
         validation=config.validation,
@@ -243,15 +252,18 @@ def _descend(
     return history, outcome
 
 
-def _without_outlying(trajectories: Trajectories, factor: float | None) -> tuple[Trajectories, list[str]]:
-    """Leave out the rows that outlie, and say so."""
-    marked = outlying_rows(trajectories.states, factor)
+def _parted(trajectories: Trajectories, config: FitConfig) -> tuple[_Parts, list[str]]:
+    """Hold inputs out, leave out the rows that outlie, and say so."""
+    train, held_out = trajectories.split(config.validation, seed=config.seed)
+    inputs = torch.unique(held_out.digests)
+    is_held = torch.isin(trajectories.digests, inputs)
+    marked = outlying_rows(trajectories.states, config.outlying, is_held)
     if not marked.any():
-        return trajectories, []
+        return _Parts(train, held_out, inputs), []
     first = int(marked.nonzero()[0])
     said = (
-        f"rows: {int(marked.sum()):,} of {len(trajectories):,} lie more than {factor:g} times as far out as the median "
-        f"row, and are left out of the fit"
+        f"rows: {int(marked.sum()):,} of {len(trajectories):,} lie more than {config.outlying:g} times as far out as the "
+        "median row, and are left out of the fit"
     )
     warnings.warn(
         f"{said}; the first is row {first}, at position {int(trajectories.position[first])} of its input. What is "
@@ -259,7 +271,7 @@ def _without_outlying(trajectories: Trajectories, factor: float | None) -> tuple
         "attention sinks, labels of -100), or fit them too with FitConfig(outlying=None).",
         stacklevel=5,
     )
-    return trajectories[~marked], [said]
+    return _Parts(train[~marked[~is_held]], held_out[~marked[is_held]], inputs), [said]
 
 
 def _of_one_site(config: NormalizationConfig) -> NormalizationConfig:

@@ -294,7 +294,8 @@ class KoopmanAutoencoder(
 
         Rows that outlie, and that the fit left out, are in neither.
         """
-        outlying = outlying_rows(trajectories.states, self.record.settings.get("outlying"))
+        factor, held = self.record.settings.get("outlying"), self.is_held_out(trajectories)
+        outlying = outlying_rows(trajectories.states, factor, held)
         kept = trajectories[~outlying] if outlying.any() else trajectories
         c, device = self.config, next(self.decoder.parameters()).device
         self.moments, self.heldout_moments = (

@@ -19,27 +19,41 @@ LEAST_SHARE = 0.1
 _MEDIAN_ROWS = 2048
 
 
-def outlying_rows(states: Sequence[Float[Tensor, "sample _"]], factor: float | None) -> Bool[Tensor, " sample"]:
+def outlying_rows(
+    states: Sequence[Float[Tensor, "sample _"]], factor: float | None, held_out: Bool[Tensor, " sample"]
+) -> Bool[Tensor, " sample"]:
     """Mark the rows that lie, at any depth, more than so many times as far out as the median row.
+
+    Medians are of the rows that are fitted on, so that what is held out has no say in what these are.
 
     Args:
         states: one tensor of rows a depth.
         factor: how many times; None marks none.
+        held_out: which rows are.
 
     Returns:
-        The mask; of none where the far rows hold less than a tenth of all squares, more than a twentieth would be
-        marked, or most rows are one and the same.
+        The mask. Of the rows fitted on, and likewise of those held out, none is marked at a depth where the far ones
+        hold less than a tenth of all squares, and none at all where more than a twentieth would be. Where most rows
+        are one and the same, none is.
     """
     marked = torch.zeros(len(states[0]), dtype=torch.bool)
     if factor is None:
         return marked
+    sides = (~held_out, held_out)
     for state in states:
-        some = state[:: max(1, len(state) // _MEDIAN_ROWS)]
+        fitted = sides[0].to(state.device)
+        some = state[fitted][:: max(1, int(fitted.sum()) // _MEDIAN_ROWS)]
         centre = some.median(0).values
         # In the states' own precision, whose range a square could leave.
-        distances = torch.linalg.vector_norm(state - centre, dim=1, dtype=torch.float64)
-        middle = distances.median()
-        far = distances > factor * middle
-        if middle > 0 and distances[far].square().sum() > LEAST_SHARE * distances.square().sum():
-            marked |= far.cpu()
-    return marked if int(marked.sum()) <= MOST_OUTLYING * len(marked) else torch.zeros_like(marked)
+        distances = torch.linalg.vector_norm(state - centre, dim=1, dtype=torch.float64).cpu()
+        middle = distances[sides[0]].median()
+        if middle == 0:
+            continue
+        for side in sides:
+            far = side & (distances > factor * middle)
+            if distances[far].square().sum() > LEAST_SHARE * distances[side].square().sum():
+                marked |= far
+    for side in sides:
+        if int(marked[side].sum()) > MOST_OUTLYING * int(side.sum()):
+            marked &= ~side
+    return marked

@@ -9,6 +9,11 @@ import koopman_interp as ki
 from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.testing import LinearHost, ResidualMLP
 
+
+def marks(states):
+    return outlying_rows(states, 30.0, torch.zeros(len(states[0]), dtype=torch.bool))
+
+
 QUICK = ki.FitConfig(steps=60, evaluate_every=30)
 
 
@@ -33,7 +38,7 @@ def scaled(trajectories, coordinate=3, by=1e4):
 
 def test_rows_far_out_are_left_out_and_said():
     _, _, trajectories = observed(far=50)
-    marked = outlying_rows(trajectories.states, 30.0)
+    marked = marks(trajectories.states)
     assert marked.nonzero().squeeze(1).tolist() == list(range(0, 600, 50))
     with pytest.warns(UserWarning, match="12 of 600 lie more than 30 times as far out as the median row"):
         koopman = ki.fit(trajectories, QUICK)
@@ -58,17 +63,17 @@ def test_moments_gathered_anew_leave_out_the_same_rows(tmp_path):
 
 def test_a_part_of_the_rows_that_is_large_is_no_outlier():
     _, _, trajectories = observed(far=10)
-    assert not outlying_rows(trajectories.states, 30.0).any()
+    assert not marks(trajectories.states).any()
     # Nor does one spread hide that most rows are one and the same.
     states = [torch.zeros(100, 3)]
     states[0][:30] = torch.randn(30, 3)
-    assert not outlying_rows(states, 30.0).any()
+    assert not marks(states).any()
 
 
 def test_distances_hold_past_the_range_of_squares():
     state = torch.randn(100, 4, generator=torch.Generator().manual_seed(0)) * 1e25
     state[7] *= 1e6
-    assert outlying_rows([state], 30.0).nonzero().tolist() == [[7]]
+    assert marks([state]).nonzero().tolist() == [[7]]
 
 
 def test_figures_of_far_rows_say_whose_they_are():
