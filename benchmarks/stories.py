@@ -36,7 +36,7 @@ CONFIGS = {
     "large": ki.FitConfig(observables=192, hidden=(512,), divergence=4.0, steps=2500, patience=None),
     # A K of 2×2 blocks, which the linear parts of encoder and decoder turn, leaves more of the few to the rest.
     "small": ki.FitConfig(
-        observables=64, hidden=(30,), operator="blocks", divergence=10.0, depths=2, steps=1500, patience=None
+        observables=64, hidden=(30,), operator="blocks", divergence=20.0, depths=None, steps=4000, patience=None
     ),
     "states": ki.FitConfig(),
 }
