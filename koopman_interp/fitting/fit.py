@@ -262,8 +262,8 @@ def _parted(trajectories: Trajectories, config: FitConfig) -> tuple[_Parts, list
         return _Parts(train, held_out, inputs), []
     first = int(marked.nonzero()[0])
     said = (
-        f"rows: {int(marked.sum()):,} of {len(trajectories):,} lie more than {config.outlying:g} times as far out as the "
-        "median row, and are left out of the fit"
+        f"rows: {int(marked.sum()):,} of {len(trajectories):,} lie more than {config.outlying:g} times as far out as "
+        "the median row, and are left out of the fit"
     )
     warnings.warn(
         f"{said}; the first is row {first}, at position {int(trajectories.position[first])} of its input. What is "
