@@ -16,6 +16,7 @@ from koopman_interp import plotting
 from koopman_interp.auditing.language import LanguageScores
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import json_digest
+from koopman_interp.forgetting.suppression import SuppressionTrial
 from koopman_interp.results import PlainResult, Result
 from koopman_interp.tables import Column, Table
 from koopman_interp.testing import yin_yang
@@ -26,6 +27,8 @@ NOT_DRAWN = {
     "LanguageAudit": "a few shares",
     "ModeMeaning": "several modes are drawn together, as ModeMeanings",
     "OperatorEdit": "facts of a certificate",
+    "Reach": "two rows of shares",
+    "Suppression": "a table of what was tried",
     "PermutationTest": "one difference and its p-value",
     "SchurForm": "a list of blocks",
     "VampScores": "a score by the number of modes",
@@ -54,6 +57,8 @@ def results(trained, trajectories, surrogate):
         edit,
         ki.each_site(koopman, lambda depth: ki.erase_class(koopman, label=2, site=depth), [1, 2]),
         ki.forget(model, koopman, fitted=fitted, **options),
+        ki.reach(ki.patched(model, koopman, edit), held_out=x),
+        suppressed(koopman),
         ki.Frontier("left, %", "cost, %", 97.0, (ki.FrontierPoint("mask", 1.0, 0.5, 0.25),)),
         ki.sites(model),
         ki.fidelity(model, koopman, held_out=(x, y), fitted=fitted, spans="to_target"),
@@ -76,6 +81,16 @@ def results(trained, trajectories, surrogate):
         ),
     ]
     return {type(result).__name__: result for result in made}
+
+
+def suppressed(koopman):
+    """What `suppress_concept` returns, of trials that were never made: it needs a language model."""
+    tried = (
+        SuppressionTrial(koopman.sites[-1:], 0.1, 1.0, 0.5, -0.2, 0.01),
+        SuppressionTrial(koopman.sites[1:], 0.4, 1.5, 0.9, 0.8),
+    )
+    edits = ki.each_site(koopman, lambda depth: ki.erase_class(koopman, label=2, site=depth), [-1])
+    return ki.Suppression("concept", edits, tried[0], tried, 3.0, 2.9, 0.95, 0.9, 0.02, True, 40)
 
 
 def public_results():
@@ -137,7 +152,7 @@ def test_options_of_a_figure_are_those_of_its_function(results):
 
 def test_every_public_result_that_is_kept_comes_back_from_its_file(results, tmp_path):
     kept = {name: result for name, result in results.items() if hasattr(result, "load")}
-    assert set(results) - set(kept) == {"FitRecord", "Forgetting"}
+    assert set(results) - set(kept) == {"FitRecord", "Forgetting", "Suppression"}
     for name, result in kept.items():
         result.save(tmp_path / name)
         assert str(type(result).load(tmp_path / name)) == str(result), name

@@ -339,9 +339,10 @@ print(f"An edit of strength 0 leaves the logits {'bit-identical' if null else 'C
 # ## An attribute of sentences: sentiment
 #
 # `erase_concept` takes an attribute a sequence or a token: categories, or quantities. Here it is the sentiment of
-# reviews, one label a sentence. It stands in no token alone, so it is learnt of the mean observables of each sentence,
-# `pooled=True`. A linear probe on the mean state of a sentence says how much of it there is to begin with (this model
-# was made for children's stories, so: little) and how much is left.
+# reviews, one label a sentence. It stands in no token alone, so it can be learnt of the mean observables of each
+# sentence, `pooled=True`, or of every token. A linear probe on the mean state of a sentence says how much of it there
+# is to begin with (this model was made for children's stories, so: little) and how much is left. Between the two ways
+# there is nothing here that 600 sentences could tell apart (their standard error is 2 points).
 
 # %%
 reviews = data("sst2", "stanfordnlp/sst2")["train"].select(range(SENTENCES))

@@ -30,7 +30,7 @@ from koopman_interp.auditing.baselines import (
     why_no_leace,
 )
 from koopman_interp.auditing.comparison import AuditedRows, FirstPasses, compared, scored_on_training
-from koopman_interp.auditing.labelled import Labelled, drawn, labelled_batches, require_classes
+from koopman_interp.auditing.labelled import Batch, Labelled, drawn, labelled_batches, require_classes
 from koopman_interp.auditing.language import LanguageChecks, LanguageScores, language_scores
 from koopman_interp.auditing.measures import Measured, audit_rows
 from koopman_interp.auditing.probe_scores import SHOTS, Depths, Prober
@@ -55,6 +55,8 @@ Retrained = nn.Module | Host | Callable[[], nn.Module]
 """A model that never saw the classes, or a function that trains and returns one."""
 
 _LEAST_ROWS = 2 * max(SHOTS)
+_REACH_BATCHES = 4
+"""Batches that the reach of the edit is measured on, at most: four passes each, and one more a further site."""
 
 
 @torch.no_grad()
@@ -101,7 +103,7 @@ def audit(
 
     Returns:
         One row each for the base model, the logit mask, mean difference, LEACE, the retrained reference (if given) and
-        the edit; and how much of the edit arrives at the target and at the output (`reach`).
+        the edit; and how much of the edit arrives at the target and at the output (`reach`), on a few of the batches.
 
     Raises:
         InputError: no edit, or edits that do not say what they forget; a patch that is installed; an unknown probe;
@@ -142,8 +144,14 @@ def audit(
         retain_training_rows=retain_training_rows,
         relearn=relearn,
         left_out=missing,
-        reach=measured_reach(patch, [x for x, _ in rows.held_out]),
+        reach=measured_reach(patch, [x for x, _ in _spread(rows.held_out)]),
     )
+
+
+def _spread(batches: Sequence[Batch]) -> list[Batch]:
+    """Take a few of the batches, evenly spaced: enough to say what arrives, at a cost that does not grow."""
+    count = min(len(batches), _REACH_BATCHES)
+    return [batches[place * len(batches) // count] for place in range(count)]
 
 
 def _classes(patch: Patch, label: int | tuple[int, ...] | None) -> tuple[int, ...]:

@@ -101,7 +101,7 @@ class Reach(PlainResult):
         share = "none of it" if ours.share is None else f"{ours.share:.0%} of the change at its site"
         nats = "" if ours.output is None else f", {ours.output:.3g} nats at the output"
         other = "" if theirs.output is None else f" ({theirs.way}: {theirs.output:.3g} nats)"
-        return f"The edit is {ours.way}: {share} arrives at {self.target!r}{nats}{other}."
+        return f"The edit is {ours.way}: {share} arrives at {self.target!r}{nats}{other}, on {self.rows:,} rows."
 
     @property
     def change(self) -> float:

@@ -9,6 +9,7 @@ that can be afforded is found.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +27,7 @@ from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.edits.redirect import redirect
 from koopman_interp.edits.targets import Targets, counterfactual
 from koopman_interp.errors import InputError
+from koopman_interp.files import write_json
 from koopman_interp.forgetting.contrast import Contrast, ContrastRows
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.protocol import Host
@@ -178,6 +180,10 @@ class Suppression(Result):
             "trials": [asdict(trial) for trial in self.trials],
             "edits": self.edits.as_dict(),
         }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table as JSON."""
+        write_json(path, self.as_dict())
 
 
 @torch.no_grad()

@@ -18,6 +18,10 @@ METHODS = 3 + has_leace()
 """What takes a pass of the model itself: the base model, mean difference, LEACE and the edit. A mask takes none."""
 
 
+REACH = 4
+"""Passes a batch that say what arrives of the edit, on four batches at most: the base model, and three ways of it."""
+
+
 @contextmanager
 def counted(model):
     """Count calls of a model and of its copies."""
@@ -34,10 +38,11 @@ def test_each_method_takes_one_pass_a_batch(case, batch_size, held_out, training
     settings = {"probes": (), "retrained": case.retrained, "batch_size": batch_size}
     with counted(case.model) as calls, counted(case.retrained) as others:
         case.audited(**settings)
-    assert (len(calls), len(others)) == (METHODS * held_out, held_out)
+    assert (len(calls), len(others)) == (METHODS * held_out + REACH * held_out, held_out)
     with counted(case.model) as calls, counted(case.retrained) as others:
         case.audited(**settings, training=case.training)
-    assert (len(calls), len(others)) == (METHODS * (held_out + training), held_out + training)
+    asked = METHODS * (held_out + training) + REACH * held_out
+    assert (len(calls), len(others)) == (asked, held_out + training)
 
 
 def test_outputs_that_are_too_much_to_keep_cost_the_base_model_a_second_pass(case, found, monkeypatch):
@@ -47,7 +52,7 @@ def test_outputs_that_are_too_much_to_keep_cost_the_base_model_a_second_pass(cas
         monkeypatch.setattr(comparison, "MOST_KEPT", kept)
         with counted(case.model) as calls:
             again = case.audited(retrained=case.retrained, batch_size=len(x) // 4)
-        assert len(calls) == 4 * METHODS + more
+        assert len(calls) == 4 * (METHODS + REACH) + more
         for ours, theirs in zip(again.rows, found.rows, strict=True):
             assert (ours.forget_accuracy, ours.retain_accuracy) == (theirs.forget_accuracy, theirs.retain_accuracy)
             assert ours.kl == pytest.approx(theirs.kl, rel=1e-4, abs=1e-9)
@@ -105,7 +110,9 @@ def wide():
         torch.manual_seed(0)
         model, retrained = (ResidualMLP(4, 10, 3, CLASSES).eval() for _ in range(2))
     x, y = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)), torch.arange(300) % 3
-    koopman = ki.fit(ki.attach(model).observe(x, y, progress=False), method="least_squares")
+    koopman = ki.fit(
+        ki.attach(model).observe(x, y, progress=False), ki.FitConfig(observables=20), method="least_squares"
+    )
     return ki.patched(model, koopman, ki.erase_class(koopman, label=1)), retrained
 
 

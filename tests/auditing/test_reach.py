@@ -188,7 +188,13 @@ def test_several_sites_add_up_and_the_value_is_kept(case, tmp_path):
 
 
 def test_an_audit_says_which_way_and_what_arrives(case, found):
-    assert found.reach == ki.reach(case.patch(), held_out=case.held_out[0])
+    x = case.held_out[0]
+    whole = ki.reach(case.patch(), held_out=x)
+    # On at most four batches of 64, evenly spaced.
+    batches = torch.cat([x[start : start + 64] for start in (0, 64, 128, 192)])
+    assert found.reach.patched.share == pytest.approx(ki.reach(case.patch(), held_out=batches).patched.share, rel=1e-5)
+    assert found.reach.patched.share == pytest.approx(whole.patched.share, rel=0.1)
+    assert found.reach.rows == len(batches)
     assert any(note.startswith("The edit is carried by K from") for note in found.notes())
     assert ki.Audit.from_dict(found.as_dict()).reach == found.reach
 
