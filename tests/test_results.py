@@ -7,6 +7,7 @@ from html import unescape
 
 import numpy as np
 import pytest
+import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from numpy import ndarray
@@ -64,6 +65,7 @@ def results(trained, trajectories, surrogate):
         ki.fidelity(model, koopman, held_out=(x, y), fitted=fitted, spans="to_target"),
         ki.koopman_lens(model, koopman, x[:5]),
         ki.compare_lenses(model, koopman, held_out=x, fitted=fitted),
+        directions(koopman),
         spectrum,
         ki.spectral_distance(spectrum, ki.spectrum(surrogate, trajectories), starts=1),
         ki.pseudospectra(spectrum, points=6),
@@ -81,6 +83,13 @@ def results(trained, trajectories, surrogate):
         ),
     ]
     return {type(result).__name__: result for result in made}
+
+
+def directions(koopman):
+    """What `lens_vectors` returns, of a model without tokens."""
+    vectors = tuple(torch.eye(2, width, dtype=torch.float64) for width in koopman.config.widths[-2:])
+    figures = (torch.full((2, 2), 0.5), torch.ones(2), koopman.sites[-2:])
+    return ki.LensVectors(vectors, *figures, (3, 4), ("a", "b"), (" a", " b"), 7, "Koopman lens", koopman.config.host)
 
 
 def suppressed(koopman):

@@ -18,7 +18,7 @@ from koopman_interp.auditing.membership import Membership
 from koopman_interp.auditing.probes import probe_accuracy, prototype_recall
 from koopman_interp.auditing.result import Audit
 from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import read_json, write_json
+from koopman_interp.files import json_digest, read_json, write_json
 from koopman_interp.testing import ResidualMLP
 from tests.naming import named
 
@@ -474,6 +474,10 @@ def test_a_file_of_another_kind_or_with_parts_missing_is_refused(whole, tmp_path
     values = read_json(path)
     del values["rows"][0]["relearning"]
     write_json(path, values)
+    with pytest.raises(FileFormatError, match="does not hold what was written to it"):
+        Audit.load(path)
+    kept = {name: each for name, each in values.items() if name not in ("kind", "digest")}
+    write_json(path, {"kind": "Audit", "digest": json_digest(kept), **kept})
     with pytest.raises(FileFormatError, match="lacks parts of the Audit"):
         Audit.load(path)
 

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 import koopman_interp as ki
 from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import write_json
+from koopman_interp.files import json_digest, write_json
 from koopman_interp.hosts.finding import host_for
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -235,9 +235,12 @@ def test_values_are_json_and_come_back_from_it(language, tmp_path):
     found = ki.audit_language(ki.patched(model, koopman, edit), checks)
     found.save(tmp_path / "language.json")
     stored = json.loads((tmp_path / "language.json").read_text())
-    assert stored == {"kind": "LanguageAudit", **json.loads(json.dumps(found.as_dict()))}
+    values = json.loads(json.dumps(found.as_dict()))
+    assert stored == {"kind": "LanguageAudit", "digest": json_digest(values), **values}
     assert ki.LanguageAudit.load(tmp_path / "language.json") == found
-    for broken, told in ((stored | {"kind": "audit"}, "does not hold"), (stored | {"rows": {"": {}}}, "lacks parts")):
+    lacking = values | {"rows": {"": {}}}
+    signed = {"kind": "LanguageAudit", "digest": json_digest(lacking), **lacking}
+    for broken, told in ((stored | {"kind": "audit"}, "does not hold"), (signed, "lacks parts")):
         write_json(tmp_path / "language.json", broken)
         with pytest.raises(FileFormatError, match=told):
             ki.LanguageAudit.load(tmp_path / "language.json")
