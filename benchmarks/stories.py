@@ -38,7 +38,7 @@ CONFIGS = {
     "small": ki.FitConfig(
         observables=64, hidden=(30,), operator="blocks", divergence=20.0, depths=None, steps=4000, patience=None
     ),
-    "context": ki.FitConfig(context="causal", steps=1500, patience=None),
+    "context": ki.FitConfig(context="causal", steps=1200, patience=None),
     "states": ki.FitConfig(),
 }
 """Settings of each surrogate; all but the last are given the model."""
@@ -50,7 +50,7 @@ NAMES = {
     "states": "Koopman lens, states alone",
     "affine": TUNED,
 }
-ASKED = {"default": (1.75, 1.25, 0.95, 0.68, 0.44), "large": (1.35, 1.10, 0.85, 0.62, 0.42)}
+ASKED = {"default": (1.75, 1.25, 0.95, 0.68, 0.44), "context": (1.35, 1.10, 0.85, 0.62, 0.42)}
 
 
 @dataclass(frozen=True)
