@@ -272,7 +272,7 @@ class _Seen:
     """States at some sites, and what the model said, in one pass."""
 
     states: Mapping[str, Float[Tensor, "row width"]]
-    logp: Float[Tensor, "row class"] | None
+    logp: Float[Tensor, "said class"] | None
 
     @classmethod
     def of(cls, patch: Patch | None, host: Host, x: Any, sites: Sequence[str], skip: int, last: bool) -> _Seen:
