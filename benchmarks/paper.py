@@ -33,6 +33,7 @@ from torch import Tensor, nn
 import koopman_interp as ki
 from koopman_interp.errors import NonFiniteError
 from koopman_interp.files import write_json
+from koopman_interp.fitting.sizes import sizes
 from koopman_interp.patching.motion import Mode
 from koopman_interp.tables import table
 
@@ -100,7 +101,8 @@ def fit_ours(name: str, config: ki.FitConfig, trajectories: ki.Trajectories, arg
     if steps < config.steps:
         config = replace(config, steps=steps, evaluate_every=min(config.evaluate_every, max(1, steps // 10)))
     koopman, record = watched_fit(trajectories, config, most_seconds=PATIENCE_ON_CLOCK * most)
-    passes = record.steps * config.batch_size / (len(trajectories) * (1 - config.validation))
+    batch = sizes(config, koopman.config.dimension, len(trajectories), len(trajectories.sites)).batch_size
+    passes = record.steps * batch / (len(trajectories) * (1 - config.validation))
     return Fitted(name, koopman, record, f"{passes:.1f} ({record.steps} of {whole} steps)")
 
 
