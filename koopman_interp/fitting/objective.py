@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, groupby
+from operator import itemgetter
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -165,11 +166,15 @@ class FitObjective:
         # Every prediction trains the decoder as well, so that half of the rows are enough for what it undoes.
         some = slice(0, (states.shape[1] + 1) // 2)
         total = config.reconstruction * reconstruction(surrogate.decoder(z[:, some]), states[:, some])
-        advanced = torch.stack(_advanced(z, times, pairs, propagator))
-        arriving = [later for _, later in pairs]
-        z_target, x_target = z[arriving], states[arriving]
-        total = total + config.linearity * linearity(advanced, z_target)
-        total = total + config.prediction * prediction(surrogate.decoder(advanced), x_target)
+        propagators: dict[float, Propagator] = {}
+        # A look takes the pairs of one start after the other: all at once are, of many depths, more than memory holds.
+        # Gradients hold them all anyway.
+        starts = [pairs] if torch.is_grad_enabled() else [list(group) for _, group in groupby(pairs, itemgetter(0))]
+        for group in starts:
+            advanced = torch.stack(_advanced(z, times, group, propagator, propagators))
+            arriving, share = [later for _, later in group], len(group) / len(pairs)
+            total = total + share * config.linearity * linearity(advanced, z[arriving])
+            total = total + share * config.prediction * prediction(surrogate.decoder(advanced), states[arriving])
         weight = 1 / states.shape[-1] if config.isometry_weight is None else config.isometry_weight
         if weight == 0:
             return total
@@ -184,13 +189,17 @@ class FitObjective:
 
 
 def _advanced(
-    z: Tensor, times: Sequence[float], pairs: Sequence[tuple[int, int]], propagator: Callable[[float], Propagator]
+    z: Tensor,
+    times: Sequence[float],
+    pairs: Sequence[tuple[int, int]],
+    propagator: Callable[[float], Propagator],
+    propagators: dict[float, Propagator],
 ) -> list[Tensor]:
     """Advance the observables of each pair's earlier depth to its later one.
 
-    A rollout that passes through a depth on its way to a later one is continued, not begun anew.
+    A rollout that passes through a depth on its way to a later one is continued, not begun anew, and so are the
+    propagators that were made for other pairs.
     """
-    propagators: dict[float, Propagator] = {}
     reached = {(depth, depth): z[depth] for depth in range(len(z))}
     for i, j in pairs:
         nearest = max(k for (start, k) in reached if start == i and k <= j)
