@@ -18,7 +18,7 @@ from torch import nn
 
 from koopman_interp.distilling.config import DistilConfig
 from koopman_interp.errors import InputError
-from koopman_interp.fitting.checkpoint import Checkpoint
+from koopman_interp.fitting.checkpoint import Checkpoint, Resume
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.inputs import PartedInputs
@@ -43,7 +43,7 @@ def distil(
     *,
     fitted: Trajectories,
     checkpoint: str | os.PathLike[str] | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     progress: bool | None = None,
 ) -> KoopmanAutoencoder:
     """Fit a surrogate further, so that the model says the same with it in place of any span up to its last depth.
@@ -59,7 +59,8 @@ def distil(
         fitted: the trajectories that the surrogate was fitted on, with the labels: the losses of its fit are taken on
             them, and the moments that edits need are gathered anew.
         checkpoint: file that holds the state at each look at the held-out inputs; it is left in place.
-        resume: go on from the checkpoint; the result equals, bit for bit, that of an uninterrupted call.
+        resume: go on from the checkpoint, `auto` where there is one; the result equals, bit for bit, that of an
+            uninterrupted call.
         progress: show a bar; None shows it on a terminal only.
 
     Returns:

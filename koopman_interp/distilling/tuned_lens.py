@@ -15,7 +15,7 @@ from koopman_interp.analysis.substitutes.affine import AffineMap
 from koopman_interp.analysis.substitutes.lenses import AffineLens
 from koopman_interp.analysis.substitutes.stand_ins import substituted
 from koopman_interp.distilling.config import DistilConfig
-from koopman_interp.fitting.checkpoint import Checkpoint
+from koopman_interp.fitting.checkpoint import Checkpoint, Resume
 from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.inputs import PartedInputs
 from koopman_interp.fitting.output import OutputObjective
@@ -33,7 +33,7 @@ def tune_lens(
     config: DistilConfig | None = None,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     progress: bool | None = None,
 ) -> AffineLens:
     """Train an affine lens on the divergence at the output.
@@ -45,7 +45,8 @@ def tune_lens(
         config: how to train; its `batch_size` is that of inputs that come uncut, and the weights of the losses of
             states do not apply.
         checkpoint: file that holds the state at each look at the held-out inputs; it is left in place.
-        resume: go on from the checkpoint; the result equals, bit for bit, that of an uninterrupted call.
+        resume: go on from the checkpoint, `auto` where there is one; the result equals, bit for bit, that of an
+            uninterrupted call.
         progress: show a bar; None shows it on a terminal only.
 
     Returns:

@@ -9,12 +9,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.files import read_tensors, write_tensors
+
+Resume = bool | Literal["auto"]
+"""Whether to go on from a checkpoint; `auto` is where there is one."""
 
 _KIND = "checkpoint"
 
@@ -34,14 +37,18 @@ class Checkpoint:
         # As it will come back from the file: without tuples.
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
 
-    def require_free(self) -> None:
-        """Refuse to write over the state of another call.
+    def is_gone_on_from(self, resume: Resume) -> bool:
+        """Say whether a descent goes on from here, and refuse to write over the state of another call.
 
         Raises:
-            InputError: there is a file.
+            InputError: there is a file, and nothing was said of going on from it.
         """
-        if self.path is not None and self.path.exists():
+        there = self.path is not None and self.path.exists()
+        if resume == "auto":
+            return there
+        if there and not resume:
             raise InputError(f"There is a checkpoint at {self.path}. Go on from it with resume=True, or delete it.")
+        return resume
 
     def write(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Keep weights and progress, where there is a file to keep them in."""

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from koopman_interp.errors import FitInterrupted, NonFiniteError
-from koopman_interp.fitting.checkpoint import Checkpoint
+from koopman_interp.fitting.checkpoint import Checkpoint, Resume
 from koopman_interp.fitting.config import DescentConfig
 from koopman_interp.fitting.schedules import is_level, last_step, latest_decay, learning_rate
 from koopman_interp.surrogates.record import Look
@@ -90,11 +90,11 @@ class Descent:
         self._best = self._weights()
         self._averaged = self._weights() if config.averaging else None
 
-    def run(self, *, resume: bool, progress: bool | None) -> list[Look]:
+    def run(self, *, resume: Resume, progress: bool | None) -> list[Look]:
         """Take the steps and leave the best weights in the parameters.
 
         Args:
-            resume: go on from the checkpoint.
+            resume: go on from the checkpoint; `auto` where there is one.
             progress: show a bar; None shows it on a terminal only.
 
         Returns:
@@ -105,10 +105,8 @@ class Descent:
             InputError: the checkpoint is another call's, or would be overwritten.
             NonFiniteError: the loss diverged.
         """
-        if resume:
+        if self._checkpoint.is_gone_on_from(resume):
             self._load()
-        else:
-            self._checkpoint.require_free()
         bar = tqdm(
             total=self.config.steps,
             initial=self.progress.step,

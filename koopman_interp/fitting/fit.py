@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.candidate import linear_maps, solve_operator_anew
-from koopman_interp.fitting.checkpoint import Checkpoint
+from koopman_interp.fitting.checkpoint import Checkpoint, Resume
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.least_squares import solve, start_encoder, start_operator, start_rows
@@ -64,7 +64,7 @@ def fit(
     batches: object = None,
     method: Method = "gradient",
     checkpoint: str | os.PathLike[str] | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     progress: bool | None = None,
 ) -> KoopmanAutoencoder:
     """Fit a Koopman autoencoder to trajectories, and with the model to what it says too.
@@ -83,7 +83,8 @@ def fit(
         method: `gradient` (ridge start, then AdamW) or `least_squares` (random features and ridge regression, no
             gradient steps at all).
         checkpoint: file that holds the fit's state at each look at the held-out rows; it is left in place.
-        resume: go on from the checkpoint; the result equals, bit for bit, that of an uninterrupted fit.
+        resume: go on from the checkpoint, `auto` where there is one; the result equals, bit for bit, that of an
+            uninterrupted fit.
         progress: show a bar with the held-out figures; None shows it on a terminal only.
 
     Returns:
@@ -114,7 +115,7 @@ def _fitted(
     at_output: AtOutput | None,
     *,
     checkpoint: str | os.PathLike[str] | None,
-    resume: bool,
+    resume: Resume,
     progress: bool | None,
 ) -> KoopmanAutoencoder:
     started = time.perf_counter()
@@ -206,7 +207,7 @@ def _descend(
     checkpoint: Checkpoint,
     spent: float,
     *,
-    resume: bool,
+    resume: Resume,
     progress: bool | None,
 ) -> tuple[list[Look], list[str]]:
     """Fit by gradient steps from a start by least squares.

@@ -334,6 +334,21 @@ def test_a_fit_may_be_interrupted_twice(trajectories, quick_config, surrogate, t
     assert same_weights(ki.fit(trajectories, quick_config, checkpoint=path, resume=True, progress=False), surrogate)
 
 
+def test_auto_begins_where_there_is_no_checkpoint_and_goes_on_where_there_is(
+    trajectories, quick_config, surrogate, tmp_path, monkeypatch
+):
+    path = tmp_path / "kept.safetensors"
+    mend = interrupted_at(monkeypatch, 45)
+    with pytest.raises(FitInterrupted):
+        ki.fit(trajectories, quick_config, checkpoint=path, resume="auto", progress=False)
+    mend()
+    taken = []
+    descend = Descent._descend
+    monkeypatch.setattr(Descent, "_descend", lambda self, step: (taken.append(step), descend(self, step))[1])
+    assert same_weights(ki.fit(trajectories, quick_config, checkpoint=path, resume="auto", progress=False), surrogate)
+    assert taken == list(range(40, 60))
+
+
 def test_resuming_a_finished_fit_gives_it_again(trajectories, quick_config, surrogate, tmp_path):
     path = tmp_path / "kept.safetensors"
     first = ki.fit(trajectories, quick_config, checkpoint=path, progress=False)
