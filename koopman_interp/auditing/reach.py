@@ -98,7 +98,7 @@ class Reach(PlainResult):
     def sentence(self) -> str:
         """Say which way the edits are written, and what arrives of them."""
         ours, theirs = self.patched, self.otherwise
-        share = "none of it" if ours.share is None else f"{ours.share:.0%} of the change at its site"
+        share = "none of it" if ours.share is None else f"{100 * ours.share:.0f} % of the change at its site"
         nats = "" if ours.output is None else f", {ours.output:.3g} nats at the output"
         other = "" if theirs.output is None else f" ({theirs.way}: {theirs.output:.3g} nats)"
         return f"The edit is {ours.way}: {share} arrives at {self.target!r}{nats}{other}, on {self.rows:,} rows."
