@@ -25,9 +25,9 @@
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 import koopman_interp as ki
 from koopman_interp import plotting
@@ -253,8 +253,7 @@ print(table(header, rows))
 # One picture of it all: the clock's eigenvalues, and what is left of each frequency in the logits.
 
 # %%
-figure = Figure(figsize=(13, 5.2), layout="constrained")
-left, right = figure.subplots(1, 2)
+figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2), layout="constrained")
 plotting.plot_spectrum(spectrum, left)
 left.set_title("The state after the block, with a → a + 1 as time")
 for value, turns in zip(spectrum.eigenvalues[turning], np.abs(spectrum.turns_a_period[turning]), strict=True):

@@ -1,8 +1,10 @@
 """Figures: each `plot_…` takes a value and the axes to draw on, and returns the axes; `plot` chooses by the value.
 
 Without axes it makes a `matplotlib.figure.Figure` of its own (`axes.figure`), so no pyplot state, backend or setting
-changes. All figures can be read without colour: by marker, line style and label. Each costs under a second, since long
-lists of depths, classes and rows are thinned. Knows nothing of models or of the report.
+changes. In a notebook with the inline backend the figure is one of pyplot's, shown once at the end of the cell and then
+closed; `pyplot.close(axes.figure)` in the same cell keeps it from being shown. All figures can be read without colour:
+by marker, line style and label. Each costs under a second, since long lists of depths, classes and rows are thinned.
+Knows nothing of models or of the report.
 """
 
 from koopman_interp.plotting.audits import plot_audit as plot_audit

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy import ndarray
 
@@ -15,6 +14,7 @@ from koopman_interp.auditing.relearning import OPERATOR
 from koopman_interp.auditing.result import Audit
 from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.errors import InputError
+from koopman_interp.plotting.figures import new_figure
 from koopman_interp.plotting.style import BLUE, GREEN, GREY, LINES, ORANGE, PURPLE, plain, ticks_of_sites
 
 _LOOKS = {
@@ -52,7 +52,7 @@ def plot_audit(audit: Audit, axes: ndarray | None = None) -> ndarray:
         if all(getattr(row, name) is not None for row in audit.rows)
     ]
     if axes is None:
-        figure = Figure(figsize=(2.2 * len(measures), 1.7 + 0.42 * len(audit.rows)), layout="constrained")
+        figure = new_figure(2.2 * len(measures), 1.7 + 0.42 * len(audit.rows))
         axes = figure.subplots(1, len(measures), sharey=True)
     axes = np.asarray(axes).ravel()
     if len(axes) != len(measures):
@@ -81,7 +81,7 @@ def plot_forgetting_by_depth(audit: Audit, axes: ndarray | None = None) -> ndarr
     sites = [scores.site for scores in rows[0].depths]
     kernels = list(rows[0].depths[-1].probes)
     if axes is None:
-        figure = Figure(figsize=(1.6 + 2.8 * (len(kernels) + 1), 3.8), layout="constrained")
+        figure = new_figure(1.6 + 2.8 * (len(kernels) + 1), 3.8)
         axes = figure.subplots(1, len(kernels) + 1, sharey=True)
     axes = np.asarray(axes).ravel()
     if len(axes) != len(kernels) + 1:
@@ -119,7 +119,7 @@ def plot_relearning(audit: Audit, axes: ndarray | None = None) -> ndarray:
     if not curves:
         raise InputError("This audit tried no relearning. Make it with relearn=Relearning().")
     if axes is None:
-        figure = Figure(figsize=(7.2, 5.4), layout="constrained")
+        figure = new_figure(7.2, 5.4)
         axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     axes = np.asarray(axes).ravel()
     if len(axes) != 2:

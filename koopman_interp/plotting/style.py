@@ -12,9 +12,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy import ndarray
+
+from koopman_interp.plotting.figures import new_figure
 
 # Okabe and Ito's palette, whose colours are told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
@@ -32,7 +33,7 @@ _MOST_TICKS = 14
 
 def own_axes(ax: Axes | None, width: float, height: float) -> Axes:
     """Return the axes given, or axes of a figure of their own, sizes in inches."""
-    return Figure(figsize=(width, height), layout="constrained").add_subplot() if ax is None else ax
+    return new_figure(width, height).add_subplot() if ax is None else ax
 
 
 def plain(ax: Axes) -> None:

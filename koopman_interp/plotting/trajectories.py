@@ -9,10 +9,10 @@ import math
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy import ndarray
 
 from koopman_interp.errors import InputError
+from koopman_interp.plotting.figures import new_figure
 from koopman_interp.plotting.style import GREY, MOST_DEPTHS, plain, short, thinned
 from koopman_interp.trajectories import Trajectories
 
@@ -44,7 +44,7 @@ def plot_trajectories(trajectories: Trajectories, axes: ndarray | None = None) -
     own = None
     if axes is None:
         lines = math.ceil(len(shown) / columns)
-        own = Figure(figsize=(2.6 * columns, 2.7 * lines + 0.7), layout="constrained")
+        own = new_figure(2.6 * columns, 2.7 * lines + 0.7)
         axes = own.subplots(lines, columns, squeeze=False).ravel()
         for spare in axes[len(shown) :]:
             spare.remove()

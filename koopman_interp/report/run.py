@@ -22,6 +22,7 @@ from koopman_interp.auditing.result import Audit
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.files import jsonable, write_json
+from koopman_interp.plotting.figures import unseen
 from koopman_interp.report import folder as places
 from koopman_interp.report.page import build_page
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -78,8 +79,9 @@ def write_run(
     ):
         if value is not None:
             value.save(to / name)
-    drawn = _of_surrogate(koopman, trajectories, spectrum, fidelity, lens) | _of_topologies(topologies)
-    drawn |= _of_audits(audits)
+    with unseen():
+        drawn = _of_surrogate(koopman, trajectories, spectrum, fidelity, lens) | _of_topologies(topologies)
+        drawn |= _of_audits(audits)
     for name, axes in drawn.items():
         plotting.save_figure(axes, to / places.FIGURES, name)
     values = {
