@@ -11,19 +11,38 @@ from collections.abc import Sequence
 import click
 
 from koopman_interp.cli.editing import audit_, edit, forget_
+from koopman_interp.cli.hints import example
 from koopman_interp.cli.reading import fidelity_, lens, spectrum_, topology_
 from koopman_interp.cli.recording import fit_, observe
-from koopman_interp.cli.surroundings import demo, hosts, report, sites_
+from koopman_interp.cli.surroundings import config_, demo, doctor, hosts, report, sites_
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrder(click.Group):
+    """Lists its verbs in the order they were added in, which is that of the work."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click gives it)
+        return list(self.commands)
+
+
+@click.group(
+    cls=_InOrder,
+    epilog=example(
+        "koopman-interp demo",
+        "koopman-interp observe my:model my:batches --out trajectories.safetensors",
+        "koopman-interp fit trajectories.safetensors --out koopman",
+        "koopman-interp spectrum koopman trajectories.safetensors",
+    ),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="koopman-interp")
 @click.option("--traceback", is_flag=True, help="Show where an error came from.")
 def cli(traceback: bool) -> None:
     """Fit, read and edit the Koopman operator of a network's depth."""
 
 
-for verb in (demo, hosts, sites_, observe, fit_, spectrum_, topology_, fidelity_, lens, edit, forget_, audit_, report):
+_SURROUNDINGS = (doctor, demo, hosts, sites_)
+_WORK = (observe, config_, fit_, spectrum_, topology_, fidelity_, lens, edit, forget_, audit_, report)
+for verb in (*_SURROUNDINGS, *_WORK):
     cli.add_command(verb)
 
 

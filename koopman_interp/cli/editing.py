@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from koopman_interp.cli.names import FILE, FOLDER, called, labelled
+from koopman_interp.cli.hints import example, say_next
+from koopman_interp.cli.names import NAME, called, imported
+from koopman_interp.cli.paths import IN_FILE, OUT_FILE, SURROGATE
+
+if TYPE_CHECKING:
+    from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 
-@click.command()
-@click.argument("koopman", type=FOLDER)
+@click.command(epilog=example("koopman-interp edit koopman --label 4 --out edit.safetensors"))
+@click.argument("koopman", type=SURROGATE)
 @click.option("--label", "labels", type=int, multiple=True, required=True, help="Class to forget; several are allowed.")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="1 erases; more pushes beyond.")
 @click.option("--site", help="Site to erase at; by default where the classes are read best.")
 @click.option("--each-site", is_flag=True, help="Erase at each site past the first, to be written in place.")
-@click.option("--held-out", type=FILE, help="Held-out trajectories to measure the drift on.")
-@click.option("--out", type=FILE, required=True, help="Edit to write (.safetensors).")
+@click.option("--held-out", type=IN_FILE, help="Held-out trajectories to measure the drift on.")
+@click.option("--out", type=OUT_FILE, required=True, help="Edit to write (.safetensors).")
 def edit(
     koopman: Path,
     labels: tuple[int, ...],
@@ -43,17 +49,24 @@ def edit(
     made = at_each(surrogate, lambda depth: erase(site=depth)) if each_site else erase(site=site)
     made.save(out)
     click.echo(repr(made))
+    say_next("audit", "MODEL", "HELD_OUT", koopman, out, *(["--each-site"] if each_site else []))
 
 
-@click.command("forget")
-@click.argument("model")
-@click.argument("data")
-@click.argument("koopman", type=FOLDER)
-@click.argument("trajectories", type=FILE)
-@click.option("--label", type=int, required=True, help="Class to forget.")
+@click.command(
+    "forget",
+    epilog=example(
+        "koopman-interp forget my:model my:validation koopman trajectories.safetensors --label 4 --out edit.safetensors"
+    ),
+)
+@click.argument("model", type=NAME)
+@click.argument("data", type=NAME)
+@click.argument("koopman", type=SURROGATE)
+@click.argument("trajectories", type=IN_FILE)
+@click.option("--label", type=int, required=True, help="Class to forget, or token id with --next-token.")
 @click.option("--most", type=float, default=0.01, show_default=True, help="Share of it that may still be recognised.")
 @click.option("--mode", type=click.Choice(["delta", "replace"]), default="delta", show_default=True)
-@click.option("--out", type=FILE, required=True, help="Edit to write (.safetensors).")
+@click.option("--next-token", is_flag=True, help="Of a language model: judge by the tokens that follow in DATA.")
+@click.option("--out", type=OUT_FILE, required=True, help="Edit to write (.safetensors).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def forget_(
     model: str,
@@ -63,45 +76,80 @@ def forget_(
     label: int,
     most: float,
     mode: Any,
+    next_token: bool,
     out: Path,
     as_json: bool,
 ) -> None:
     """Try edits of KOOPMAN in MODEL on DATA, and write the one that forgets a class best.
 
-    DATA are rows to choose on, other than those of TRAJECTORIES, which KOOPMAN was fitted on, and than those to be
-    reported.
+    DATA are pairs of inputs or texts and labels, or texts alone with --next-token, to choose on: other rows than those
+    of TRAJECTORIES, which KOOPMAN was fitted on, and than those to be reported.
     """
     from koopman_interp.forgetting.forget import forget
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
+    surrogate, fitted = KoopmanAutoencoder.from_pretrained(koopman), Trajectories.load(trajectories)
+    _require_class(label, surrogate.config.classes, str(koopman))
+    host, rows = called(model, data)
     chosen = forget(
-        called(model),
-        KoopmanAutoencoder.from_pretrained(koopman),
-        fitted=Trajectories.load(trajectories),
-        held_out=labelled(data),
+        host,
+        surrogate,
+        fitted=fitted,
+        held_out=_by_next_token(host, rows, surrogate) if next_token else rows,
         label=label,
         most=most,
         mode=mode,
     )
     chosen.edit.save(out)
     click.echo(json.dumps(chosen.as_dict()) if as_json else str(chosen))
+    where = ["--each-site"] if chosen.at == "each site" else []
+    say_next("audit", model, "HELD_OUT", koopman, out, *where, *(["--next-token"] if next_token else []))
 
 
-@click.command("audit")
-@click.argument("model")
-@click.argument("data")
-@click.argument("koopman", type=FOLDER)
-@click.argument("edit", type=FILE)
-@click.option("--label", type=int, multiple=True, help="Class to forget, repeatable (default: what EDIT says).")
+def _require_class(label: int, classes: Iterable[int], koopman: str) -> None:
+    from koopman_interp.errors import InputError
+
+    if label not in classes:
+        known = ", ".join(map(str, classes))
+        seen = f"rows of the classes {known}" if known else "rows without labels"
+        raise InputError(f"{koopman} was fitted on {seen}, so it has no class {label}. Observe labelled rows of it.")
+
+
+def _by_next_token(model: Any, texts: Any, koopman: KoopmanAutoencoder, least: int = 1) -> list[tuple[Any, Any]]:
+    """Label texts by next tokens, of the positions that the surrogate was fitted on."""
+    from koopman_interp.hosts.finding import host_for
+    from koopman_interp.observing.next_tokens import labelled_by_next_token
+
+    host = host_for(model, koopman.config.layout)
+    return labelled_by_next_token(host, texts, skip=koopman.config.skip, least=least)
+
+
+@click.command(
+    "audit",
+    epilog=example(
+        "koopman-interp audit my:model my:held_out koopman edit.safetensors",
+        "koopman-interp audit my:model my:held_out koopman edit.safetensors --training my:training --relearn",
+    ),
+)
+@click.argument("model", type=NAME)
+@click.argument("data", type=NAME)
+@click.argument("koopman", type=SURROGATE)
+@click.argument("edit", type=IN_FILE)
+@click.option("--label", type=int, multiple=True, help="Class to forget, repeatable, where EDIT does not say.")
 @click.option("--mode", type=click.Choice(["delta", "replace"]), default="delta", show_default=True)
 @click.option("--each-site", is_flag=True, help="Write the edits in place at each of their sites.")
-@click.option("--training", help="Rows that MODEL was trained on, as module:callable: accuracy and membership.")
-@click.option("--retrained", help="The same model trained without the class, as module:callable: the reference.")
+@click.option(
+    "--training", type=NAME, help="Rows that MODEL was trained on, as module:callable: accuracy and membership."
+)
+@click.option(
+    "--retrained", type=NAME, help="The same model trained without the class, as module:callable: the reference."
+)
+@click.option("--next-token", is_flag=True, help="Of a language model: judge by the tokens that follow in DATA.")
 @click.option("--depths", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Sites to probe.")
 @click.option("--mlp", is_flag=True, help="Add a probe with a hidden layer.")
 @click.option("--relearn", is_flag=True, help="Try to bring the class back by fine-tuning; needs --training.")
-@click.option("--out", type=FILE, help="JSON to write.")
+@click.option("--out", type=OUT_FILE, help="JSON to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def audit_(
     model: str,
@@ -113,36 +161,40 @@ def audit_(
     each_site: bool,
     training: str | None,
     retrained: str | None,
+    next_token: bool,
     depths: Any,
     mlp: bool,
     relearn: bool,
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Judge EDIT of KOOPMAN in MODEL on held-out DATA, beside the baselines."""
-    from koopman_interp.auditing.audit import audit
+    """Judge EDIT of KOOPMAN in MODEL on held-out DATA, beside the baselines.
+
+    DATA are pairs of inputs or texts and labels, or texts alone with --next-token. Tokens that follow too seldom for
+    the probes are then left out.
+    """
+    from koopman_interp.auditing.audit import LEAST_ROWS, audit
     from koopman_interp.auditing.relearning import Relearning
     from koopman_interp.edits.edit_set import EditSet
     from koopman_interp.files import jsonable
     from koopman_interp.patching.patch import patched
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
-    held_out = labelled(data)
+    if relearn and training is None:
+        raise click.UsageError("--relearn needs rows to learn from: give --training.")
     edits = EditSet.load(edit)
-    if not label and not any(one.labels for one in edits):
-        raise click.UsageError(f"{edit} does not say which class it forgets: give --label.")
+    _require_same(label, edits.labels, str(edit))
+    reference = None if retrained is None else imported(retrained)
+    surrogate = KoopmanAutoencoder.from_pretrained(koopman)
+    host, held_out, *trained = called(model, data, *([] if training is None else [training]))
+    if next_token:
+        held_out, *trained = (_by_next_token(host, rows, surrogate, LEAST_ROWS) for rows in (held_out, *trained))
     found = audit(
-        patched(
-            called(model),
-            KoopmanAutoencoder.from_pretrained(koopman),
-            edits,
-            mode=mode,
-            at="each site" if each_site else "target",
-        ),
+        patched(host, surrogate, edits, mode=mode, at="each site" if each_site else "target"),
         held_out=held_out,
-        training=None if training is None else labelled(training),
+        training=trained[0] if trained else None,
         label=label or None,
-        retrained=None if retrained is None else partial(called, retrained),
+        retrained=reference,
         probes=("linear", "rbf", "mlp") if mlp else ("linear", "rbf"),
         depths=depths,
         relearn=Relearning() if relearn else None,
@@ -150,3 +202,19 @@ def audit_(
     if out is not None:
         found.save(out)
     click.echo(json.dumps(jsonable(found.as_dict())) if as_json else str(found))
+    if training is None:
+        again = ["--mode", mode] + ["--each-site"] * each_site + ["--next-token"] * next_token
+        say_next("audit", model, data, koopman, edit, *again, "--training", "TRAINING", "--relearn")
+
+
+def _require_same(asked: tuple[int, ...], forgotten: tuple[int, ...], edit: str) -> None:
+    """Refuse to judge an edit by other classes than it forgets: it would be blamed for doing its job."""
+    from koopman_interp.labels import classes_named
+
+    if not asked and not forgotten:
+        raise click.UsageError(f"{edit} does not say which class it forgets: give --label.")
+    if asked and forgotten and set(asked) != set(forgotten):
+        raise click.UsageError(
+            f"{edit} forgets {classes_named(forgotten)}, and --label says {classes_named(asked)}. Leave out --label, "
+            "or audit an edit of these."
+        )
