@@ -54,7 +54,9 @@ from koopman_interp.patching.patch import Patch
 Retrained = nn.Module | Host | Callable[[], nn.Module]
 """A model that never saw the classes, or a function that trains and returns one."""
 
-_LEAST_ROWS = 2 * max(SHOTS)
+LEAST_ROWS = 2 * max(SHOTS)
+"""Held-out rows that every class needs, for the probes and the shots."""
+
 _REACH_BATCHES = 4
 """Batches that the reach of the edit is measured on, at most: four passes each, and one more a further site."""
 
@@ -234,9 +236,9 @@ def _require_rows(first: FirstPasses, labels: Sequence[int]) -> None:
             raise InputError(f"Class {label} is not among the model's {first.classes} outputs.")
     present, counts = torch.unique(first.labels, return_counts=True)
     for label, count in zip(present.tolist(), counts.tolist(), strict=True):
-        if count < _LEAST_ROWS:
+        if count < LEAST_ROWS:
             raise InputError(
-                f"Class {label} has {count} held-out rows; probes and {max(SHOTS)}-shot prototypes need {_LEAST_ROWS} "
+                f"Class {label} has {count} held-out rows; probes and {max(SHOTS)}-shot prototypes need {LEAST_ROWS} "
                 "or more."
             )
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from typing import Literal
 
-from koopman_interp.errors import InputError
+from koopman_interp.errors import InputError, nearest
 from koopman_interp.files import Json
 from koopman_interp.fitting.losses import Isometry
 from koopman_interp.surrogates.context import ContextShape
@@ -112,8 +112,8 @@ class FitConfig(DescentConfig):
     `divergence`, `depths`, `inputs` and `least_gain_at_output` apply where a fit is given the model.
 
     Attributes:
-        steps: as in a descent; the default is far more than a fit takes before its loss is level.
-        schedule: as in a descent, and so `least_gain` and `patience`, which end most fits.
+        steps: the default is far more than a fit takes before its loss is level.
+        schedule: by default `least_gain` and `patience` end most fits.
         aim: `prediction` fits K by gradient steps on the losses; `spectrum` solves K in closed form on each batch
             (variable projection; Golub & Pereyra 2003), with how far the observables are from an invariant space among
             the losses: eigenvalues are nearer the truth, at more time a step.
@@ -242,14 +242,19 @@ class FitConfig(DescentConfig):
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise InputError(
-                f"{', '.join(unknown)} is no setting of a fit; there are {', '.join(cls.__dataclass_fields__)}."
+                f"{', '.join(unknown)} is no setting of a fit. {nearest(unknown[0], cls.__dataclass_fields__)}"
             )
         values = dict(values)
         if isinstance(nested := values.get("normalization"), dict):
             unknown = sorted(set(nested) - set(NormalizationConfig.__dataclass_fields__))
             if unknown:
-                raise InputError(f"{', '.join(unknown)} is no setting of a normalisation.")
-            values["normalization"] = NormalizationConfig(**nested)
+                near = nearest(unknown[0], NormalizationConfig.__dataclass_fields__)
+                raise InputError(f"{', '.join(unknown)} is no setting of a normalisation. {near}")
         if isinstance(hidden := values.get("hidden"), list):  # JSON has no tuples
             values["hidden"] = tuple(hidden)
-        return cls(**values)
+        try:
+            if isinstance(nested, dict):
+                values["normalization"] = NormalizationConfig(**nested)
+            return cls(**values)
+        except TypeError as error:  # a comparison with what is no number
+            raise InputError(f"A setting has a value of another kind than it takes: {error}.") from error

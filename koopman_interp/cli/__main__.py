@@ -1,0 +1,5 @@
+"""`python -m koopman_interp.cli`."""
+
+from koopman_interp.cli import main
+
+main()

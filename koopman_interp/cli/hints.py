@@ -1,0 +1,20 @@
+"""What a verb says beside its result: an example under its --help, and on a terminal the command to write next."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+
+def example(*lines: str) -> str:
+    """Return examples as the end of a help text, their lines as they are."""
+    return "\b\n" + "\n".join(["Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
+
+
+def say_next(*words: str | Path) -> None:
+    """Say which command to write next, to a person: neither a file nor a pipe gets it."""
+    if sys.stdout.isatty():
+        click.echo(f"next: koopman-interp {shlex.join(map(str, words))}", err=True)
