@@ -3,8 +3,8 @@
 Each depth is centred. Where all widths agree, one basis serves all depths, the principal components of the pooled,
 centred and scaled states; a basis of its own for each depth would turn the motion. Scales are geometric in depth,
 `s_l = s₀ gᵗ`, which multiplies the operator by 1/g and leaves it otherwise as it is, or each depth's own. Before all
-that, the few coordinates that outlie the others, as large language models have them, are brought down to the size of the
-others; where one basis serves all depths, so do the factors, and eigenvalues stay the host's. The maps are
+that, the few coordinates that outlie the others, as large language models have them, are brought down to the others'
+size; where one basis serves all depths, so do the factors, and eigenvalues stay the host's. The maps are
 `y = (x − mean) forward`, undone by `x = mean + y inverse`; all comes from means and second moments, which one streamed
 pass gathers (see `state_moments`). Knows nothing of hosts or operators.
 """
