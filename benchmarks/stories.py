@@ -7,7 +7,7 @@ lens; and one of the states alone. Beside them an affine lens by least squares, 
 (`ki.tune_lens`). Cost: some quarter of an hour on one idle core.
 
     python benchmarks/stories.py --models ../shared/models --data ../shared/datasets
-    python benchmarks/stories.py --rows default affine --keep /tmp/stories       # some of it, kept to be gone on with
+    python benchmarks/stories.py --rows default affine --keep runs/stories       # some of it, kept to be gone on with
     python benchmarks/stories.py --slice 24 --steps 20                           # smoke
 """
 
