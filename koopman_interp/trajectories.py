@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import count
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.hashing import drawn, group_digests, row_digests
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.hosts.tokens import Tokenizer
+from koopman_interp.hosts.tokens import Tokenizer, shown_in_text
 from koopman_interp.labels import IGNORED, forms_of, spread_labels
 from koopman_interp.results import plotted
 from koopman_interp.sequences import Sequences
@@ -291,15 +290,7 @@ class Trajectories:
             )
         of_input = (self.sequence == self.sequence[row]).nonzero().squeeze(1)
         at = {int(self.position[other]): int(self.tokens[other]) for other in of_input}
-        here = int(self.position[row])
-        start = next(place for place in range(here, -1, -1) if place - 1 not in at or place == here - around)
-        stop = next(place for place in count(here + 1) if place not in at or place == here + around + 1)
-        ids = [at[place] for place in range(start, stop)]
-        whole = tokenizer.decode(ids)
-        # Decoded on its own a token can lose its leading space, so it is cut out of the whole.
-        cut = [_shared(tokenizer.decode(ids[:end]), whole) for end in (here - start, here - start + 1)]
-        before, after = "… " if start > 0 else "", " …" if stop in at else ""
-        return f"{before}{whole[: cut[0]]}⟦{whole[cut[0] : cut[1]]}⟧{whole[cut[1] :]}{after}"
+        return shown_in_text(at, int(self.position[row]), tokenizer, around)
 
     def require_finite(self) -> None:
         """Check that all states are finite.
@@ -383,12 +374,6 @@ def whole_pieces(sequence: Int[Tensor, " row"], rows: int) -> Iterator[Int[Tenso
         stop += count_
     if stop > start:
         yield order[start:stop]
-
-
-def _shared(first: str, second: str) -> int:
-    """Length of the longest common beginning."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(first), len(second)))
 
 
 def _require_alike(first: Trajectories, part: Trajectories) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import click
 from koopman_interp.errors import FileFormatError, StorageError
 
 
-class _Kind(click.Path):
+class _Kind(click.Path, ABC):
     """A path of one kind, looked at when the command is read."""
 
     def __init__(self, *, folder: bool) -> None:
@@ -27,9 +28,9 @@ class _Kind(click.Path):
         self.look(path)
         return path
 
+    @abstractmethod
     def look(self, path: Path) -> None:
         """Refuse a path that cannot serve."""
-        raise NotImplementedError
 
 
 class _Source(_Kind):

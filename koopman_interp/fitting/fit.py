@@ -262,16 +262,22 @@ def _parted(trajectories: Trajectories, config: FitConfig) -> tuple[_Parts, list
     if not marked.any():
         return _Parts(train, held_out, inputs), []
     first = int(marked.nonzero()[0])
-    said = (
+    far = (
         f"rows: {int(marked.sum()):,} of {len(trajectories):,} lie more than {config.outlying:g} times as far out as "
-        "the median row, and are left out of the fit"
+        "the median row"
     )
-    warnings.warn(
-        f"{said}; the first is row {first}, at position {int(trajectories.position[first])} of its input. What is "
-        "measured with such rows is measured of them alone: leave them out when you observe (attach(model, skip=1) for "
-        "attention sinks, labels of -100), or fit them too with FitConfig(outlying=None).",
-        stacklevel=5,
+    where = f"the first is row {first}, at position {int(trajectories.position[first])} of its input"
+    remedy = (
+        "leave them out when you observe (attach(model, skip=1) for attention sinks, labels of -100), or fit them too "
+        "with FitConfig(outlying=None)."
     )
+    if config.context is not None:
+        raise InputError(
+            f"{far}; {where}. An encoder with context='causal' looks back on all rows of a sequence, so that none can "
+            f"be left out of the fit: {remedy}"
+        )
+    said = f"{far}, and are left out of the fit"
+    warnings.warn(f"{said}; {where}. What is measured with such rows is measured of them alone: {remedy}", stacklevel=5)
     return _Parts(train[~marked[~is_held]], held_out[~marked[is_held]], inputs), [said]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -233,3 +234,28 @@ def _chosen(place: Tensor, positions: Positions) -> Tensor:
     if any(one < 0 for one in positions):
         raise InputError(f"Positions count from the first token on; got {list(positions)}.")
     return torch.isin(place, torch.as_tensor(list(positions), device=place.device))
+
+
+def shown_in_text(at: Mapping[int, int], here: int, tokenizer: Tokenizer, around: int) -> str:
+    """Show the token at a place in its text, between ⟦ and ⟧, with an ellipsis where the neighbouring one is not there.
+
+    Args:
+        at: token ids by place.
+        here: the place.
+        tokenizer: whose `decode` turns ids to text.
+        around: the most tokens to show on each side.
+    """
+    start = next(place for place in range(here, -1, -1) if place - 1 not in at or place == here - around)
+    stop = next(place for place in count(here + 1) if place not in at or place == here + around + 1)
+    ids = [at[place] for place in range(start, stop)]
+    whole = tokenizer.decode(ids)
+    # Decoded on its own a token can lose its leading space, so it is cut out of the whole.
+    cut = [_shared(tokenizer.decode(ids[:end]), whole) for end in (here - start, here - start + 1)]
+    before, after = "… " if start > 0 else "", " …" if stop in at else ""
+    return f"{before}{whole[: cut[0]]}⟦{whole[cut[0] : cut[1]]}⟧{whole[cut[1] :]}{after}"
+
+
+def _shared(first: str, second: str) -> int:
+    """Length of the longest common beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(first), len(second)))

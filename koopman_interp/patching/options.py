@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from koopman_interp.depths import span
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.tokens import Positions
@@ -45,3 +46,11 @@ class PatchOptions:
                 "Edits at each site are written in place: mode='delta', without source and target. The edits "
                 "themselves say at which sites."
             )
+
+    def ends(self, sites: Sequence[str], edits: Sequence[OperatorEdit]) -> tuple[int, int]:
+        """Return the depths of the span; in `delta` mode it begins where the first edit acts."""
+        source = self.source
+        if source is None and self.mode == "delta" and edits:
+            # The span of an edit at the last depth begins one before it.
+            source = min(len(sites) - 2, *(one.depth for one in edits))
+        return span(sites, source, self.target)

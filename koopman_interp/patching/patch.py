@@ -22,7 +22,6 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from koopman_interp.depths import span
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import HostMismatchError, InputError, UnsupportedHostError
 from koopman_interp.hosts.devices import device_of
@@ -137,7 +136,7 @@ class Patch:
             groups = [(depth, depth, [one for one in acting if one.depth == depth]) for depth in depths]
         else:
             # In `delta` mode the motion of no edit is still checked for its span.
-            groups = [(*_ends(koopman, edits, options), [*edits] if self._idle else acting)]
+            groups = [(*options.ends(koopman.sites, edits), [*edits] if self._idle else acting)]
         device = device_of(host.model)
         motions = [Motion(koopman, first, last, some, mode).to(device) for first, last, some in groups]
         self.host = host
@@ -375,15 +374,6 @@ def _refuse_to_save_plain(*_: Any, **__: Any) -> None:
         "base model, the surrogate (koopman.save_pretrained) and the edit (edit.save), and bake anew after loading; or "
         "keep the copy whole with torch.save(copy, path)."
     )
-
-
-def _ends(koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], options: PatchOptions) -> tuple[int, int]:
-    """Resolve the span; in `delta` mode it begins where the first edit acts."""
-    source, target = options.source, options.target
-    if source is None and options.mode == "delta" and edits:
-        # The span of an edit at the last depth begins one before it.
-        source = min(len(koopman.sites) - 2, *(one.depth for one in edits))
-    return span(koopman.sites, source, target)
 
 
 def _require_own(host: Host, koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], check_weights: bool) -> None:

@@ -17,6 +17,7 @@ LEAST_SHARE = 0.1
 """Share of all squared distances that the far rows of a depth hold at least, to matter."""
 
 _MEDIAN_ROWS = 2048
+_CHUNK = 8192
 
 
 def outlying_rows(
@@ -40,12 +41,13 @@ def outlying_rows(
     if factor is None:
         return marked
     sides = (~held_out, held_out)
+    fitted = sides[0].nonzero().squeeze(1)
+    some = fitted[:: max(1, len(fitted) // _MEDIAN_ROWS)]
     for state in states:
-        fitted = sides[0].to(state.device)
-        some = state[fitted][:: max(1, int(fitted.sum()) // _MEDIAN_ROWS)]
-        centre = some.median(0).values
-        # In the states' own precision, whose range a square could leave.
-        distances = torch.linalg.vector_norm(state - centre, dim=1, dtype=torch.float64).cpu()
+        centre = state[some.to(state.device)].median(0).values
+        # In float64, since a square could leave the range of the states' own precision.
+        norms = [torch.linalg.vector_norm(part - centre, dim=1, dtype=torch.float64) for part in state.split(_CHUNK)]
+        distances = torch.cat(norms).cpu()
         middle = distances[sides[0]].median()
         if middle == 0:
             continue

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import koopman_interp as ki
+from koopman_interp.errors import InputError
 from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.testing import LinearHost, ResidualMLP
 
@@ -76,15 +77,38 @@ def test_distances_hold_past_the_range_of_squares():
     assert marks([state]).nonzero().tolist() == [[7]]
 
 
-def test_figures_of_far_rows_say_whose_they_are():
-    model, x, _ = observed(rows=400)
-    koopman = ki.fit(ki.attach(model).observe(x, progress=False), ki.FitConfig(steps=1))
-    far = x.clone()
-    far[::50] *= 1e4
-    quiet, loud = (ki.fidelity(model, koopman, held_out=rows) for rows in (x, far))
-    assert not any("far rows" in note for note in quiet.notes())
-    # A surrogate that is off for all rows but the far ones: a scaled identity plus an offset does that.
-    assert loud.depths[-1].typical_row == pytest.approx(quiet.depths[-1].typical_row, rel=0.2)
+def test_a_small_whole_that_is_of_one_coordinate_is_said_to_be():
+    model = LinearHost(torch.diag(torch.tensor([0.9, 0.8, 0.7, 0.6])), 3).eval()
+    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e4, 1.0, 1.0, 1.0])
+    koopman = ki.fit(ki.attach(model).observe(x, progress=False), QUICK)
+    right = ki.fidelity(model, koopman, held_out=x, outputs=False)
+    assert not any("large coordinates" in note for note in right.notes())
+    # A surrogate that predicts the large coordinate and gives the mean of all others.
+    koopman.normalization.maps(3)[2][:, 1:] = 0
+    wrong = ki.fidelity(model, koopman, held_out=x, outputs=False)
+    last = wrong.depths[-1]
+    assert last.fvu["surrogate"] < 1e-6
+    assert last.typical_coordinate == pytest.approx(1, abs=0.05)
+    assert any("blocks.2 is of a few large coordinates or far rows" in note for note in wrong.notes())
+
+
+def test_a_small_whole_that_is_of_far_rows_is_said_to_be():
+    model = LinearHost(torch.eye(4) * 0.9, 3).eval()
+    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    koopman = ki.fit(ki.attach(model).observe(x, progress=False), QUICK)
+    # Off by a constant as large as most rows, which is nothing beside a few.
+    koopman.normalization.maps(3)[0].add_(1.0)
+    x[::50] *= 1e4
+    last = ki.fidelity(model, koopman, held_out=x, outputs=False).depths[-1]
+    assert last.fvu["surrogate"] < 1e-4
+    assert last.typical_row > 0.5
+    assert last.misleading
+
+
+def test_rows_that_an_encoder_looks_back_on_are_not_left_out_in_silence():
+    _, _, trajectories = observed(far=50)
+    with pytest.raises(InputError, match=r"12 of 600 lie more than 30 times .* none can be left out"):
+        ki.fit(trajectories, ki.FitConfig(context="causal", steps=1))
 
 
 def test_a_large_coordinate_neither_hides_the_others_nor_their_errors():

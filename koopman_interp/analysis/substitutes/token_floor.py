@@ -90,19 +90,22 @@ class TokenFloor:
             size, classes = len(rows), own.output.logp.shape[1]
             most = max(1, min(len(self._fitted), _READ // classes, _CALLS * size))
             index = torch.linspace(0, len(self._fitted) - 1, most).round().long()
-            means = _Means(self._frequent(_KEPT // classes), classes)
+            tokens = self._fitted.tokens
+            assert tokens is not None, "a floor is of tokens"
+            means = _Means(_frequent(tokens, _KEPT // classes), classes)
             for part in index.split(size):
                 # The pass takes as many rows as it has samples.
                 filled = torch.cat([part, part.new_zeros(size - len(part))])
                 logp = continued(self._fitted.states[last][filled]).logp[: len(part)]
-                means.add(self._fitted.tokens[part], logp.exp())  # type: ignore[index]  # known where it is learnt
+                means.add(tokens[part], logp.exp())
         self.rows, self._tokens, self._logq = most, means.tokens, means.credible().log()
         self.parameters = self._logq.numel()
 
-    def _frequent(self, most: int) -> Int[Tensor, " token"]:
-        """Return the most frequent of the tokens, ascending."""
-        tokens, counts = torch.unique(self._fitted.tokens, return_counts=True)
-        return tokens[counts.argsort(descending=True, stable=True)[: max(1, most)]].sort().values
+
+def _frequent(tokens: Int[Tensor, " sample"], most: int) -> Int[Tensor, " token"]:
+    """Return the most frequent tokens, ascending."""
+    distinct, counts = torch.unique(tokens, return_counts=True)
+    return distinct[counts.argsort(descending=True, stable=True)[: max(1, most)]].sort().values
 
 
 class _Means:
