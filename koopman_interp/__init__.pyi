@@ -99,4 +99,7 @@ from .surrogates.autoencoder import SurrogateConfig as SurrogateConfig
 from .surrogates.record import FitRecord as FitRecord
 from .surrogates.coordinates import NormalizationConfig as NormalizationConfig
 from .sequences import Sequences as Sequences
+from .sources.merging import merge_stores as merge_stores
+from .sources.protocol import Source as Source
+from .sources.store import Store as Store
 from .trajectories import Trajectories as Trajectories

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15
 """2⁶⁴ over the golden ratio: its multiples are spread evenly."""
+MOST_COUNTED = 100_000
+"""Inputs of which a share is drawn to the exact number; of more, each is drawn for itself."""
 _WORDS = 1 << 15
 """Words that are mixed at a time, so that they stay in the processor's cache."""
 
@@ -122,8 +125,65 @@ def drawn(digests: Int[Tensor, " input"], count: int, seed: int) -> Int[Tensor, 
         The digests drawn, ascending.
     """
     inputs = torch.unique(digests.cpu())
-    hashes = mixed(_unsigned(inputs) ^ mixed(_key(f"draw {seed}")))
-    return inputs[torch.from_numpy(np.sort(hashes.argsort()[:count]))]
+    return inputs[torch.from_numpy(np.sort(_hashes(inputs, seed).argsort()[:count]))]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Some of all inputs there could be: those whose hash under a seed lies below a bound.
+
+    Attributes:
+        seed: of the draw.
+        bound: of the hashes, up to 2⁶⁴.
+    """
+
+    seed: int
+    bound: int
+
+    @classmethod
+    def of(cls, inputs: Int[Tensor, " input"], share: float, seed: int) -> Draw:
+        """Draw a share of inputs: of up to 100,000 the exact number, of more each with that probability.
+
+        So neither the order of the inputs, nor who draws which of them, makes a difference.
+
+        Args:
+            inputs: distinct digests: all of them, or more than 100,000.
+            share: of them to draw.
+            seed: of the draw.
+        """
+        if len(inputs) > MOST_COUNTED:
+            return cls(seed, int(share * 2**64))
+        hashes = np.sort(_hashes(inputs, seed))
+        count = round(share * len(inputs))
+        return cls(seed, int(hashes[count]) if count < len(hashes) else 2**64)
+
+    def __call__(self, digests: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
+        """Mark the inputs drawn."""
+        if self.bound >= 2**64:
+            return torch.ones(len(digests), dtype=torch.bool)
+        return torch.from_numpy(_hashes(digests.cpu(), self.seed) < np.uint64(self.bound))
+
+    def rest(self, digests: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
+        """Mark the inputs not drawn."""
+        return ~self(digests)
+
+
+def in_share(digests: Int[Tensor, " row"], position: Int[Tensor, " row"], share: float) -> Bool[Tensor, " row"]:
+    """Mark a share of rows, drawn by the digest of their input and where in it they stand."""
+    if share >= 1:
+        return torch.ones(len(digests), dtype=torch.bool)
+    places = mixed(_GOLDEN * (_unsigned(position) + 1))
+    return torch.from_numpy(mixed(_unsigned(digests) ^ places ^ _key("share")) < np.uint64(int(share * 2**64)))
+
+
+def generator_of(text: str) -> torch.Generator:
+    """Return a generator of a text's own, so mixed that texts that are nearly the same share no stream."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _hashes(digests: Int[Tensor, " input"], seed: int) -> UInt64[np.ndarray, " input"]:
+    return mixed(_unsigned(digests) ^ mixed(_key(f"draw {seed}")))
 
 
 def tensor_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

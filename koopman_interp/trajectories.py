@@ -20,7 +20,7 @@ from koopman_interp.clocks import Clock
 from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import Json, read_tensors, write_tensors
-from koopman_interp.hashing import drawn, group_digests, row_digests
+from koopman_interp.hashing import Draw, group_digests, row_digests
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.tokens import Tokenizer, shown_in_text
 from koopman_interp.labels import IGNORED, forms_of, spread_labels
@@ -250,9 +250,9 @@ class Trajectories:
         Raises:
             InputError: one of the parts would be empty.
         """
-        inputs = len(torch.unique(self.digests))
-        count = round(fraction * inputs)
-        if not 0 < count < inputs:
+        distinct = torch.unique(self.digests)
+        inputs = len(distinct)
+        if not 0 < round(fraction * inputs) < inputs:
             if self.clock is not None:
                 raise InputError(
                     f"Holding out {fraction:.0%} of {inputs} orbits leaves one part empty: {len(self):,} paths share "
@@ -263,7 +263,7 @@ class Trajectories:
                 f"Holding out {fraction:.0%} of {inputs} distinct inputs leaves one part empty. "
                 "Observe more, or choose another fraction."
             )
-        held_out = torch.isin(self.digests, drawn(self.digests, count, seed))
+        held_out = Draw.of(distinct, fraction, seed)(self.digests)
         return self[~held_out], self[held_out]
 
     def text(self, row: int, tokenizer: Tokenizer, *, around: int = 16) -> str:

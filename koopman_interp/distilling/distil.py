@@ -22,9 +22,9 @@ from koopman_interp.fitting.checkpoint import Checkpoint, Resume
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.inputs import PartedInputs
-from koopman_interp.fitting.objective import FitObjective, normalized
+from koopman_interp.fitting.normalizing import Normalizer
+from koopman_interp.fitting.objective import FitObjective
 from koopman_interp.fitting.output import OutputObjective, StatesAndOutput, arrivals_of
-from koopman_interp.fitting.row_order import RowOrder
 from koopman_interp.fitting.sizes import sizes
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.finding import host_for
@@ -125,11 +125,10 @@ def _of_states(koopman: KoopmanAutoencoder, fitted: Trajectories, config: Distil
     settings = FitConfig.from_dict(koopman.record.settings)
     held_out = koopman.is_held_out(fitted)
     device = next(koopman.parameters()).device
-    sides = [fitted[side] for side in (~held_out, held_out)]
-    train, judged = (normalized(side, koopman.normalization, device) for side in sides)
-    chosen = sizes(settings, koopman.config.dimension, train.shape[1], len(koopman.sites))
-    orders = (RowOrder.of(sides[0], device), RowOrder.of(sides[1], device)) if koopman.looks_back else None
-    return FitObjective(koopman, replace(settings, seed=config.seed), train, judged, chosen.batch_size, orders)
+    normalizer = Normalizer(koopman.normalization, device, looks_back=koopman.looks_back)
+    train, judged = (normalizer.held(fitted[side]) for side in (~held_out, held_out))
+    chosen = sizes(settings, koopman.config.dimension, len(train), len(koopman.sites))
+    return FitObjective(koopman, replace(settings, seed=config.seed), train, judged, chosen.batch_size)
 
 
 def _require_own(host: Host, koopman: KoopmanAutoencoder, fitted: Trajectories) -> None:

@@ -7,8 +7,8 @@ from torch import nn
 
 from koopman_interp.fitting.descent import step_generator
 from koopman_interp.fitting.least_squares import start_linear, start_operator
-from koopman_interp.fitting.objective import Objective, States
-from koopman_interp.fitting.row_order import RowOrder
+from koopman_interp.fitting.objective import Objective
+from koopman_interp.fitting.rows import Rows
 from koopman_interp.surrogates.record import Look
 
 
@@ -42,30 +42,26 @@ class Candidate:
         self._parts.load_state_dict(self._weights)
 
 
-def linear_maps(
-    objective: Objective, train: States, ridge: float, seed: int, order: RowOrder | None = None
-) -> Candidate | None:
+def linear_maps(objective: Objective, train: Rows, ridge: float, seed: int) -> Candidate | None:
     """Return encoder and decoder without their nonlinear parts and K solved for them; the surrogate stays as it was.
 
     None where the architecture has no linear part.
     """
     before = Candidate(objective, seed)
-    if not start_linear(objective.surrogate, train, ridge, order):
+    if not start_linear(objective.surrogate, train, ridge):
         return None
     linear = Candidate(objective, seed)
     before.restore()
     return linear
 
 
-def solve_operator_anew(
-    objective: Objective, train: States, ridge: float, seed: int, order: RowOrder | None = None
-) -> str:
+def solve_operator_anew(objective: Objective, train: Rows, ridge: float, seed: int) -> str:
     """Solve for K on all rows, keep that where it lowers the held-out loss and the whole span suffers not, and say so.
 
     What is solved for is one step, so that the loss over all pairs of depths can fall while the whole span gets worse.
     """
     stepped = Candidate(objective, seed)
-    start_operator(objective.surrogate, train, ridge, order=order)
+    start_operator(objective.surrogate, train, ridge)
     solved = Candidate(objective, seed)
     figures = f"held-out loss {solved.loss:.3g} for {stepped.loss:.3g}, FVU {solved.fvu:.3g} for {stepped.fvu:.3g}"
     if solved.loss < stepped.loss and solved.fvu <= stepped.fvu:

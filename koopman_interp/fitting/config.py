@@ -158,6 +158,7 @@ class FitConfig(DescentConfig):
         outlying: rows that lie more than so many times as far out as the median row are fitted neither on nor judged
             by, where they are no more than a twentieth of all and hold more than a tenth of all squares; None keeps
             all.
+        statistics: rows that moments, and solves for K, are summed over, at most: of more, evenly spaced ones.
         device: where to fit; None is CUDA where there is one, else the CPU.
     """
 
@@ -194,6 +195,7 @@ class FitConfig(DescentConfig):
     warm_start: bool = True
     ridge: float = 1e-6
     outlying: float | None = 30.0
+    statistics: int = 1_000_000
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -208,7 +210,9 @@ class FitConfig(DescentConfig):
             raise InputError(f"A fit needs 2 observables or more; got {self.observables}.")
         if self.aim == "spectrum" and self.operator != "dense":
             raise InputError(f"aim='spectrum' solves for a dense K; leave operator='dense', got {self.operator!r}.")
-        self._require_whole("batch_size", "depths", "inputs", "context_blocks", "context_width", "context_heads")
+        self._require_whole(
+            "batch_size", "depths", "inputs", "statistics", "context_blocks", "context_width", "context_heads"
+        )
         self._require_choice("context", ("causal", None))
         if self.context is not None and self.isometry == "chords":
             raise InputError(

@@ -7,7 +7,6 @@ whatever else the loss is made of. Knows nothing of surrogates or hosts.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from koopman_interp.errors import FitInterrupted, NonFiniteError
 from koopman_interp.fitting.checkpoint import Checkpoint, Resume
 from koopman_interp.fitting.config import DescentConfig
 from koopman_interp.fitting.schedules import is_level, last_step, latest_decay, learning_rate
+from koopman_interp.hashing import generator_of
 from koopman_interp.surrogates.record import Look
 
 Objective = Callable[[int, torch.Generator], Float[Tensor, ""]]
@@ -289,8 +289,7 @@ class Epochs:
 
 def step_generator(seed: int, number: int) -> torch.Generator:
     """Return a generator of a step's or an epoch's own, so mixed that neighbouring seeds share no stream."""
-    digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return generator_of(f"{seed}/{number}")
 
 
 def _laid_out(value: Tensor, like: Tensor) -> Tensor:

@@ -1,63 +1,52 @@
-"""fit(): from trajectories to a surrogate, true to the states and, where the model is given, to what it says.
+"""fit(): from rows to a surrogate, true to the states and, where the model is given, to what it says.
 
 Holds out inputs, normalises, starts K by least squares, descends (or stops there), and keeps the moments that the
-closed-form edits need, and the record of all that. Memory: one float32 copy of the normalised trajectories.
+closed-form edits need, and the record of all that. Memory: one float32 copy of normalised trajectories, or a window
+of a source that does not fit.
 """
 
 from __future__ import annotations
 
 import os
 import time
-import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.candidate import linear_maps, solve_operator_anew
 from koopman_interp.fitting.checkpoint import Checkpoint, Resume
 from koopman_interp.fitting.config import FitConfig
+from koopman_interp.fitting.data import FitData, fit_data
 from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.least_squares import solve, start_encoder, start_operator, start_rows
-from koopman_interp.fitting.objective import FitObjective, Objective, held_out_figures, normalized
+from koopman_interp.fitting.objective import FitObjective, Objective, held_out_figures
 from koopman_interp.fitting.output import AtOutput, StatesAndOutput
-from koopman_interp.fitting.row_order import RowOrder
+from koopman_interp.fitting.rows import HeldRows, Rows
 from koopman_interp.fitting.sizes import Method, Sizes, sizes
 from koopman_interp.fitting.variable_projection import SpectrumObjective
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.sources.opening import Rows as AnyRows
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
 from koopman_interp.surrogates.coordinates import NormalizationConfig
 from koopman_interp.surrogates.normalization import Normalization, fit_normalization
-from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.surrogates.record import FitRecord, Look
-from koopman_interp.trajectories import Trajectories
 
-_CHUNK = 8192
-_BASIS_ROWS = 16
-"""Rows for each coordinate of the states that a basis is fitted on, at least."""
+_LEAST_BASIS, _BASIS_ROWS = 8192, 16
+"""Rows that a basis is fitted on, at least, and the same for each coordinate of the states."""
 _ALL_BUT_EXACT = 1e-7
 """Held-out loss, in units of the variance, below which there is nothing left to lower in float32."""
 _RANK_TOLERANCE = 1e-4
 """Share of the largest singular value that one has to have to count."""
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What is fitted on, what is held out, and the digests of the inputs held out."""
-
-    train: Trajectories
-    held_out: Trajectories
-    inputs: Tensor
-
-
 @torch.inference_mode(False)  # in whatever context it is called; gradients are switched on where they are taken
 def fit(
-    trajectories: Trajectories,
+    trajectories: AnyRows,
     config: FitConfig | None = None,
     *,
     model: nn.Module | Host | None = None,
@@ -75,7 +64,9 @@ def fit(
     trained on at the output either, in whatever batch they come.
 
     Args:
-        trajectories: what was observed; a share of the inputs is held out for early stopping and certificates.
+        trajectories: what was observed, in memory, as a store (`Store`, or its folder) or as a function that begins a
+            stream, such as `lambda: tap.stream(texts)`; a share of the inputs is held out for early stopping and
+            certificates. What does not fit into memory is read as it is needed; a stream runs the model each time.
         config: how to build and fit it; the defaults suit a residual stream.
         model: the model that was observed, to fit what it says as well; its weights are not changed.
         batches: the inputs that were observed, as in `Tap.observe`, to call it with; they are kept in memory, and so
@@ -100,55 +91,44 @@ def fit(
     """
     # Whatever the caller has switched off: a fit needs gradients, and tensors that may be saved for them.
     with torch.inference_mode(False), torch.enable_grad():
-        config = config or FitConfig()
-        at_output = None
-        if model is not None or batches is not None:
-            _require_gradient(method, config)
-            at_output = AtOutput.of(trajectories, config, model, batches)
-        return _fitted(trajectories, config, method, at_output, checkpoint=checkpoint, resume=resume, progress=progress)
+        config, started = config or FitConfig(), time.perf_counter()
+        given = model is not None or batches is not None
+        _require_settings(config, method, checkpoint=checkpoint is not None or bool(resume), model=given)
+        data = fit_data(trajectories, config)
+        at_output = AtOutput.of(data, config, model, batches) if given else None
+        return _fitted(
+            data, config, method, at_output, started, checkpoint=checkpoint, resume=resume, progress=progress
+        )
 
 
 def _fitted(
-    trajectories: Trajectories,
+    data: FitData,
     config: FitConfig,
     method: Method,
     at_output: AtOutput | None,
+    started: float,
     *,
     checkpoint: str | os.PathLike[str] | None,
     resume: Resume,
     progress: bool | None,
 ) -> KoopmanAutoencoder:
-    started = time.perf_counter()
-    if method not in ("gradient", "least_squares"):
-        raise InputError(f"method={method!r} is neither 'gradient' nor 'least_squares'.")
-    if method == "least_squares" and (checkpoint is not None or resume):
-        raise InputError("A least-squares fit is one solve; it takes neither checkpoint nor resume.")
-    if method == "least_squares" and config.context is not None:
-        raise InputError(
-            "context='causal' is trained by gradient steps, and method='least_squares' takes none. Fit with "
-            "method='gradient', or with context=None."
-        )
-    trajectories.require_finite()
-    parts, left_out = _parted(trajectories, config)
-    train, held_out = parts.train, parts.held_out
-    device = _device(config, at_output)
-    settings = config.normalization if train.clock is None else _of_one_site(config.normalization)
-    normalization = fit_normalization(_chunks(train), settings, times=train.times, stride=_stride(train))
-    if train.clock is not None:
+    facts, device = data.facts, _device(config, at_output)
+    settings = config.normalization if facts.clock is None else _of_one_site(config.normalization)
+    normalization = fit_normalization(data.chunks(), settings, times=facts.times, stride=_stride(data, config))
+    if facts.clock is not None:
         reason = "all ticks are of one site, and what turns there is to be seen turning"
         normalization.coordinates = replace(normalization.coordinates, reason=reason)
-    _require_samples(len(train), len(held_out), normalization.dimension)
+    _require_samples(data.fitted, data.held_out, normalization.dimension)
 
-    chosen = sizes(config, normalization.dimension, len(train), train.depths, method, at_output=at_output is not None)
-    surrogate = _untrained(trajectories, config, normalization, chosen).to(device)
-    states, judged = normalized(train, normalization, device), normalized(held_out, normalization, device)
+    chosen = sizes(config, normalization.dimension, data.fitted, facts.depths, method, at_output=at_output is not None)
+    surrogate = _untrained(data, config, normalization, chosen).to(device)
+    train, judged = data.rows(normalization, device)
     outcome, inputs = list[str](), () if at_output is None else at_output.choices
     if method == "least_squares":
-        history, outcome = _solve(surrogate, config, states, judged)
+        history, outcome = _solve(surrogate, config, train, judged)
     else:
         kind = SpectrumObjective if config.aim == "spectrum" else FitObjective
-        orders = None if config.context is None else (RowOrder.of(train, device), RowOrder.of(held_out, device))
-        of_states = kind(surrogate, config, states, judged, chosen.batch_size, orders)
+        of_states = kind(surrogate, config, train, judged, chosen.batch_size)
         objective: Objective = of_states
         identity = _identity(surrogate, config)
         if at_output is not None:
@@ -157,29 +137,41 @@ def _fitted(
         spent = time.perf_counter() - started
         keep = Checkpoint(checkpoint, identity, "fit")
         descent = config if at_output is None else replace(config, least_gain=config.least_gain_at_output)
-        order = None if orders is None else orders[0]
-        history, outcome = _descend(objective, descent, states, order, keep, spent, resume=resume, progress=progress)
+        history, outcome = _descend(objective, descent, train, keep, spent, resume=resume, progress=progress)
     surrogate.record = FitRecord(
         history=tuple(history),
-        held_out=parts.inputs,
+        held_out=data.inputs,
+        bound=data.bound,
         method=method,
         seed=config.seed,
         validation=config.validation,
         settings=config.as_dict(),
-        choices=(*left_out, *_normalization_choices(normalization), *chosen.reasons, *inputs, *outcome),
+        choices=(*data.notes, *_normalization_choices(normalization), *chosen.reasons, *inputs, *outcome),
         versions={"koopman-interp": version("koopman-interp"), "torch": torch.__version__},
         seconds=time.perf_counter() - started,
     )
-    surrogate.gather_moments(trajectories)
+    data.gather_moments(surrogate)
     surrogate.record = replace(surrogate.record, choices=(*surrogate.record.choices, _rank(surrogate)))
     return surrogate.cpu().eval().requires_grad_(False)
 
 
-def _require_gradient(method: Method, config: FitConfig) -> None:
-    if method != "gradient" or config.aim != "prediction":
+def _require_settings(config: FitConfig, method: Method, *, checkpoint: bool, model: bool) -> None:
+    """Refuse settings that do not go together, before the long work."""
+    if method not in ("gradient", "least_squares"):
+        raise InputError(f"method={method!r} is neither 'gradient' nor 'least_squares'.")
+    if model and (method != "gradient" or config.aim != "prediction"):
         raise InputError(
             "What the model says is fitted by gradient steps on K too. Give method='gradient' and aim='prediction', or "
             "fit without the model and go on with distil()."
+        )
+    if method == "gradient":
+        return
+    if checkpoint:
+        raise InputError("A least-squares fit is one solve; it takes neither checkpoint nor resume.")
+    if config.context is not None:
+        raise InputError(
+            "context='causal' is trained by gradient steps, and method='least_squares' takes none. Fit with "
+            "method='gradient', or with context=None."
         )
 
 
@@ -191,9 +183,10 @@ def _device(config: FitConfig, at_output: AtOutput | None) -> torch.device:
 
 @torch.no_grad()
 def _solve(
-    surrogate: KoopmanAutoencoder, config: FitConfig, train: Tensor, held_out: Tensor
+    surrogate: KoopmanAutoencoder, config: FitConfig, train: Rows, judged: HeldRows
 ) -> tuple[list[Look], list[str]]:
     """Fit by least squares on random features; return the held-out figures, and what to say of how it went."""
+    held_out = judged.states
     times, generator = surrogate.config.times, torch.Generator().manual_seed(config.seed)
     kept = solve(surrogate, train, config.ridge, generator, lambda one: held_out_figures(one, held_out, times)["fvu"])
     return [held_out_figures(surrogate, held_out, times)], [kept]
@@ -202,8 +195,7 @@ def _solve(
 def _descend(
     objective: Objective,
     config: FitConfig,
-    train: Tensor,
-    order: RowOrder | None,
+    train: Rows,
     checkpoint: Checkpoint,
     spent: float,
     *,
@@ -215,8 +207,7 @@ def _descend(
     Args:
         objective: what to lower.
         config: how.
-        train: normalised states to fit on.
-        order: how they follow each other, for an encoder that looks back.
+        train: rows to fit on.
         checkpoint: where to keep the state.
         spent: seconds that are gone of the time that the fit may take.
         resume: go on from the checkpoint.
@@ -226,18 +217,18 @@ def _descend(
         The held-out figures of each look, and what to say of how it went.
     """
     surrogate = objective.surrogate
-    enough, order_of_enough = start_rows(train, surrogate.config.observables, order)
+    enough = start_rows(train, surrogate.config.observables)
     start_encoder(surrogate, enough)
     # A K that is solved for may have no logarithm, and no real power for depths that lie parts of a step apart.
     solvable = config.operator != "generator" and all(moment == int(moment) for moment in surrogate.config.times)
-    linear = linear_maps(objective, train, config.ridge, config.seed, order) if config.warm_start and solvable else None
+    linear = linear_maps(objective, train, config.ridge, config.seed) if config.warm_start and solvable else None
     if linear is not None and linear.loss < _ALL_BUT_EXACT:
         linear.restore()
         return [{**linear.figures, "step": 0}], [
             f"steps 0: the motion is linear in the states, held-out loss {linear.loss:.1e}"
         ]
     if config.warm_start:
-        start_operator(surrogate, enough, config.ridge, calm=True, order=order_of_enough)
+        start_operator(surrogate, enough, config.ridge, calm=True)
     groups = [(list(part.parameters()), 1.0) for part in (surrogate.encoder, surrogate.decoder)]
     if config.aim == "prediction":
         groups.insert(1, (list(surrogate.operator.parameters()), config.operator_rate))
@@ -246,39 +237,11 @@ def _descend(
     history = descent.run(resume=resume, progress=progress)
     outcome = [f"steps {descent.progress.step:,}: {descent.why_over()}"]
     if config.aim == "spectrum":
-        start_operator(surrogate, train, config.ridge, order=order)
+        start_operator(surrogate, train, config.ridge)
         outcome.append("K: solved in closed form on all rows fitted")
     elif solvable and config.pairs != "endpoints":
-        outcome.append(solve_operator_anew(objective, train, config.ridge, config.seed, order))
+        outcome.append(solve_operator_anew(objective, train, config.ridge, config.seed))
     return history, outcome
-
-
-def _parted(trajectories: Trajectories, config: FitConfig) -> tuple[_Parts, list[str]]:
-    """Hold inputs out, leave out the rows that outlie, and say so."""
-    train, held_out = trajectories.split(config.validation, seed=config.seed)
-    inputs = torch.unique(held_out.digests)
-    is_held = torch.isin(trajectories.digests, inputs)
-    marked = outlying_rows(trajectories.states, config.outlying, is_held)
-    if not marked.any():
-        return _Parts(train, held_out, inputs), []
-    first = int(marked.nonzero()[0])
-    far = (
-        f"rows: {int(marked.sum()):,} of {len(trajectories):,} lie more than {config.outlying:g} times as far out as "
-        "the median row"
-    )
-    where = f"the first is row {first}, at position {int(trajectories.position[first])} of its input"
-    remedy = (
-        "leave them out when you observe (attach(model, skip=1) for attention sinks, labels of -100), or fit them too "
-        "with FitConfig(outlying=None)."
-    )
-    if config.context is not None:
-        raise InputError(
-            f"{far}; {where}. An encoder with context='causal' looks back on all rows of a sequence, so that none can "
-            f"be left out of the fit: {remedy}"
-        )
-    said = f"{far}, and are left out of the fit"
-    warnings.warn(f"{said}; {where}. What is measured with such rows is measured of them alone: {remedy}", stacklevel=5)
-    return _Parts(train[~marked[~is_held]], held_out[~marked[is_held]], inputs), [said]
 
 
 def _of_one_site(config: NormalizationConfig) -> NormalizationConfig:
@@ -297,9 +260,10 @@ def _of_one_site(config: NormalizationConfig) -> NormalizationConfig:
     return replace(config, basis="shared", centre="common", scale="common")
 
 
-def _stride(train: Trajectories) -> int:
+def _stride(data: FitData, config: FitConfig) -> int:
     """How far apart rows may lie that a basis is fitted on."""
-    return max(1, len(train) // max(_CHUNK, _BASIS_ROWS * max(train.widths)))
+    rows = min(data.fitted, config.statistics)
+    return max(1, rows // max(_LEAST_BASIS, _BASIS_ROWS * max(data.facts.widths)))
 
 
 def _normalization_choices(normalization: Normalization) -> list[str]:
@@ -327,14 +291,13 @@ def _identity(surrogate: KoopmanAutoencoder, config: FitConfig) -> dict[str, obj
     }
 
 
-def _untrained(
-    trajectories: Trajectories, config: FitConfig, normalization: Normalization, chosen: Sizes
-) -> KoopmanAutoencoder:
+def _untrained(data: FitData, config: FitConfig, normalization: Normalization, chosen: Sizes) -> KoopmanAutoencoder:
+    facts = data.facts
     shape = SurrogateConfig(
-        sites=trajectories.sites,
-        times=trajectories.times,
-        widths=trajectories.widths,
-        shapes=trajectories.shapes,
+        sites=facts.sites,
+        times=facts.times,
+        widths=facts.widths,
+        shapes=facts.shapes,
         dimension=normalization.dimension,
         observables=chosen.observables,
         architecture=config.architecture,
@@ -342,12 +305,12 @@ def _untrained(
         activation=config.activation,
         operator=config.operator,
         rank=config.rank,
-        classes=trajectories.classes,
-        host=trajectories.host,
-        skip=trajectories.skip,
-        layout=trajectories.layout,
+        classes=data.classes,
+        host=facts.host,
+        skip=facts.skip,
+        layout=facts.layout,
         coordinates=normalization.coordinates,
-        clock=trajectories.clock,
+        clock=facts.clock,
         context=config.context_shape(normalization.dimension),
     )
     # Initial weights come from the seed alone, and the caller's random state is left as it was.
@@ -369,8 +332,3 @@ def _require_samples(samples: int, held_out: int, dimension: int) -> None:
             "holding some out. Observe more, or fit fewer components with "
             "FitConfig(normalization=NormalizationConfig(dimension=…))."
         )
-
-
-def _chunks(trajectories: Trajectories) -> Iterator[list[Tensor]]:
-    for start in range(0, len(trajectories), _CHUNK):
-        yield [state[start : start + _CHUNK] for state in trajectories.states]

@@ -7,7 +7,7 @@ encoder. Solves run in float64 on Gram matrices that are summed over chunks.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,14 +16,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from koopman_interp.errors import InputError
-from koopman_interp.fitting.row_order import RowOrder
+from koopman_interp.fitting.rows import HeldRows, Rows
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.context import CausalEncoder
 from koopman_interp.surrogates.networks import LinearPlusNonlinear
 
-_CHUNK = 8192
+_START = 8192
+"""Samples that a start is solved on, at least."""
 _START_ROWS = 16
-"""Samples per observable that a start is solved on, at least."""
+"""The same for each observable."""
 _SOLVED_ROWS = 128
 """Steps of samples per observable that a fit by least squares is solved on: more change its error by less than 1 %."""
 _EXACT = 1e-6
@@ -48,36 +49,25 @@ def ridge(
     return scale[:, None] * torch.linalg.solve(unit, scale[:, None] * cross)
 
 
-def start_rows(
-    states: Float[Tensor, "depth sample width"], observables: int, order: RowOrder | None = None
-) -> tuple[Float[Tensor, "depth some width"], RowOrder | None]:
-    """Take evenly spaced samples, enough to start a gradient fit from; it leaves its start at once.
+def start_rows(rows: Rows, observables: int) -> HeldRows:
+    """Take evenly spaced rows, enough to start a gradient fit from; it leaves its start at once.
 
     Args:
-        states: normalised.
+        rows: all of them.
         observables: of the surrogate.
-        order: of the samples, for an encoder that looks back: evenly spaced sequences are taken whole.
-
-    Returns:
-        Samples, and their order.
     """
-    enough = max(_CHUNK, _START_ROWS * observables)
-    if order is not None:
-        rows, laid = order.spaced(enough)
-        return states[:, rows], RowOrder(laid)
-    return states[:, :: max(1, states.shape[1] // enough)], None
+    return rows.spaced(max(_START, _START_ROWS * observables))
 
 
-def solved_rows(states: Float[Tensor, "depth sample width"], observables: int) -> Float[Tensor, "depth some width"]:
-    """Take evenly spaced samples, enough to solve for K and the decoder on."""
-    enough = max(_CHUNK, _SOLVED_ROWS * observables // (len(states) - 1))
-    return states[:, :: max(1, states.shape[1] // enough)]
+def solved_rows(rows: Rows, observables: int) -> HeldRows:
+    """Take evenly spaced rows, enough to solve for K and the decoder on."""
+    return rows.spaced(max(_START, _SOLVED_ROWS * observables // (rows.depths - 1)))
 
 
 @torch.no_grad()
 def solve(
     surrogate: KoopmanAutoencoder,
-    train: Float[Tensor, "depth sample width"],
+    train: Rows,
     strength: float,
     generator: torch.Generator,
     judged: Callable[[KoopmanAutoencoder], float],
@@ -88,7 +78,7 @@ def solve(
 
     Args:
         surrogate: what is fitted.
-        train: normalised states.
+        train: rows to fit on.
         strength: of the ridge.
         generator: of the features.
         judged: the error of a surrogate on held-out rows.
@@ -97,7 +87,7 @@ def solve(
         How many features there are, and both errors, in words.
     """
     random_features(surrogate, generator)
-    start_encoder(surrogate, train)
+    start_encoder(surrogate, start_rows(train, surrogate.config.observables))
     rows = solved_rows(train, surrogate.config.observables)
     start_operator(surrogate, rows, strength)
     refit_decoder(surrogate, rows, strength)
@@ -111,13 +101,11 @@ def solve(
     return f"random features: {features}; held-out FVU {ours:.3g} with them, {theirs:.3g} with the states alone{remedy}"
 
 
-def _without_features(
-    surrogate: KoopmanAutoencoder, rows: Float[Tensor, "depth sample width"], strength: float
-) -> KoopmanAutoencoder:
+def _without_features(surrogate: KoopmanAutoencoder, rows: HeldRows, strength: float) -> KoopmanAutoencoder:
     """Solve for the motion of the states alone."""
     config = replace(surrogate.config, observables=surrogate.config.dimension, hidden=())
     with torch.random.fork_rng():
-        plain = KoopmanAutoencoder(config).to(rows)
+        plain = KoopmanAutoencoder(config).to(rows.states)
     random_features(plain, torch.Generator())
     start_operator(plain, rows, strength)
     refit_decoder(plain, rows, strength)
@@ -125,41 +113,32 @@ def _without_features(
 
 
 @torch.no_grad()
-def start_operator(
-    surrogate: KoopmanAutoencoder,
-    states: Float[Tensor, "depth sample width"],
-    strength: float,
-    *,
-    calm: bool = False,
-    order: RowOrder | None = None,
-) -> None:
+def start_operator(surrogate: KoopmanAutoencoder, rows: Rows, strength: float, *, calm: bool = False) -> None:
     """Set K to the ridge regression of each depth's observables on those of the depth before.
 
     Args:
         surrogate: whose K is set.
-        states: normalised.
+        rows: of all depths.
         strength: of the ridge.
         calm: take the ridge relative to the mean square of all observables, which leaves what is nearly nothing out.
             Observables that an encoder has only begun to make are, and a K that amplifies them is a bad start.
-        order: of the samples, for an encoder that looks back.
 
     Sites that lie several steps apart give a power of K, of which the principal root is taken; the root of a
     negative eigenvalue is not real, and only its real part is kept.
     """
-    times = surrogate.config.times
-    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    size = surrogate.config.observables
-    sums: dict[float, tuple[Tensor, Tensor]] = {}
-    for gap in sorted(set(gaps)):
-        gram = torch.zeros(size, size, dtype=torch.float64, device=states.device)
-        cross = torch.zeros_like(gram)
-        for depth in (depth for depth, own in enumerate(gaps) if own == gap):
-            for z, z_next in _lifted(surrogate, states[depth : depth + 2], order):
-                gram += z.T @ z
-                cross += z.T @ z_next
-        if calm:
+    gaps = [later - earlier for earlier, later in itertools.pairwise(surrogate.config.times)]
+    size, device = surrogate.config.observables, next(surrogate.decoder.parameters()).device
+    zeros = torch.zeros(size, size, dtype=torch.float64, device=device)
+    sums = {gap: (zeros.clone(), zeros.clone()) for gap in sorted(set(gaps))}
+    for states, sequences in rows.chunks(size):
+        z = surrogate.lift(states.to(device), sequences).double()
+        for depth, gap in enumerate(gaps):
+            gram, cross = sums[gap]
+            gram += z[depth].T @ z[depth]
+            cross += z[depth].T @ z[depth + 1]
+    if calm:
+        for gram, _ in sums.values():
             gram.diagonal().add_(_CALM * gram.diagonal().mean())
-        sums[gap] = gram, cross
     solve_operator(surrogate, sums, strength)
 
 
@@ -185,27 +164,22 @@ def solve_operator(
 
 
 @torch.no_grad()
-def start_encoder(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"]) -> None:
+def start_encoder(surrogate: KoopmanAutoencoder, some: HeldRows) -> None:
     """Where observables are fewer than the width, start from the leading principal components of all depths."""
     encoder, decoder = surrogate.token_encoder, surrogate.decoder
     if not isinstance(encoder, LinearPlusNonlinear) or not isinstance(decoder, LinearPlusNonlinear):
         return
     if surrogate.config.observables >= surrogate.config.dimension:
         return
-    rows = states.flatten(0, 1).double()
-    _, vectors = torch.linalg.eigh(rows.T @ rows)
-    components = vectors.flip(1)[:, : surrogate.config.observables].to(states.dtype)
+    gram = sum(rows.T @ rows for rows in (state.double() for state in some.states))
+    _, vectors = torch.linalg.eigh(gram)
+    components = vectors.flip(1)[:, : surrogate.config.observables].to(some.states.dtype)
     encoder.linear.weight.copy_(components.T)
     decoder.linear.weight.copy_(components)
 
 
 @torch.no_grad()
-def start_linear(
-    surrogate: KoopmanAutoencoder,
-    states: Float[Tensor, "depth sample width"],
-    strength: float,
-    order: RowOrder | None = None,
-) -> bool:
+def start_linear(surrogate: KoopmanAutoencoder, rows: Rows, strength: float) -> bool:
     """Leave nothing but linear maps: encoder and decoder without their nonlinear parts, and K solved for them.
 
     That is exact where a host's motion is linear in its states.
@@ -222,7 +196,7 @@ def start_linear(
         last.bias.zero_()
     if isinstance(surrogate.encoder, CausalEncoder):
         surrogate.encoder.leave.weight.zero_()
-    start_operator(surrogate, states, strength, order=order)
+    start_operator(surrogate, rows, strength)
     return True
 
 
@@ -248,31 +222,20 @@ def random_features(surrogate: KoopmanAutoencoder, generator: torch.Generator) -
 
 
 @torch.no_grad()
-def refit_decoder(surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], strength: float) -> None:
+def refit_decoder(surrogate: KoopmanAutoencoder, rows: Rows, strength: float) -> None:
     """Set the decoder's linear part to the ridge regression of states on observables, over all depths."""
     decoder = surrogate.decoder
     assert isinstance(decoder, LinearPlusNonlinear)
     size, width = surrogate.config.observables, surrogate.config.dimension
-    gram = torch.zeros(size, size, dtype=torch.float64, device=states.device)
-    cross = torch.zeros(size, width, dtype=torch.float64, device=states.device)
-    for rows in states.flatten(0, 1).split(_CHUNK):
-        z = surrogate.token_encoder(rows).double()
-        gram += z.T @ z
-        cross += z.T @ rows.double()
-    decoder.linear.weight.copy_(ridge(gram, cross, strength).T)
-
-
-def _lifted(
-    surrogate: KoopmanAutoencoder, states: Float[Tensor, "depth sample width"], order: RowOrder | None
-) -> Iterator[Float[Tensor, "depth some observable"]]:
-    """Go through samples as observables, in float64."""
-    if order is None:
-        encoder = surrogate.encoder
-        assert not isinstance(encoder, CausalEncoder), "an encoder that looks back needs the order of the rows"
-        yield from (encoder(chunk).double() for chunk in states.split(_CHUNK, 1))
-        return
-    for rows, sequences in order.pieces(_CHUNK):
-        yield surrogate.lift(states[:, rows], sequences).double()
+    weight = decoder.linear.weight
+    gram = torch.zeros(size, size, dtype=torch.float64, device=weight.device)
+    cross = torch.zeros(size, width, dtype=torch.float64, device=weight.device)
+    for states, _ in rows.chunks(size):
+        for state in states.to(weight.device):
+            z = surrogate.token_encoder(state).double()
+            gram += z.T @ z
+            cross += z.T @ state.double()
+    weight.copy_(ridge(gram, cross, strength).T)
 
 
 def _turn(surrogate: KoopmanAutoencoder, Q: Float[Tensor, "observable observable"]) -> None:

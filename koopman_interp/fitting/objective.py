@@ -5,7 +5,6 @@ Holds the normalised trajectories. Knows nothing of how the loss is lowered.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from itertools import combinations, groupby
 from operator import itemgetter
@@ -16,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from koopman_interp.fitting.config import FitConfig
-from koopman_interp.fitting.descent import Epochs
 from koopman_interp.fitting.losses import (
     all_pairs_isometry,
     chord_isometry,
@@ -25,17 +23,11 @@ from koopman_interp.fitting.losses import (
     prediction,
     reconstruction,
 )
-from koopman_interp.fitting.row_order import RowOrder
+from koopman_interp.fitting.rows import HeldRows, Rows, States
 from koopman_interp.sequences import Sequences
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.surrogates.normalization import Normalization
 from koopman_interp.surrogates.operators import Propagator
-from koopman_interp.surrogates.state_moments import PRECISE_WIDTH
-from koopman_interp.trajectories import Trajectories
 
-States = Float[Tensor, "depth sample width"]
-
-_CHUNK = 8192
 _HELD_OUT_ROWS = 2048
 _DRAWN_ROWS = 0.5
 """Part of a batch on which the drawn pair of depths is fitted: it is there to keep the depths between in line."""
@@ -57,69 +49,48 @@ class Objective(Protocol):
 
 
 class FitObjective:
-    """The losses of a surrogate on trajectories.
+    """The losses of a surrogate on rows.
 
     Args:
         surrogate: what is fitted, on the device of the states.
         config: weights of the losses, pairs of depths, batches.
-        train: normalised states to fit on.
-        held_out: normalised states to judge by; the first 2,048 are.
-        batch_size: samples a step.
-        orders: how the samples of either follow each other, for an encoder that looks back: a step takes as many whole
-            sequences as come nearest to its samples.
+        train: rows to fit on.
+        held_out: rows to judge by; the first 2,048 are.
+        batch_size: samples a step; where the encoder looks back, as many whole sequences as come nearest to them.
     """
+
+    _needs_all = False
+    """Whether a step takes all depths of its rows."""
 
     def __init__(
         self,
         surrogate: KoopmanAutoencoder,
         config: FitConfig,
-        train: States,
-        held_out: Float[Tensor, "depth held_out width"],
+        train: Rows,
+        held_out: HeldRows,
         batch_size: int,
-        orders: tuple[RowOrder, RowOrder] | None = None,
     ) -> None:
-        ends = [0, len(train) - 1]
         endpoints = config.pairs == "endpoints"
         times = surrogate.config.times
         self.surrogate = surrogate
         self._config = config
-        self._train = train[ends] if endpoints else train
-        judged: slice | Tensor = slice(_HELD_OUT_ROWS)
-        self._order, self._held_out_order = None, None
-        if orders is not None:
-            self._order = orders[0]
-            judged, self._held_out_order = orders[1].first(_HELD_OUT_ROWS)
-        self._held_out = (held_out[ends] if endpoints else held_out)[:, judged]
+        self._train = train.ends() if endpoints else train
+        self._held_out, self._held_out_order = (held_out.ends() if endpoints else held_out).first(_HELD_OUT_ROWS)
         self._times = (times[0], times[-1]) if endpoints else times
-        self._sampled = config.pairs == "sampled" and len(self._train) > 2
-        items, size = train.shape[1], batch_size
-        if self._order is not None:
-            items, size = len(self._order), self._order.sequences_for(batch_size)
-        self._epochs = Epochs(items, size, config.seed, train.device)
+        self._sampled = config.pairs == "sampled" and self._train.depths > 2
+        self._batches = self._train.batches(batch_size, config.seed, every_depth=not self._sampled or self._needs_all)
 
     def __call__(self, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
         """Weigh the losses on the batch of a step: of all pairs of depths, or of the whole span and one drawn pair."""
-        (batch, sequences), times = self._batch(step), self._times
+        times = self._times
         if not self._sampled:
+            batch, sequences = self._batches(step)
             return self.weighed(batch, times, generator, sequences)
-        i, j, some = self._drawn(batch, generator)
+        i, j = drawn_pair(self._batches.depths(step), generator)
+        batch, sequences = self._batches(step, (0, i, j, self._train.depths - 1))
         whole = self.weighed(batch[[0, -1]], (times[0], times[-1]), generator, sequences)
-        drawn = self.weighed(batch[[i, j]], (times[i], times[j]), generator, sequences, some)
+        drawn = self.weighed(batch[1:3], (times[i], times[j]), generator, sequences, drawn_rows(batch))
         return whole + self._config.drawn * drawn
-
-    def _batch(self, step: int) -> tuple[States, Sequences | None]:
-        """Return the states of a step, and how they follow each other where the encoder looks back."""
-        chosen = self._epochs(step)
-        if self._order is None:
-            return self._train[:, chosen], None
-        rows, sequences = self._order.take(chosen)
-        return self._train[:, rows], sequences
-
-    def _drawn(self, batch: States, generator: torch.Generator) -> tuple[int, int, slice]:
-        """Draw a pair of depths other than the ends, and say on which part of a batch it is fitted."""
-        others = [pair for pair in combinations(range(len(batch)), 2) if pair != (0, len(batch) - 1)]
-        i, j = others[int(torch.randint(len(others), (1,), generator=generator))]
-        return i, j, slice(0, max(2, round(_DRAWN_ROWS * batch.shape[1])))
 
     def judged(self, generator: torch.Generator) -> dict[str, float]:
         """Return the weighed losses of all pairs on held-out rows as `loss`, and the figures to watch a fit by."""
@@ -188,6 +159,18 @@ class FitObjective:
         return total + weight * isometry
 
 
+def drawn_pair(depths: Sequence[int], generator: torch.Generator) -> tuple[int, int]:
+    """Draw a pair of depths other than the ends."""
+    others = [pair for pair in combinations(depths, 2) if pair != (depths[0], depths[-1])]
+    i, j = others[int(torch.randint(len(others), (1,), generator=generator))]
+    return i, j
+
+
+def drawn_rows(batch: States) -> slice:
+    """Return the part of a batch on which a drawn pair is fitted."""
+    return slice(0, max(2, round(_DRAWN_ROWS * batch.shape[1])))
+
+
 def _advanced(
     z: Tensor,
     times: Sequence[float],
@@ -228,20 +211,3 @@ def held_out_figures(
     after = (z - z.roll(1, dims=1)).norm(dim=-1)
     stress = (after - before).square().sum() / before.square().sum().clamp_min(smallest)
     return {"fvu": float(fvu), "stress": float(stress)}
-
-
-@torch.no_grad()
-def normalized(trajectories: Trajectories, normalization: Normalization, device: torch.device) -> Tensor:
-    """Bring all depths to the common space: `[depth, sample, width]`.
-
-    Narrow states go there in float64: where coordinates are of very different sizes, the smallest components are small
-    differences of large numbers.
-    """
-    whole = torch.empty(trajectories.depths, len(trajectories), normalization.dimension, device=device)
-    precise = max(trajectories.widths) <= PRECISE_WIDTH
-    maps = copy.deepcopy(normalization).cpu().double() if precise else normalization
-    for depth, state in enumerate(trajectories.states):
-        for start in range(0, len(state), _CHUNK):
-            rows = state[start : start + _CHUNK].to("cpu" if precise else device)
-            whole[depth, start : start + _CHUNK] = maps.normalize(rows, depth)
-    return whole

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.config import FitConfig
+from koopman_interp.fitting.data import FitData
 from koopman_interp.fitting.descent import Epochs
 from koopman_interp.fitting.inputs import Batch, PartedInputs
 from koopman_interp.fitting.objective import FitObjective
@@ -29,7 +30,6 @@ from koopman_interp.observing.batches import calls
 from koopman_interp.observing.digests import input_digests
 from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.trajectories import Trajectories
 
 Arrivals = Callable[[OwnPass, int], Float[Tensor, "sample width"]]
 """From a pass and a depth before the last to the rows that arrive from there at the last."""
@@ -190,10 +190,8 @@ class AtOutput:
     choices: tuple[str, ...]
 
     @classmethod
-    def of(
-        cls, trajectories: Trajectories, config: FitConfig, model: nn.Module | Host | None, batches: object
-    ) -> AtOutput:
-        """Check that the model is that of the trajectories, and part its inputs as these are.
+    def of(cls, data: FitData, config: FitConfig, model: nn.Module | Host | None, batches: object) -> AtOutput:
+        """Check that the model is that of the rows, and part its inputs as these are.
 
         Raises:
             InputError: one of the two is missing, none of the inputs was observed, or all of them are held out.
@@ -204,20 +202,20 @@ class AtOutput:
                 "A fit of what the model says needs the model and inputs to call it with: fit(trajectories, "
                 "model=model, batches=inputs)."
             )
-        host = host_for(model, trajectories.layout)
-        trajectories.host.require(HostFingerprint.of(host), "set of trajectories")
+        host = host_for(model, data.facts.layout)
+        data.facts.host.require(HostFingerprint.of(host), "set of trajectories")
         size, choices = config.inputs, tuple[str, ...]()
         if size is None:
-            each = len(trajectories) / len(torch.unique(trajectories.sequence))
-            size = max(1, round(_SAMPLES / each))
+            size = max(1, round(_SAMPLES / data.rows_an_input))
             choices = (f"inputs a step {size}, where they came uncut: as many as hold {_SAMPLES} samples",)
         called = [x for x, _ in calls(host, batches, batch_size=size)]
-        if called and not any(torch.isin(input_digests(batch), trajectories.digests).any() for batch in called):
+        digests = [input_digests(batch) for batch in called]
+        if called and not any(map(data.knows, digests)):
             raise InputError(
                 "None of the inputs is among those observed, so that it is not known which of them are held out. Give "
                 "the inputs that the trajectories are of, observed by tap.observe(inputs)."
             )
-        held_out = torch.unique(trajectories.split(config.validation, seed=config.seed)[1].digests)
+        held_out = torch.unique(torch.cat([each[data.is_held_out(each)] for each in digests] or [data.inputs]))
         return cls(host, PartedInputs.of(called, config.validation, config.seed, held_out), choices)
 
     def objective(self, surrogate: KoopmanAutoencoder, config: FitConfig) -> OutputObjective:

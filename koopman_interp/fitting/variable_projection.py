@@ -18,7 +18,7 @@ from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.least_squares import start_operator, start_rows
-from koopman_interp.fitting.objective import FitObjective
+from koopman_interp.fitting.objective import FitObjective, drawn_pair, drawn_rows
 from koopman_interp.surrogates.operators import Propagator
 
 _BATCH_RIDGE = 1e-5
@@ -35,6 +35,8 @@ class SpectrumObjective(FitObjective):
         InputError: the depths are not equally far apart, so that one step does not lead from each to the next.
     """
 
+    _needs_all = True
+
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         gaps = {later - earlier for earlier, later in itertools.pairwise(self._times)}
@@ -44,27 +46,26 @@ class SpectrumObjective(FitObjective):
                 "spaced sites, or fit with aim='prediction'."
             )
         self._gap = gaps.pop()
-        self._start = start_rows(self._train, self.surrogate.config.observables, self._order)
+        self._start = start_rows(self._train, self.surrogate.config.observables)
 
     def __call__(self, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
         """Weigh the losses on the batch of a step."""
-        (batch, sequences), times = self._batch(step), self._times
+        (batch, sequences), times = self._batches(step), self._times
         z = self.surrogate.lift(batch, sequences)
         K, residual = solved(z)
         propagator = partial(self._propagator, K)
         total = self._config.residual * residual
         if not self._sampled:
             return total + self._of_observables(z, batch, times, generator, propagator)
-        i, j, some = self._drawn(batch, generator)
-        span = (times[0], times[-1])
+        i, j = drawn_pair(range(len(batch)), generator)
+        some, span = drawn_rows(batch), (times[0], times[-1])
         whole = self._of_observables(z[[0, -1]], batch[[0, -1]], span, generator, propagator)
         drawn = self._of_observables(z[[i, j], some], batch[[i, j], some], (times[i], times[j]), generator, propagator)
         return total + whole + self._config.drawn * drawn
 
     def judged(self, generator: torch.Generator) -> dict[str, float]:
         """Judge under the K that suits the rows that are fitted on, with the residual on the rows held out."""
-        states, order = self._start
-        start_operator(self.surrogate, states, self._config.ridge, order=order)
+        start_operator(self.surrogate, self._start, self._config.ridge)
         figures = super().judged(generator)
         residual = float(solved(self.surrogate.lift(self._held_out, self._held_out_order))[1])
         return figures | {"loss": figures["loss"] + self._config.residual * residual}

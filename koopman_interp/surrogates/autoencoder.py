@@ -8,6 +8,7 @@ huggingface_hub's mixin as safetensors and config.json, with the record of its f
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 _HELD_OUT = "record.held_out"
 """Name, among the weights, of the digests of the inputs held out: too many for a header."""
-_CHUNK = 8192
+_CHUNK, _CHUNK_NUMBERS = 8192, 2**23
+"""Rows that are lifted at once, and observables of them over all depths: 64 MiB in float64."""
 
 
 @dataclass(frozen=True)
@@ -289,24 +291,31 @@ class KoopmanAutoencoder(
         return self.record.is_held_out(trajectories.digests)
 
     @torch.no_grad()
-    def gather_moments(self, trajectories: Trajectories) -> None:
-        """Gather both moments anew from the trajectories of the fit: held-out rows apart from those fitted on.
+    def gather_moments(self, rows: Trajectories | Iterable[Trajectories]) -> None:
+        """Gather both moments anew from the rows of the fit: held-out ones apart from those fitted on.
 
-        Rows that outlie, and that the fit left out, are in neither.
+        Args:
+            rows: trajectories, of which those that outlie, and that the fit left out, are left out here too; or parts
+                that come one after the other, without such rows.
         """
-        factor, held = self.record.settings.get("outlying"), self.is_held_out(trajectories)
-        outlying = outlying_rows(trajectories.states, factor, held)
-        kept = trajectories[~outlying] if outlying.any() else trajectories
+        if isinstance(rows, Trajectories):
+            outlying = outlying_rows(rows.states, self.record.settings.get("outlying"), self.is_held_out(rows))
+            rows = [rows[~outlying] if outlying.any() else rows]
         c, device = self.config, next(self.decoder.parameters()).device
         self.moments, self.heldout_moments = (
             Moments(len(c.sites), c.classes, c.observables).to(device) for _ in range(2)
         )
-        for rows in kept.pieces(_CHUNK, whole=self.looks_back):
-            order = rows.in_sequence() if self.looks_back else None
-            z = torch.stack([self.encode(state.to(device), depth, order) for depth, state in enumerate(rows.states)])
-            held_out = self.is_held_out(rows)
+        for piece in (piece for part in rows for piece in part.pieces(self._chunk, whole=self.looks_back)):
+            order = piece.in_sequence() if self.looks_back else None
+            z = torch.stack([self.encode(state.to(device), depth, order) for depth, state in enumerate(piece.states)])
+            held_out = self.is_held_out(piece)
             for moments, side in ((self.moments, ~held_out), (self.heldout_moments, held_out)):
-                moments.update(z[:, side.to(device)], None if rows.labels is None else rows.labels[side])
+                moments.update(z[:, side.to(device)], None if piece.labels is None else piece.labels[side])
+
+    @property
+    def _chunk(self) -> int:
+        """Rows whose observables at all depths are held at once."""
+        return max(64, min(_CHUNK, _CHUNK_NUMBERS // (len(self.sites) * self.config.observables)))
 
     def digest(self) -> str:
         """Digest all that gives an edit of K its meaning: normalisation, encoder and operator."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.files import Json
+from koopman_interp.hashing import Draw
 from koopman_interp.results import Result
 from koopman_interp.tables import Column, Table, digits
 
@@ -38,6 +39,8 @@ class FitRecord(Result):
         distilled: the same of a distillation that went on from the fit: `step` and `kl` (divergence at the model's
             output, in nats). Several in a row follow one another.
         held_out: digests of the inputs held out, ascending; neither the fit nor a distillation was trained on them.
+        bound: where there were too many inputs to count them, each was held out whose hash under the seed lies below
+            this (see `hashing.Draw`); those named in `held_out` are then the ones that sums were taken over.
         method: `gradient` or `least_squares`.
         seed: of the fit.
         validation: share of the inputs held out.
@@ -50,6 +53,7 @@ class FitRecord(Result):
     history: tuple[Look, ...] = ()
     distilled: tuple[Look, ...] = ()
     held_out: Int[Tensor, " input"] = field(default_factory=_no_inputs)
+    bound: int | None = None
     method: str | None = None
     seed: int | None = None
     validation: float | None = None
@@ -78,7 +82,10 @@ class FitRecord(Result):
 
     def is_held_out(self, digests: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
         """Mark the digests that are of inputs held out."""
-        return torch.isin(digests, self.held_out.to(digests.device))
+        known = torch.isin(digests, self.held_out.to(digests.device))
+        if self.bound is None or self.seed is None:
+            return known
+        return known | Draw(self.seed, self.bound)(digests).to(digests.device)
 
     def tables(self) -> tuple[Table, ...]:
         """Return the held-out figures by step: of the fit and, if there was one, of the distillation."""
@@ -106,7 +113,7 @@ class FitRecord(Result):
     @classmethod
     def from_dict(cls, values: Mapping[str, Json]) -> FitRecord:
         """Rebuild from plain values; `held_out` may be a tensor."""
-        given = {each.name: values[each.name] for each in fields(cls)}
+        given = {each.name: values[each.name] for each in fields(cls) if each.name != "bound" or "bound" in values}
         given |= {name: tuple(map(dict, given[name])) for name in ("history", "distilled")}
         given["choices"] = tuple(given["choices"])
         return cls(**(given | {"held_out": torch.as_tensor(given["held_out"], dtype=torch.int64)}))

@@ -56,7 +56,7 @@ def test_no_gradient_step_sees_a_row_held_out(trajectories, quick_config, seed, 
 
     class Watched(fitting.FitObjective):
         def __init__(self, surrogate, config, train, held_out, *rest):
-            seen.update(train=train[0], held_out=held_out[0], normalization=surrogate.normalization)
+            seen.update(train=train.states[0], held_out=held_out.states[0], normalization=surrogate.normalization)
             super().__init__(surrogate, config, train, held_out, *rest)
 
     monkeypatch.setattr(fitting, "FitObjective", Watched)

@@ -7,7 +7,7 @@ from scipy.linalg import block_diag, expm
 
 import koopman_interp as ki
 from koopman_interp.errors import InputError
-from koopman_interp.fitting import least_squares
+from koopman_interp.fitting import rows
 from koopman_interp.fitting.least_squares import (
     random_features,
     refit_decoder,
@@ -16,6 +16,7 @@ from koopman_interp.fitting.least_squares import (
     start_operator,
     start_rows,
 )
+from koopman_interp.fitting.rows import HeldRows
 
 HOST = ki.HostFingerprint(model="m.M", adapter="torch", basis="b", dtype="float32", weights="0" * 32)
 
@@ -59,7 +60,7 @@ def solved(inputs, outputs, strength):
 @pytest.fixture(params=[8192, 37])
 def chunk(request, monkeypatch):
     """Rows that are taken at a time: all, or a part that does not divide them."""
-    monkeypatch.setattr(least_squares, "_CHUNK", request.param)
+    monkeypatch.setattr(rows, "chunk_rows", lambda *_: request.param)
 
 
 # --- ridge -----------------------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def test_ridge_is_least_squares_with_a_penalty_on_the_scale_of_each_input(streng
 @pytest.mark.parametrize("strength", [0.0, 1e-2])
 def test_the_start_of_k_is_the_regression_over_all_neighbouring_depths(strength):
     surrogate, x = built(), states()
-    start_operator(surrogate, x, strength)
+    start_operator(surrogate, HeldRows(x), strength)
     with torch.no_grad():
         z = surrogate.encoder(x).numpy()
     expected = solved(np.concatenate(z[:-1]), np.concatenate(z[1:]), strength).T
@@ -111,14 +112,14 @@ def test_several_steps_apart_the_root_is_taken(times):
     basis = np.eye(4) + 0.2 * np.random.default_rng(0).normal(size=(4, 4))
     K = torch.from_numpy(basis @ block_diag(0.9 * turn, 0.8, 0.5) @ np.linalg.inv(basis))
     surrogate = identity_encoder(4, times)
-    start_operator(surrogate, linear_motion(K, times), 0.0)
+    start_operator(surrogate, HeldRows(linear_motion(K, times)), 0.0)
     torch.testing.assert_close(surrogate.K.detach(), K, rtol=1e-6, atol=1e-8)
 
 
 def test_of_a_root_that_is_not_real_the_real_part_is_kept():
     surrogate = identity_encoder(2, (0.0, 2.0))
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    start_operator(surrogate, torch.stack([x, x @ torch.diag(torch.tensor([0.49, -0.25]).double())]), 0.0)
+    start_operator(surrogate, HeldRows(torch.stack([x, x @ torch.diag(torch.tensor([0.49, -0.25]).double())])), 0.0)
     torch.testing.assert_close(
         surrogate.K.detach(), torch.diag(torch.tensor([0.7, 0.0], dtype=torch.float64)), rtol=0, atol=1e-7
     )
@@ -128,7 +129,7 @@ def test_gaps_of_different_lengths_count_the_same():
     # Two steps of one length and one of another: the mean is over lengths, not over pairs of depths.
     surrogate = identity_encoder(1 + 1, (0.0, 1.0, 2.0, 4.0))
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    start_operator(surrogate, torch.stack([x, 0.9 * x, 0.81 * x, 0.25 * 0.81 * x]), 0.0)
+    start_operator(surrogate, HeldRows(torch.stack([x, 0.9 * x, 0.81 * x, 0.25 * 0.81 * x])), 0.0)
     torch.testing.assert_close(surrogate.K.detach(), (0.9 + 0.5) / 2 * torch.eye(2).double(), rtol=1e-7, atol=1e-7)
 
 
@@ -142,7 +143,7 @@ def test_turning_the_observables_changes_neither_encoding_and_decoding_nor_the_m
     with torch.no_grad():
         surrogate.encoder.layers_out()[-1].weight.zero_()
         before = surrogate.decoder(surrogate.encoder(x))
-        start_operator(surrogate, x, 0.0)
+        start_operator(surrogate, HeldRows(x), 0.0)
         torch.testing.assert_close(surrogate.decoder(surrogate.encoder(x)), before, rtol=1e-6, atol=1e-6)
         moved = surrogate.encoder(x[0]) @ surrogate.K.T
         torch.testing.assert_close(moved, surrogate.encoder(x[1]), rtol=1e-5, atol=1e-5)
@@ -154,7 +155,7 @@ def test_turning_the_observables_changes_neither_encoding_and_decoding_nor_the_m
 
 def test_fewer_observables_than_the_width_start_as_the_leading_components():
     surrogate, x = built(dimension=6, observables=2), states(width=6)
-    start_encoder(surrogate, x)
+    start_encoder(surrogate, HeldRows(x))
     _, _, right = np.linalg.svd(x.flatten(0, 1).numpy(), full_matrices=False)
     expected = right[:2].T @ right[:2]
     W, V = (part.linear.weight.detach().numpy() for part in (surrogate.encoder, surrogate.decoder))
@@ -166,7 +167,7 @@ def test_fewer_observables_than_the_width_start_as_the_leading_components():
 @pytest.mark.parametrize("changes", [{"observables": 4}, {"observables": 9}, {"architecture": "mlp", "observables": 2}])
 def test_where_nothing_is_lost_the_encoder_starts_as_it_was_built(changes):
     surrogate, untouched = built(**changes), built(**changes)
-    start_encoder(surrogate, states())
+    start_encoder(surrogate, HeldRows(states()))
     for name, tensor in surrogate.state_dict().items():
         assert torch.equal(tensor, untouched.state_dict()[name])
 
@@ -174,7 +175,7 @@ def test_where_nothing_is_lost_the_encoder_starts_as_it_was_built(changes):
 @pytest.mark.parametrize(("samples", "observables"), [(100, 5), (8192, 5), (40_000, 5), (40_000, 700), (9_000, 10_000)])
 def test_a_start_is_solved_on_enough_rows_that_are_evenly_spaced(samples, observables):
     x = torch.arange(float(samples)).reshape(1, samples, 1)
-    rows = start_rows(x, observables)[0][0, :, 0]
+    rows = start_rows(HeldRows(x), observables).states[0, :, 0]
     assert len(rows) >= min(samples, max(8192, 16 * observables))
     assert len(rows) < 2 * max(8192, 16 * observables) + 1
     assert len(torch.unique(rows.diff())) == 1
@@ -231,7 +232,7 @@ def test_random_features_need_a_linear_part():
 @pytest.mark.parametrize(("observables", "strength"), [(6, 0.0), (6, 1e-2), (3, 1e-4)])
 def test_the_decoder_is_the_regression_of_states_on_observables(observables, strength):
     surrogate, x = built(observables=observables), states()
-    refit_decoder(surrogate, x, strength)
+    refit_decoder(surrogate, HeldRows(x), strength)
     with torch.no_grad():
         z = surrogate.encoder(x).flatten(0, 1).numpy()
     expected = solved(z, x.flatten(0, 1).numpy(), strength).T
@@ -262,9 +263,9 @@ def test_a_calm_start_does_not_amplify_what_is_nearly_nothing():
     states = torch.stack([x, after, 0.8 * after + 0.3 * after.abs()])
     largest = {}
     for calm in (True, False):
-        start_operator(surrogate, states, 1e-6, calm=calm)
+        start_operator(surrogate, HeldRows(states), 1e-6, calm=calm)
         largest[calm] = float(surrogate.K[:, 4:].abs().max())
-    start_operator(surrogate, states, 1e-6, calm=True)
+    start_operator(surrogate, HeldRows(states), 1e-6, calm=True)
     z, z_next = surrogate.encoder(states[0]), states[1]
     left = (surrogate.K[:4] @ z.T - z_next.T).square().mean()
     assert largest[False] > 100

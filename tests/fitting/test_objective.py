@@ -7,6 +7,7 @@ import torch
 
 import koopman_interp as ki
 from koopman_interp.fitting.objective import FitObjective
+from koopman_interp.fitting.rows import HeldRows
 
 CONFIG = ki.FitConfig(pairs="all", isometry_weight=0.0, reconstruction=0.7, linearity=0.3, prediction=1.9)
 
@@ -18,7 +19,7 @@ def looked(surrogate, trajectories):
     states = torch.stack(
         [koopman.normalization.normalize(state.double(), depth) for depth, state in enumerate(trajectories.states)]
     )
-    yield koopman, states, FitObjective(koopman, CONFIG, states[:, :200], states[:, 200:300], 50)
+    yield koopman, states, FitObjective(koopman, CONFIG, HeldRows(states[:, :200]), HeldRows(states[:, 200:300]), 50)
     surrogate.float()
 
 

@@ -7,6 +7,7 @@ import koopman_interp as ki
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.least_squares import solve, solved_rows
 from koopman_interp.fitting.objective import held_out_figures
+from koopman_interp.fitting.rows import HeldRows
 from koopman_interp.fitting.sizes import sizes
 from koopman_interp.testing import LinearHost
 
@@ -48,7 +49,7 @@ def test_without_a_hidden_layer_the_observables_are_the_states():
 @pytest.mark.parametrize(("samples", "observables"), [(100, 8), (8192, 512), (60_000, 512), (1_000_000, 1024)])
 def test_it_is_solved_on_enough_rows_that_are_evenly_spaced(samples, observables):
     x = torch.arange(float(samples)).expand(5, samples)[..., None]
-    rows = solved_rows(x, observables)[0, :, 0]
+    rows = solved_rows(HeldRows(x), observables).states[0, :, 0]
     assert len(rows) * 4 >= min(samples * 4, 128 * observables)
     assert len(torch.unique(rows.diff())) == 1
     assert rows[0] == 0
@@ -70,8 +71,8 @@ def test_features_are_judged_beside_the_states_alone_and_the_judge_decides_nothi
     surrogate, same, plain = (
         built(observables=size, hidden=hidden) for size, hidden in ((40, (40,)), (40, (40,)), (4, ()))
     )
-    said = solve(surrogate, curved(4000, 0), 1e-6, torch.Generator().manual_seed(0), judged)
-    solve(plain, curved(4000, 0), 1e-6, torch.Generator().manual_seed(0), judged)
+    said = solve(surrogate, HeldRows(curved(4000, 0)), 1e-6, torch.Generator().manual_seed(0), judged)
+    solve(plain, HeldRows(curved(4000, 0)), 1e-6, torch.Generator().manual_seed(0), judged)
     ours, theirs = judged(surrogate), judged(plain)
     assert ours < 0.5 * theirs
     assert said == f"random features: 36; held-out FVU {ours:.3g} with them, {theirs:.3g} with the states alone"
@@ -79,7 +80,7 @@ def test_features_are_judged_beside_the_states_alone_and_the_judge_decides_nothi
     def turned_round(one):
         return 1 / judged(one)
 
-    said = solve(same, curved(4000, 0), 1e-6, torch.Generator().manual_seed(0), turned_round)
+    said = solve(same, HeldRows(curved(4000, 0)), 1e-6, torch.Generator().manual_seed(0), turned_round)
     assert said.endswith("with the states alone, which is better: fit with FitConfig(hidden=())")
     assert all(torch.equal(one, other) for one, other in zip(surrogate.parameters(), same.parameters(), strict=True))
 

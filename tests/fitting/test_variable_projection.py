@@ -9,6 +9,7 @@ import torch
 import koopman_interp as ki
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.fit import SpectrumObjective
+from koopman_interp.fitting.rows import HeldRows
 from koopman_interp.fitting.variable_projection import solved
 
 
@@ -48,7 +49,9 @@ def test_the_objective_holds_as_much_of_it_as_was_asked_for(trajectories, quick_
     states = torch.stack([surrogate.normalization.normalize(x, depth) for depth, x in enumerate(trajectories.states)])
     losses = []
     for weight in (0.0, 2.0):
-        objective = SpectrumObjective(surrogate, replace(config, residual=weight), states, states, len(trajectories))
+        objective = SpectrumObjective(
+            surrogate, replace(config, residual=weight), HeldRows(states), HeldRows(states), len(trajectories)
+        )
         with torch.no_grad():
             losses.append(float(objective(0, torch.Generator().manual_seed(0))))
     expected = float(solved(surrogate.encoder(states))[1])

@@ -1,0 +1,254 @@
+"""What a fit is made of: rows to fit on, rows to judge by, and passes for what is summed over rows.
+
+Trajectories in memory are parted, and held as one normalised copy. What is larger comes from its source, window by
+window; what is summed is summed over so many rows as settings say.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from koopman_interp.errors import InputError
+from koopman_interp.fitting.config import FitConfig
+from koopman_interp.fitting.normalizing import Normalizer
+from koopman_interp.fitting.rows import HeldRows, Rows
+from koopman_interp.fitting.survey import Survey, surveyed
+from koopman_interp.fitting.windows import StreamedRows
+from koopman_interp.sources.memory import Memory
+from koopman_interp.sources.opening import Rows as AnyRows
+from koopman_interp.sources.opening import as_source
+from koopman_interp.sources.protocol import Part, Source
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.surrogates.normalization import Normalization
+from koopman_interp.surrogates.outlying_rows import outlying_rows
+from koopman_interp.trajectories import Trajectories
+
+HELD_BYTES = 2**26
+"""States of a source up to this are taken into memory, and fitted as trajectories are."""
+_CHUNK = 8192
+
+
+@runtime_checkable
+class FitData(Protocol):
+    """Rows of a fit, in two parts.
+
+    Attributes:
+        facts: trajectories without rows, with all that is said of them.
+        classes: labels that occur, ascending.
+        fitted: rows to fit on.
+        held_out: rows to judge by.
+        inputs: digests of the inputs held out, ascending.
+        bound: of the hashes of inputs held out, where each is drawn for itself; see `Draw`. None where all are known.
+        notes: what to say of the rows.
+    """
+
+    facts: Trajectories
+    classes: tuple[int, ...]
+    fitted: int
+    held_out: int
+    inputs: Int[Tensor, " input"]
+    bound: int | None
+    notes: list[str]
+
+    @property
+    def rows_an_input(self) -> float:
+        """How many rows an input has in the mean."""
+        ...
+
+    def is_held_out(self, digests: Int[Tensor, " input"]) -> Bool[Tensor, " input"]:
+        """Mark the inputs held out."""
+        ...
+
+    def knows(self, digests: Int[Tensor, " input"]) -> bool:
+        """Whether any of these inputs is among those observed, as far as that is known."""
+        ...
+
+    def chunks(self) -> Iterator[list[Tensor]]:
+        """Go through the states to fit on, as they are, one tensor a depth."""
+        ...
+
+    def rows(self, normalization: Normalization, device: torch.device) -> tuple[Rows, HeldRows]:
+        """Return normalised rows to fit on, and to judge by."""
+        ...
+
+    def gather_moments(self, surrogate: KoopmanAutoencoder) -> None:
+        """Gather both moments of a surrogate that knows what is held out."""
+        ...
+
+
+def fit_data(rows: AnyRows, config: FitConfig) -> FitData:
+    """Part rows for a fit.
+
+    Args:
+        rows: trajectories, or another source of rows; what is small is taken into memory.
+        config: of the fit.
+
+    Raises:
+        InputError: there are too few inputs to hold any out, or rows that outlie where none can be left out.
+        NonFiniteError: a state is NaN or infinite.
+    """
+    source = as_source(rows)
+    if isinstance(source, Memory):
+        return InMemory(source.trajectories, config)
+    small, found, size = HELD_BYTES // source.row_bytes, list[Trajectories](), 0
+    for batch in source.batches():
+        found.append(batch)
+        size += len(batch)
+        if size > small:
+            del batch, found
+            return FromSource(source, config)
+    return InMemory(Trajectories.concatenate(found, same_inputs=True), config)
+
+
+class InMemory:
+    """Trajectories in memory, parted; see `FitData`.
+
+    Args:
+        trajectories: all rows.
+        config: of the fit.
+    """
+
+    def __init__(self, trajectories: Trajectories, config: FitConfig) -> None:
+        trajectories.require_finite()
+        self.facts, self.classes = trajectories[:0], trajectories.classes
+        self.bound: int | None = None
+        self._all, self._config = trajectories, config
+        self._train, self._judged = trajectories.split(config.validation, seed=config.seed)
+        self.inputs = torch.unique(self._judged.digests)
+        self.notes = self._leave_out()
+        self.fitted, self.held_out = len(self._train), len(self._judged)
+
+    def _leave_out(self) -> list[str]:
+        """Leave out the rows that outlie, and say so."""
+        held = torch.isin(self._all.digests, self.inputs)
+        marked = outlying_rows(self._all.states, self._config.outlying, held)
+        if not marked.any():
+            return []
+        first = int(marked.nonzero()[0])
+        where = f"the first is row {first}, at position {int(self._all.position[first])} of its input"
+        said = _of_outlying(self._config, int(marked.sum()), len(self._all), where)
+        self._train, self._judged = self._train[~marked[~held]], self._judged[~marked[held]]
+        self._all = self._all[~marked]
+        return [said]
+
+    @property
+    def rows_an_input(self) -> float:
+        """How many rows an input has in the mean."""
+        return len(self._all) / len(torch.unique(self._all.sequence))
+
+    def is_held_out(self, digests: Int[Tensor, " input"]) -> Bool[Tensor, " input"]:
+        """Mark the inputs held out."""
+        return torch.isin(digests, self.inputs)
+
+    def knows(self, digests: Int[Tensor, " input"]) -> bool:
+        """Whether any of these inputs is among those observed."""
+        return bool(torch.isin(digests, self._all.digests).any())
+
+    def chunks(self) -> Iterator[list[Tensor]]:
+        """Go through the states to fit on."""
+        for start in range(0, len(self._train), _CHUNK):
+            yield [state[start : start + _CHUNK] for state in self._train.states]
+
+    def rows(self, normalization: Normalization, device: torch.device) -> tuple[Rows, HeldRows]:
+        """Return normalised copies."""
+        normalizer = Normalizer(normalization, device, looks_back=self._config.context is not None)
+        train, judged = normalizer.held(self._train), normalizer.held(self._judged)
+        train.statistics = self._config.statistics
+        return train, judged
+
+    def gather_moments(self, surrogate: KoopmanAutoencoder) -> None:
+        """Gather the moments of as many rows as settings say."""
+        if len(self._all) <= self._config.statistics:
+            surrogate.gather_moments([self._all])
+            return
+        surrogate.gather_moments(Memory(self._all).thinned(self._config.statistics).batches())
+
+
+class FromSource:
+    """Rows that do not fit into memory; see `FitData`.
+
+    Args:
+        source: of the rows.
+        config: of the fit.
+    """
+
+    def __init__(self, source: Source, config: FitConfig) -> None:
+        self._source, self._config = source, config
+        self._seen: Survey = surveyed(source, config)
+        seen = self._seen
+        self.facts, self.classes, self.notes = source.empty, seen.classes, []
+        self.fitted, self.held_out, self.inputs = seen.fitted, seen.held_out, seen.inputs
+        self.bound = seen.draw.bound if seen.drawn_singly else None
+        if seen.left_out:
+            where = "found on the way through the source"
+            self.notes = [_of_outlying(config, seen.left_out, seen.fitted + seen.held_out + seen.left_out, where)]
+
+    @property
+    def rows_an_input(self) -> float:
+        """How many rows an input has in the mean."""
+        return self._seen.rows_an_input
+
+    def is_held_out(self, digests: Int[Tensor, " input"]) -> Bool[Tensor, " input"]:
+        """Mark the inputs held out."""
+        return self._seen.draw(digests)
+
+    def knows(self, digests: Int[Tensor, " input"]) -> bool:  # noqa: ARG002 (all that were observed are not kept)
+        """Whether any of these inputs is among those observed: not known."""
+        return True
+
+    def chunks(self) -> Iterator[list[Tensor]]:
+        """Go through the states to fit on, of as many rows as settings say."""
+        for batch in self._parts(self._seen.draw.rest):
+            yield list(batch.states)
+
+    def rows(self, normalization: Normalization, device: torch.device) -> tuple[Rows, HeldRows]:
+        """Return rows to fit on that come window by window, and normalised ones to judge by."""
+        looks_back = self._config.context is not None
+        normalizer = Normalizer(normalization, device, self._seen.outlying, looks_back=looks_back)
+        train = StreamedRows(
+            self._source,
+            self._seen.draw.rest,
+            normalizer,
+            statistics=self._config.statistics,
+            looks_back=looks_back,
+        )
+        return train, normalizer.held(normalizer.kept(self._seen.judged))
+
+    def gather_moments(self, surrogate: KoopmanAutoencoder) -> None:
+        """Gather the moments of as many rows as settings say."""
+        surrogate.gather_moments(self._parts(None))
+
+    def _parts(self, part: Part | None) -> Iterator[Trajectories]:
+        """Go through the rows that do not outlie."""
+        outlying = self._seen.outlying
+        for batch in self._source.thinned(self._config.statistics).batches(part=part):
+            kept = batch if outlying is None else batch[~outlying.marked(batch.states)]
+            if len(kept):
+                yield kept
+
+
+def _of_outlying(config: FitConfig, count: int, rows: int, where: str) -> str:
+    """Warn of rows that are left out, and return what to keep of it.
+
+    Raises:
+        InputError: an encoder looks back on all rows, so that none can be left out.
+    """
+    far = f"rows: {count:,} of {rows:,} lie more than {config.outlying:g} times as far out as the median row"
+    remedy = (
+        "leave them out when you observe (attach(model, skip=1) for attention sinks, labels of -100), or fit them too "
+        "with FitConfig(outlying=None)."
+    )
+    if config.context is not None:
+        raise InputError(
+            f"{far}; {where}. An encoder with context='causal' looks back on all rows of a sequence, so that none can "
+            f"be left out of the fit: {remedy}"
+        )
+    said = f"{far}, and are left out of the fit"
+    warnings.warn(f"{said}; {where}. What is measured with such rows is measured of them alone: {remedy}", stacklevel=7)
+    return said

@@ -1,0 +1,151 @@
+"""A first look at a source that does not fit into memory: what is held out, which rows outlie, how many there are.
+
+Goes through as many rows as a fit's sums are taken over. Keeps the rows that the fit is judged by, and no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from koopman_interp.errors import InputError
+from koopman_interp.fitting.config import FitConfig
+from koopman_interp.hashing import MOST_COUNTED, Draw
+from koopman_interp.sources.opening import some_rows
+from koopman_interp.sources.protocol import Source
+from koopman_interp.surrogates.outlying_rows import LEAST_SHARE, MOST_OUTLYING, OutlyingRows
+from koopman_interp.trajectories import Trajectories
+
+_JUDGED_ROWS = 4096
+_MEDIAN_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was seen of a source.
+
+    Attributes:
+        draw: which inputs are held out.
+        drawn_singly: whether each input was drawn for itself, so that there may be more than were seen.
+        inputs: digests of those seen.
+        fitted: rows to fit on, as far as was looked.
+        held_out: rows held out, as far.
+        left_out: rows that outlie, as far.
+        classes: labels seen, ascending.
+        outlying: which rows outlie; None where none do.
+        judged: rows held out, as many as a fit is judged by.
+        rows_an_input: in the mean.
+    """
+
+    draw: Draw
+    drawn_singly: bool
+    inputs: Int[Tensor, " input"]
+    fitted: int
+    held_out: int
+    left_out: int
+    classes: tuple[int, ...]
+    outlying: OutlyingRows | None
+    judged: Trajectories
+    rows_an_input: float
+
+
+def surveyed(source: Source, config: FitConfig) -> Survey:
+    """Look through a source.
+
+    Args:
+        source: the source.
+        config: of the fit: share and seed of what is held out, when rows outlie, over how many rows to look.
+
+    Raises:
+        InputError: there are too few inputs to hold any out.
+        NonFiniteError: a state is NaN or infinite.
+    """
+    some = source.thinned(config.statistics)
+    draw, singly = _draw(source, config)
+    whole = config.context is not None
+    bounds = None
+    if config.outlying is not None:
+        medians = some_rows(source.thinned(4 * _MEDIAN_ROWS), _MEDIAN_ROWS, draw.rest)
+        bounds = OutlyingRows.of(medians.states, config.outlying)
+        del medians
+    looked = _Looked(bounds, source.depths)
+    for batch in some.batches():
+        batch.require_finite()
+        looked.add(batch, draw)
+    if not looked.rows[1]:
+        raise InputError(
+            f"Holding out {config.validation:.0%} of the inputs left none of {sum(looked.rows):,} rows to judge by. "
+            "Observe more, or choose another FitConfig(validation=…)."
+        )
+    judged = some_rows(some, _JUDGED_ROWS, draw, whole=whole)
+    return Survey(
+        draw,
+        singly,
+        looked.held_inputs(),
+        looked.rows[0] - looked.marked[0],
+        looked.rows[1] - looked.marked[1],
+        sum(looked.marked),
+        tuple(sorted(looked.classes)),
+        looked.outlying(),
+        judged,
+        sum(looked.rows) / looked.count,
+    )
+
+
+def _draw(source: Source, config: FitConfig) -> tuple[Draw, bool]:
+    """Say which inputs are held out; of many each is drawn for itself, and they need not be counted."""
+    distinct = torch.empty(0, dtype=torch.int64)
+    for digests in source.digests():
+        distinct = torch.unique(torch.cat([distinct, digests]))
+        if len(distinct) > MOST_COUNTED:
+            break
+    if not 0 < round(config.validation * len(distinct)) < len(distinct):
+        raise InputError(
+            f"Holding out {config.validation:.0%} of {len(distinct)} distinct inputs leaves one part empty. Observe "
+            "more, or choose another fraction."
+        )
+    return Draw.of(distinct, config.validation, config.seed), len(distinct) > MOST_COUNTED
+
+
+class _Looked:
+    """Counts and sums of a look through rows, of those to fit on and of those held out."""
+
+    def __init__(self, bounds: OutlyingRows | None, depths: int) -> None:
+        self._bounds = bounds
+        self.rows, self.marked = [0, 0], [0, 0]
+        self.count = 0
+        self.classes: set[int] = set()
+        self._inputs: list[Tensor] = []
+        self._far, self._all = (torch.zeros(2, depths, dtype=torch.float64) for _ in range(2))
+
+    def add(self, batch: Trajectories, draw: Draw) -> None:
+        """Add rows."""
+        held = draw(batch.digests)
+        self.count += len(torch.unique(batch.sequence))
+        self.classes.update(batch.classes)
+        self._inputs.append(torch.unique(batch.digests[held]))
+        distances = None if self._bounds is None else self._bounds.distances(batch.states)
+        for number, side in enumerate((~held, held)):
+            self.rows[number] += int(side.sum())
+            if distances is not None:
+                own = distances[:, side]
+                far = own > 1
+                self.marked[number] += int(far.any(0).sum())
+                self._far[number] += (own.square() * far).sum(1)
+                self._all[number] += own.square().sum(1)
+
+    def outlying(self) -> OutlyingRows | None:
+        """Say which rows outlie: at depths where the far ones hold a tenth of all squares, if they are few."""
+        matters = (self._far > LEAST_SHARE * self._all).any(0)
+        few = all(marked <= MOST_OUTLYING * rows for marked, rows in zip(self.marked, self.rows, strict=True))
+        outlying = None if self._bounds is None or not few else self._bounds.within(matters.tolist())
+        if outlying is None:
+            self.marked = [0, 0]
+        return outlying
+
+    def held_inputs(self) -> Int[Tensor, " input"]:
+        """Digests of the inputs held out, ascending."""
+        return torch.unique(torch.cat(self._inputs))

@@ -1,0 +1,1 @@
+"""Sources of rows: trajectories in memory, stores on disk and streams, behind one small protocol."""

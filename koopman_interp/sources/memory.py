@@ -1,0 +1,29 @@
+"""Trajectories in memory as a source of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from koopman_interp.sources.protocol import Blocks, at_depths
+from koopman_interp.trajectories import Trajectories, whole_pieces
+
+_ROWS = 8192
+
+
+class Memory(Blocks):
+    """Trajectories, gone through in blocks of whole inputs.
+
+    Args:
+        trajectories: the rows.
+        rows: of a block, where no single input has more.
+    """
+
+    def __init__(self, trajectories: Trajectories, rows: int = _ROWS) -> None:
+        self.trajectories = trajectories
+        self.empty = trajectories[:0]
+        self._pieces = list(whole_pieces(trajectories.sequence, rows))
+        self.counts = [len(piece) for piece in self._pieces]
+
+    def read(self, block: int, depths: Sequence[int] | None = None) -> Trajectories:
+        """Take a block."""
+        return at_depths(self.trajectories, depths)[self._pieces[block]]

@@ -1,0 +1,103 @@
+"""What may stand for a source of rows, and rows of one in memory for what needs them there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from koopman_interp.errors import InputError
+from koopman_interp.hashing import in_share
+from koopman_interp.sources.memory import Memory
+from koopman_interp.sources.protocol import Part, Source
+from koopman_interp.sources.store import INDEX, Store
+from koopman_interp.sources.streams import Stream
+from koopman_interp.trajectories import Trajectories
+
+Rows = Trajectories | Source | str | os.PathLike[str] | Callable[[], Iterable[Trajectories]]
+"""Trajectories, a store or its folder, a file of trajectories, or a function that begins a stream of them."""
+
+IN_MEMORY_BYTES, _THINNED = 2**28, 4
+"""States of a store or a stream up to this are taken into memory as a whole by what needs rows there."""
+
+
+def as_source(rows: Rows) -> Source:
+    """Open what stands for a source of rows.
+
+    Args:
+        rows: trajectories, a store, the folder of one, a file of trajectories, or a function that begins a stream.
+
+    Raises:
+        InputError: it is none of these.
+        FileNotFoundError: there is neither such a folder nor such a file.
+    """
+    if isinstance(rows, Source):
+        return rows
+    if isinstance(rows, Trajectories):
+        return Memory(rows)
+    if isinstance(rows, (str, os.PathLike)):
+        path = Path(rows)
+        return Memory(Trajectories.load(path)) if path.is_file() and path.name != INDEX else Store(path)
+    if callable(rows):
+        return Stream(rows)
+    begun = " A stream that has begun cannot be gone through again: give lambda: tap.stream(texts)."
+    raise InputError(
+        "Expected trajectories, a store, its folder, or a function that begins a stream; got "
+        f"{type(rows).__name__}.{begun if isinstance(rows, Iterable) else ''}"
+    )
+
+
+def in_memory(rows: Rows, most: int | None = None) -> Trajectories:
+    """Return rows in memory: trajectories as they are, of other sources as many as fit, spread evenly.
+
+    Args:
+        rows: as for `as_source`.
+        most: rows to take of other sources; None is as many as 256 MiB of states hold.
+    """
+    if isinstance(rows, Trajectories):
+        return rows
+    source = as_source(rows)
+    if isinstance(source, Memory):
+        return source.trajectories
+    most = most or max(1, IN_MEMORY_BYTES // source.row_bytes)
+    return some_rows(source.thinned(_THINNED * most), most)
+
+
+def some_rows(source: Source, most: int, part: Part | None = None, *, whole: bool = False) -> Trajectories:
+    """Draw rows of a source: the same ones, whatever the order in which they come.
+
+    Args:
+        source: the source.
+        most: how many to draw, or a few more where inputs stay whole.
+        part: of which inputs.
+        whole: draw inputs, with all their rows.
+
+    Returns:
+        The rows, in the order of the source.
+    """
+    share, found, rows, seen = 1.0, list[Trajectories](), 0, 0
+    for batch in source.batches(part=part):
+        kept = _drawn(batch, share, whole)
+        found.append(kept)
+        rows, seen = rows + len(kept), seen + 1
+        while rows > 2 * most:
+            # Half of those drawn so far stay drawn: a smaller share is a part of a larger one.
+            share /= 2
+            found = [_drawn(each, share, whole) for each in found]
+            found = [Trajectories.concatenate(found, same_inputs=True)]
+            rows = len(found[0])
+    if not rows:
+        raise InputError("There are no such rows in the source. Observe more.")
+    drawn = Trajectories.concatenate(found, same_inputs=True)
+    if rows > most:
+        drawn = _drawn(drawn, share * most / rows, whole)
+    return drawn
+
+
+def _drawn(batch: Trajectories, share: float, whole: bool) -> Trajectories:
+    if share >= 1:
+        return batch
+    kept = in_share(batch.digests, torch.zeros_like(batch.position) if whole else batch.position, share)
+    return batch[kept]

@@ -1,0 +1,141 @@
+"""Shards of a store: some thousand rows in one safetensors file, a tensor a depth, read block by block.
+
+Each block of each tensor has a digest in the file's header, and the header one in the store's index, so that whatever
+is read is known to be what was written, without reading the rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import xxhash
+from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from koopman_interp.errors import FileFormatError
+from koopman_interp.files import replacing
+
+BLOCK_ROWS = 1024
+"""Rows of a block, at least: of 64 numbers each a depth, a quarter of a MB lies in one place."""
+_HEADER = "koopman_interp_shard"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the index of a store says of a shard.
+
+    Attributes:
+        name: of its file in the store's folder.
+        blocks: numbers of the first rows of its blocks, and that of all rows.
+        first: number of its first input; those in the file are counted from it, so that shards can be joined.
+        bytes: of its file.
+        digest: of its header, which holds those of its blocks.
+    """
+
+    name: str
+    blocks: tuple[int, ...]
+    first: int
+    bytes: int
+    digest: str
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return self.blocks[-1]
+
+
+def write_shard(folder: Path, name: str, tensors: Mapping[str, Tensor], first: int) -> Shard:
+    """Write a shard, whole or not at all.
+
+    Args:
+        folder: of the store.
+        name: of the file.
+        tensors: `state.<depth>`, `sequence` and others, of equally many rows; an input's rows lie together, and inputs
+            are counted from the shard's first.
+        first: number of that in the store.
+
+    Raises:
+        StorageError: the disk is full, or the folder is not to be written to.
+    """
+    plain = {each: tensor.detach().cpu().contiguous() for each, tensor in tensors.items()}
+    blocks = _cuts(plain["sequence"])
+    digests = {each: _digests(tensor, blocks) for each, tensor in plain.items()}
+    header = json.dumps({"blocks": blocks, "digests": digests})
+    path = folder / name
+    with replacing(path, needed=sum(tensor.nbytes for tensor in plain.values()) + len(header)) as temporary:
+        save_file(plain, temporary, metadata={_HEADER: header})
+    digest = xxhash.xxh3_128(header.encode()).hexdigest()
+    return Shard(name, tuple(blocks), first, path.stat().st_size, digest)
+
+
+def read_block(folder: Path, shard: Shard, block: int, names: Iterable[str]) -> dict[str, Tensor]:
+    """Read a block of some of a shard's tensors.
+
+    Raises:
+        FileNotFoundError: the shard is gone.
+        FileFormatError: it was cut short or changed.
+    """
+    path = folder / shard.name
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}, which the store's index names. Copy the store again, whole.")
+    rows = slice(shard.blocks[block], shard.blocks[block + 1])
+    try:
+        with safe_open(path, framework="pt") as opened:
+            digests = _block_digests(path, (opened.metadata() or {}).get(_HEADER, ""), shard.digest)
+            tensors = {name: opened.get_slice(name)[rows].clone() for name in names}
+    except (SafetensorError, OSError, IndexError, TypeError, ValueError) as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileFormatError(
+            f"{path} is not a whole shard ({error}). Copy it again, or delete the store and observe anew."
+        ) from error
+    for name, tensor in tensors.items():
+        if name not in digests or digests[name][block] != _digest(tensor):
+            raise FileFormatError(
+                f"{path} does not hold what was written to it: rows {rows.start} to {rows.stop - 1} of {name} differ. "
+                "A bit flipped, or somebody changed a part. Copy it again from where it is whole, or observe anew."
+            )
+    return tensors
+
+
+@lru_cache(maxsize=4096)
+def _block_digests(path: Path, header: str, digest: str) -> dict[str, list[str]]:
+    """Return the digests of all blocks; parsed once a shard, as often as its header stays the same."""
+    if xxhash.xxh3_128(header.encode()).hexdigest() != digest:
+        raise FileFormatError(
+            f"{path} is not the shard that the store's index names: its header differs. Copy the store again, whole."
+        )
+    parsed: dict[str, list[str]] = json.loads(header)["digests"]
+    return parsed
+
+
+def _cuts(sequence: Int[Tensor, " row"]) -> list[int]:
+    """Cut rows into blocks that end where an input does."""
+    ends = [*(torch.nonzero(sequence.diff())[:, 0] + 1).tolist(), len(sequence)]
+    cuts = [0]
+    for end in ends:
+        if end - cuts[-1] >= BLOCK_ROWS or end == len(sequence):
+            cuts.append(end)
+    # A short rest is joined to the block before it.
+    if len(cuts) > 2 and cuts[-1] - cuts[-2] < BLOCK_ROWS // 2:
+        del cuts[-2]
+    return cuts
+
+
+def _digests(tensor: Tensor, blocks: Sequence[int]) -> list[str]:
+    return [_digest(tensor[start:stop]) for start, stop in itertools.pairwise(blocks)]
+
+
+def _digest(rows: Tensor) -> str:
+    start = f"{rows.dtype} {tuple(rows.shape)}".encode()
+    digest = xxhash.xxh3_64(start)
+    digest.update(rows.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

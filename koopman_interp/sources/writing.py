@@ -1,0 +1,270 @@
+"""Writing a store: rows are gathered to shards, and the index names a shard once it lies on the disk, whole.
+
+Holds the rows of one shard. What was killed goes on after the last batch that the index knows; shards that it does not
+name are deleted then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import xxhash
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from koopman_interp.errors import InputError
+from koopman_interp.files import Json, write_tensors
+from koopman_interp.hashing import in_share, tensor_digest
+from koopman_interp.sources.shards import write_shard
+from koopman_interp.sources.store import COORDINATES, INDEX, Index
+from koopman_interp.trajectories import Trajectories
+
+SHARD_ROWS = 8192
+_SHARD_BYTES = 64 * 2**20
+"""Bytes of the states of a shard from which on it is written: a few times as many are held meanwhile."""
+_INDEX_SECONDS, _INDEX_BYTES = 5.0, 2**28
+"""The index is written as often as this; what a killed process wrote after it is observed anew."""
+
+
+@runtime_checkable
+class Coordinates(Protocol):
+    """Maps of each depth to fewer coordinates and back, such as a `Normalization`."""
+
+    def normalize(self, states: Float[Tensor, "*batch width"], depth: int) -> Float[Tensor, "*batch dimension"]:
+        """Bring states at a depth to coordinates."""
+        ...
+
+    def maps(self, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean, forward and inverse of a depth."""
+        ...
+
+
+class StoreWriter:
+    """Writes batches of trajectories to a store, or goes on with one that was not finished.
+
+    Args:
+        folder: of the store.
+        settings: how is observed; they have to agree for an observation to go on.
+        share: of the rows that is kept, drawn by the digest of their input and their position; None keeps all.
+        coordinates: kept in place of the states, which are then as they are up to what the coordinates leave out.
+        rank: of this process, of several that write one store, each inputs of its own.
+        ranks: how many there are.
+
+    Attributes:
+        index: of what lies in whole shards; None before the first batch of all.
+
+    Raises:
+        InputError: the folder holds a store that was observed otherwise, or something else.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Json],
+        *,
+        share: float | None = None,
+        coordinates: Coordinates | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        if share is not None and not 0 < share <= 1:
+            raise InputError(f"keep is the share of the rows that is kept, above 0 and up to 1; got {share}.")
+        self._folder, self._share, self._coordinates = folder, share, coordinates
+        self._path, self._prefix = index_path(folder, rank, ranks), f"{rank:03d}-" if ranks > 1 else ""
+        self._settings = {**settings, "share": share, "ranks": ranks}
+        self._parts: list[Trajectories] = []
+        self._seen = xxhash.xxh3_128()
+        self._batches, self._inputs, self._bytes = 0, 0, 0
+        self._unnamed, self._written = 0, time.monotonic()
+        self.index = self._found()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether an earlier observation came to its end."""
+        return self.index is not None and self.index.complete
+
+    @property
+    def batches(self) -> int:
+        """How many batches lie in whole shards."""
+        return 0 if self.index is None else self.index.batches
+
+    def pass_over(self, inputs: Int[Tensor, " input"]) -> None:
+        """Leave out a batch that lies in a whole shard.
+
+        Args:
+            inputs: digests of its inputs.
+
+        Raises:
+            InputError: with the last of them: they are not those that the store has.
+        """
+        self._count(inputs)
+        assert self.index is not None, "nothing to pass over"
+        if self._batches == self.index.batches and self._seen.hexdigest() != self.index.seen:
+            raise InputError(
+                f"{self._folder} holds other inputs than these in its first {self._batches:,} batches, so that the "
+                "observation cannot go on there. Give the same inputs in the same order, or observe to another folder."
+            )
+
+    def add(self, batch: Trajectories, inputs: Int[Tensor, " input"]) -> None:
+        """Add the rows of a batch.
+
+        Args:
+            batch: whose inputs are counted from 0.
+            inputs: digests of all its inputs, those without a row too.
+
+        Raises:
+            StorageError: the disk is full, or the folder is not to be written to. What is in whole shards stays.
+            InputError: the batch is of another kind than those before.
+        """
+        if self.index is None:
+            self.index = self._begun(batch)
+        _require_alike(self.index, batch)
+        kept = batch if self._share is None else batch[in_share(batch.digests, batch.position, self._share)]
+        self._parts.append(replace(kept, sequence=kept.sequence + self._inputs))
+        self._bytes += sum(state.nbytes for state in kept.states)
+        self._count(inputs)
+        if self._bytes >= _SHARD_BYTES or sum(map(len, self._parts)) >= SHARD_ROWS:
+            self._flush()
+            if self._unnamed >= _INDEX_BYTES or time.monotonic() - self._written >= _INDEX_SECONDS:
+                self._write_index()
+
+    def finish(self) -> None:
+        """Write what is left, and that the observation came to its end.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        self._flush()
+        assert self.index is not None, "an observation without batches"
+        self.index = replace(self.index, complete=True)
+        self._write_index()
+
+    def _count(self, inputs: Int[Tensor, " input"]) -> None:
+        self._seen.update(inputs.contiguous().numpy().data)
+        self._batches += 1
+        self._inputs += len(inputs)
+
+    def _flush(self) -> None:
+        """Write the rows gathered to a shard, and take over into the index what lies on the disk then."""
+        assert self.index is not None, "rows before the first batch"
+        index = replace(self.index, batches=self._batches, inputs=self._inputs, seen=self._seen.hexdigest())
+        if any(map(len, self._parts)):
+            rows = Trajectories.concatenate(_drained(self._parts), same_inputs=True)
+            first = int(rows.sequence.min())
+            name = f"{self._prefix}{len(index.shards):06d}.safetensors"
+            shard = write_shard(self._folder, name, self._tensors(rows, first), first)
+            self._unnamed += shard.bytes
+            classes = tuple(sorted({*index.classes, *rows.classes}))
+            index = replace(index, shards=(*index.shards, shard), classes=classes)
+        self._parts.clear()
+        self.index, self._bytes = index, 0
+
+    def _tensors(self, rows: Trajectories, first: int) -> dict[str, Tensor]:
+        tensors = {f"state.{depth}": self._kept(state, depth) for depth, state in enumerate(rows.states)}
+        tensors |= {"sequence": rows.sequence - first, "position": rows.position, "digests": rows.digests}
+        beside = {"labels": rows.labels, "tokens": rows.tokens}
+        return tensors | {name: tensor for name, tensor in beside.items() if tensor is not None}
+
+    def _kept(self, states: Float[Tensor, "row width"], depth: int) -> Float[Tensor, "row _"]:
+        return states if self._coordinates is None else self._coordinates.normalize(states, depth).to(states.dtype)
+
+    def _write_index(self) -> None:
+        assert self.index is not None, "an index without a batch"
+        self.index.write(self._path)
+        self._unnamed, self._written = 0, time.monotonic()
+
+    def _begun(self, batch: Trajectories) -> Index:
+        """Return the index of a new store."""
+        facts = {name: getattr(batch, name) for name in ("sites", "times", "shapes", "skip", "layout")}
+        if self._coordinates is not None:
+            tensors = _inverses(self._coordinates, batch.depths)
+            write_tensors(self._folder / COORDINATES, tensors, kind="coordinates of a store", header={})
+        return Index(
+            facts=facts | {"host": asdict(batch.host), "clock": batch.clock and batch.clock.as_dict()},
+            widths=batch.widths,
+            dtypes=tuple(str(state.dtype).removeprefix("torch.") for state in batch.states),
+            labelled=batch.labels is not None,
+            tokenised=batch.tokens is not None,
+            settings=self._settings | {"coordinates": self._coordinates_digest(batch.depths)},
+        )
+
+    def _found(self) -> Index | None:
+        """Return the index of what an earlier observation wrote, and delete what it does not name.
+
+        Raises:
+            InputError: it was observed otherwise, or the folder holds something else.
+        """
+        if not self._path.is_file():
+            if self._folder.is_dir() and not self._prefix and (there := _foreign(self._folder)):
+                raise InputError(
+                    f"{self._folder} is no store, but holds {there}. Give a folder of its own, new or empty."
+                )
+            self._delete_unnamed(())
+            return None
+        index = Index.read(self._path)
+        expected = self._settings | {"coordinates": self._coordinates_digest(len(index.facts["sites"]))}
+        for name, ours in expected.items():
+            if (theirs := index.settings.get(name)) != ours:
+                raise InputError(
+                    f"{self._folder} was observed with {name}={theirs!r}, and this observation has {ours!r}. Observe "
+                    "as before, or to another folder."
+                )
+        self._delete_unnamed([shard.name for shard in index.shards])
+        return index
+
+    def _coordinates_digest(self, depths: int) -> str | None:
+        return None if self._coordinates is None else tensor_digest(_inverses(self._coordinates, depths).items())
+
+    def _delete_unnamed(self, named: list[str] | tuple[()]) -> None:
+        """Delete shards of this process that were written after the index."""
+        for path in self._folder.glob(f"{self._prefix}[0-9]*.safetensors"):
+            if path.name not in named and ("-" in path.name) == bool(self._prefix):
+                path.unlink()
+
+
+def index_path(folder: Path, rank: int, ranks: int) -> Path:
+    """Name the index of a process, of several that write one store."""
+    return folder / (INDEX if ranks == 1 else f"index-{rank}-of-{ranks}.json")
+
+
+def _foreign(folder: Path) -> str | None:
+    """Name a file that no observation writes."""
+    ours = (".safetensors", ".json", ".lock")
+    return next((path.name for path in sorted(folder.iterdir()) if not path.name.endswith(ours)), None)
+
+
+def _drained(parts: list[Trajectories]) -> list[Trajectories]:
+    found = [part for part in parts if len(part)]
+    parts.clear()
+    return found
+
+
+def _inverses(coordinates: Coordinates, depths: int) -> dict[str, Tensor]:
+    """Return what brings coordinates back to states."""
+    maps = [coordinates.maps(depth) for depth in range(depths)]
+    means = {f"mean.{depth}": mean for depth, (mean, _, _) in enumerate(maps)}
+    return means | {f"inverse.{depth}": inverse for depth, (_, _, inverse) in enumerate(maps)}
+
+
+def _require_alike(index: Index, batch: Trajectories) -> None:
+    facts: dict[str, tuple[object, object]] = {
+        "widths": (index.widths, batch.widths),
+        "shapes": (index.facts["shapes"], batch.shapes),
+        "sites": (index.facts["sites"], batch.sites),
+        "times": (index.facts["times"], batch.times),
+        "model's weights": (index.facts["host"]["weights"], batch.host.weights),
+    }
+    for name, (before, now) in facts.items():
+        if _plain(before) != _plain(now):
+            raise InputError(f"The store has the {name} {before}, and this batch {now}. Observe to another folder.")
+    for name, has, now in (("labels", index.labelled, batch.labels), ("token ids", index.tokenised, batch.tokens)):
+        if has != (now is not None):
+            raise InputError(f"Some batches have {name} and others have none. Give {name} with all or with none.")
+
+
+def _plain(value: object) -> object:
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
