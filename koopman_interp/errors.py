@@ -35,7 +35,7 @@ class NonFiniteError(KoopmanInterpError, ArithmeticError):
 
 
 class TooLargeError(KoopmanInterpError, MemoryError):
-    """A computation that would need more memory than it was allowed, refused before it starts."""
+    """A computation that needs more memory than there is or was allowed: refused before it starts, where that shows."""
 
 
 class HostMismatchError(KoopmanInterpError, ValueError):
@@ -48,6 +48,10 @@ class FileFormatError(KoopmanInterpError, ValueError):
 
 class StorageError(KoopmanInterpError, OSError):
     """A file that could not be written: the disk is full, or the folder is not to be written to."""
+
+
+class LockedError(KoopmanInterpError, BlockingIOError):
+    """A file or folder that somebody else is writing to."""
 
 
 class FitInterrupted(KeyboardInterrupt):

@@ -72,7 +72,7 @@ def replacing(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[Path
     except (OSError, SafetensorError) as error:
         if isinstance(error, StorageError):
             raise
-        raise _storage_error(target, needed, error) from error
+        raise storage_error(target, needed, error) from error
 
 
 def _prefix(target: Path) -> str:
@@ -109,7 +109,14 @@ def _require_room(target: Path, needed: int) -> None:
         )
 
 
-def _storage_error(target: Path, needed: int, error: Exception) -> StorageError:
+def storage_error(target: Path, needed: int, error: Exception) -> StorageError:
+    """Say in a sentence why a file could not be written.
+
+    Args:
+        target: the file.
+        needed: bytes that it takes, or 0 where that is not known.
+        error: what the system said.
+    """
     number = getattr(error, "errno", None)
     if number == errno.ENOSPC or "No space left" in str(error):
         size = f", which needs {needed / 1e6:,.1f} MB" if needed else ""

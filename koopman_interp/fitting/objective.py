@@ -115,6 +115,10 @@ class FitObjective:
         rows, sequences = self._order.take(chosen)
         return self._train[:, rows], sequences
 
+    def halve_batch(self) -> int | None:
+        """Take half as many samples a step, or sequences, from now on; return how many, or None where it is one."""
+        return self._epochs.halve()
+
     def _drawn(self, batch: States, generator: torch.Generator) -> tuple[int, int, slice]:
         """Draw a pair of depths other than the ends, and say on which part of a batch it is fitted."""
         others = [pair for pair in combinations(range(len(batch)), 2) if pair != (0, len(batch) - 1)]
