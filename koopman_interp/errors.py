@@ -47,7 +47,7 @@ class FileFormatError(KoopmanInterpError, ValueError):
 
 
 class StorageError(KoopmanInterpError, OSError):
-    """A file that could not be written: the disk is full, or the folder is not to be written to."""
+    """A file that could not be written or read: the disk is full, or it is not ours to write or to read."""
 
 
 class LockedError(KoopmanInterpError, BlockingIOError):
