@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from koopman_interp.errors import FileFormatError, StorageError, TooLargeError
+from koopman_interp.errors import FileFormatError, KoopmanInterpError, StorageError, TooLargeError
 from koopman_interp.memory import is_out_of_memory
 
 Json = Any
@@ -272,6 +272,32 @@ def read_tensors(
             "part. Copy it again from where it is whole, or write it again from its source."
         )
     return tensors, header
+
+
+@contextmanager
+def rebuilding(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Say with the path of a file whatever shows, while a value is put together, that the file does not hold it.
+
+    Args:
+        path: the file.
+        what: it should hold, as the object of a sentence.
+
+    Raises:
+        FileFormatError: a part is missing or is of another kind, shape or value than the value has.
+        TooLargeError: it does not fit into memory.
+    """
+    try:
+        yield
+    except FileFormatError:
+        raise
+    except (KoopmanInterpError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise _lacking(path, what) from error
+    except (RuntimeError, MemoryError) as error:
+        raise (_too_large(Path(path)) if is_out_of_memory(error) else _lacking(path, what)) from error
+
+
+def _lacking(path: str | os.PathLike[str], what: str) -> FileFormatError:
+    return FileFormatError(f"{os.fspath(path)} lacks parts of {what}. Write it again from its source.")
 
 
 def _unreadable(source: Path, error: OSError) -> StorageError:

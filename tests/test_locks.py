@@ -32,11 +32,9 @@ def held(tmp_path):
 def test_the_second_is_told_who_holds_it_and_since_when(held):
     path, holder = held
     for _ in range(2):  # an attempt takes nothing from what the next is told
-        with pytest.raises(
-            LockedError, match=rf"{path} is being written to by process {holder.pid} on .* since 20\d\d"
-        ):
-            with locked(path):
-                pytest.fail("two hold one lock")
+        said = rf"{path} is being written to by process {holder.pid} on .* since 20\d\d"
+        with pytest.raises(LockedError, match=said), locked(path):
+            pytest.fail("two hold one lock")
     assert issubclass(LockedError, KoopmanInterpError)
     assert issubclass(LockedError, BlockingIOError)
 

@@ -60,7 +60,7 @@ def test_an_interrupt_while_a_checkpoint_is_written_names_the_step_that_the_file
         write(self, tensors, progress)
 
     monkeypatch.setattr(Checkpoint, "write", stops)
-    with pytest.raises(FitInterrupted, match="at step 40 of 60; .* holds step 20"):
+    with pytest.raises(FitInterrupted, match=r"at step 40 of 60; .* holds step 20"):
         ki.fit(trajectories, quick_config, checkpoint=path, progress=False)
     assert read_tensors(path, kind="checkpoint")[1]["progress"]["step"] == 20
 
