@@ -65,6 +65,10 @@ from .edits.redirect import redirect_in_null_space as redirect_in_null_space
 from .edits.targets import class_means as class_means
 from .edits.targets import counterfactual as counterfactual
 from .errors import KoopmanInterpError as KoopmanInterpError
+from .fitting.callbacks import Callback as Callback
+from .fitting.callbacks import JSONLines as JSONLines
+from .fitting.callbacks import TensorBoard as TensorBoard
+from .fitting.callbacks import WeightsAndBiases as WeightsAndBiases
 from .fitting.config import FitConfig as FitConfig
 from .fitting.fit import fit as fit
 from .fitting.merge import merge as merge

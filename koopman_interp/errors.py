@@ -35,7 +35,7 @@ class NonFiniteError(KoopmanInterpError, ArithmeticError):
 
 
 class TooLargeError(KoopmanInterpError, MemoryError):
-    """A computation that would need more memory than it was allowed, refused before it starts."""
+    """A computation that needs more memory than there is or was allowed: refused before it starts, where that shows."""
 
 
 class HostMismatchError(KoopmanInterpError, ValueError):
@@ -47,7 +47,11 @@ class FileFormatError(KoopmanInterpError, ValueError):
 
 
 class StorageError(KoopmanInterpError, OSError):
-    """A file that could not be written: the disk is full, or the folder is not to be written to."""
+    """A file that could not be written or read: the disk is full, or it is not ours to write or to read."""
+
+
+class LockedError(KoopmanInterpError, BlockingIOError):
+    """A file or folder that somebody else is writing to."""
 
 
 class FitInterrupted(KeyboardInterrupt):

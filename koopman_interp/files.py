@@ -16,7 +16,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from koopman_interp.errors import FileFormatError, StorageError
+from koopman_interp.errors import FileFormatError, KoopmanInterpError, StorageError, TooLargeError
+from koopman_interp.memory import is_out_of_memory
 
 Json = Any
 """What JSON holds, by whose own words it is read back: numbers, texts, lists and mappings of these, or None."""
@@ -63,8 +64,7 @@ def replacing(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[Path
             yield temporary
             # Only now: some writers put a file of their own, with other rights, in this one's place.
             temporary.chmod(0o666 & ~_umask())
-            with temporary.open("rb+") as written:
-                os.fsync(written.fileno())
+            _flush(temporary)
             temporary.replace(target)
             _flush_folder(target.parent)
         finally:
@@ -72,7 +72,36 @@ def replacing(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[Path
     except (OSError, SafetensorError) as error:
         if isinstance(error, StorageError):
             raise
-        raise _storage_error(target, needed, error) from error
+        raise storage_error(target, needed, error) from error
+
+
+@contextmanager
+def replacing_together(
+    first: str | os.PathLike[str], *others: str | os.PathLike[str], needed: int = 0
+) -> Iterator[tuple[Path, ...]]:
+    """Yield temporary paths of a file that holds all, and of others that say parts of it for other readers.
+
+    After a kill the first is the old or the new one, and the others are its own or not there.
+
+    Args:
+        first: the file that holds all.
+        *others: files beside it.
+        needed: bytes that the first will take.
+
+    Yields:
+        Paths to write to, in the order given.
+
+    Raises:
+        StorageError: as `replacing`; all files are as they were.
+    """
+    with ExitStack() as stack:
+        beside = [stack.enter_context(replacing(path)) for path in others]
+        yield (whole := stack.enter_context(replacing(first, needed=needed)), *beside)
+        for temporary in (whole, *beside):
+            _flush(temporary)
+        for path in others:
+            Path(path).unlink(missing_ok=True)
+        _flush_folder(Path(first).parent)
 
 
 def _prefix(target: Path) -> str:
@@ -109,7 +138,14 @@ def _require_room(target: Path, needed: int) -> None:
         )
 
 
-def _storage_error(target: Path, needed: int, error: Exception) -> StorageError:
+def storage_error(target: Path, needed: int, error: Exception) -> StorageError:
+    """Say in a sentence why a file could not be written.
+
+    Args:
+        target: the file.
+        needed: bytes that it takes, or 0 where that is not known.
+        error: what the system said.
+    """
     number = getattr(error, "errno", None)
     if number == errno.ENOSPC or "No space left" in str(error):
         size = f", which needs {needed / 1e6:,.1f} MB" if needed else ""
@@ -121,6 +157,11 @@ def _storage_error(target: Path, needed: int, error: Exception) -> StorageError:
     else:
         why, remedy = f"the system says: {error}", "Check the path and the disk"
     return StorageError(f"{target} could not be written: {why}. {remedy}; what stood there is as it was.")
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as written:
+        os.fsync(written.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
@@ -140,7 +181,12 @@ def _umask() -> int:
 
 
 def write_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, kind: str, header: Mapping[str, Json]
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    *,
+    kind: str,
+    header: Mapping[str, Json],
+    beside: Mapping[Path, Json] | None = None,
 ) -> None:
     """Write tensors and a JSON header to one safetensors file.
 
@@ -149,14 +195,18 @@ def write_tensors(
         tensors: what to store, by name; moved to the CPU and made contiguous.
         kind: what the file holds ("edit", "trajectories", …); `read_tensors` asks for it again.
         header: JSON-able facts stored beside the tensors.
+        beside: JSON files for other readers that say parts of it, by path; after a kill they are of this file or gone.
 
     Raises:
-        StorageError: the folder cannot be written to, or the disk is full. The old file is as it was.
+        StorageError: the folder cannot be written to, or the disk is full. The old files are as they were.
     """
     described = json.dumps({"kind": kind, "version": FORMAT_VERSION, **header})
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     size = sum(tensor.nbytes for tensor in plain.values()) + len(described)
-    with replacing(path, needed=size) as temporary:
+    texts = {path: _json_text(value) for path, value in (beside or {}).items()}
+    with replacing_together(path, *texts, needed=size) as (temporary, *others):
+        for other, text in zip(others, texts.values(), strict=True):
+            other.write_text(text, encoding="utf-8")
         save_file(plain, temporary, metadata={HEADER_KEY: described, DIGEST_KEY: _digest(plain, described)})
 
 
@@ -184,6 +234,8 @@ def read_tensors(
     Raises:
         FileNotFoundError: there is no such file.
         FileFormatError: the file is truncated or changed, is not ours, or holds something of another kind.
+        StorageError: the system does not let it be read.
+        TooLargeError: it does not fit into memory.
     """
     source = Path(path)
     if not source.is_file():
@@ -192,7 +244,11 @@ def read_tensors(
         with safe_open(source, framework="pt") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+    except PermissionError as error:
+        raise _unreadable(source, error) from error
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise _too_large(source) from error
         raise FileFormatError(
             f"{source} is not a whole safetensors file ({error}). It was cut short or is something else: "
             "write it again from its source."
@@ -218,6 +274,43 @@ def read_tensors(
     return tensors, header
 
 
+@contextmanager
+def rebuilding(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Say with the path of a file whatever shows, while a value is put together, that the file does not hold it.
+
+    Args:
+        path: the file.
+        what: it should hold, as the object of a sentence.
+
+    Raises:
+        FileFormatError: a part is missing or is of another kind, shape or value than the value has.
+        TooLargeError: it does not fit into memory.
+    """
+    try:
+        yield
+    except FileFormatError:
+        raise
+    except (KoopmanInterpError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise _lacking(path, what) from error
+    except (RuntimeError, MemoryError) as error:
+        raise (_too_large(Path(path)) if is_out_of_memory(error) else _lacking(path, what)) from error
+
+
+def _lacking(path: str | os.PathLike[str], what: str) -> FileFormatError:
+    return FileFormatError(f"{os.fspath(path)} lacks parts of {what}. Write it again from its source.")
+
+
+def _unreadable(source: Path, error: OSError) -> StorageError:
+    return StorageError(f"{source} could not be read: {error.strerror}. Change its rights, or copy it elsewhere.")
+
+
+def _too_large(source: Path) -> TooLargeError:
+    return TooLargeError(
+        f"{source} holds {source.stat().st_size / 1e6:,.1f} MB, and there is not as much memory left. Read it "
+        "where there is more."
+    )
+
+
 def _parsed(text: str) -> Json:
     """Parse JSON that may be anybody's: None where it is none, is nested too deep or holds too long a number."""
     try:
@@ -234,7 +327,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as indented JSON, whole or not at all; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, _json_text(value))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def jsonable(value: Any) -> Any:
@@ -259,11 +356,17 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         FileNotFoundError: there is no such file.
         FileFormatError: it is not JSON.
+        StorageError: the system does not let it be read.
+        TooLargeError: it does not fit into memory.
     """
     source = Path(path)
     if not source.is_file():
         raise FileNotFoundError(f"There is no file {source}.")
     try:
         return json.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    except MemoryError as error:
+        raise _too_large(source) from error
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{source} is not whole JSON ({error}). Write it again from its source.") from error

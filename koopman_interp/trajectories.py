@@ -350,7 +350,7 @@ class Trajectories:
                 digests=tensors["digests"],
                 clock=Clock.from_dict(header.get("clock")),
             )
-        except KeyError as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"{path} lacks parts of trajectories. Write it again from its source.") from error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 
@@ -18,7 +19,8 @@ from torch import nn
 
 from koopman_interp.distilling.config import DistilConfig
 from koopman_interp.errors import InputError
-from koopman_interp.fitting.checkpoint import Checkpoint, Resume
+from koopman_interp.fitting.callbacks import Callback
+from koopman_interp.fitting.checkpoint import Checkpoint, Resume, with_checkpoint
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.inputs import PartedInputs
@@ -35,6 +37,7 @@ from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
 
+@with_checkpoint
 def distil(
     model: nn.Module | Host,
     koopman: KoopmanAutoencoder,
@@ -45,6 +48,7 @@ def distil(
     checkpoint: str | os.PathLike[str] | None = None,
     resume: Resume = False,
     progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> KoopmanAutoencoder:
     """Fit a surrogate further, so that the model says the same with it in place of any span up to its last depth.
 
@@ -60,8 +64,9 @@ def distil(
             them, and the moments that edits need are gathered anew.
         checkpoint: file that holds the state at each look at the held-out inputs; it is left in place.
         resume: go on from the checkpoint, `auto` where there is one; the result equals, bit for bit, that of an
-            uninterrupted call.
+            uninterrupted call. With other `steps`, `seconds` or `patience` it is prolonged.
         progress: show a bar; None shows it on a terminal only.
+        callbacks: whom to tell of each look, such as `ki.JSONLines("metrics.jsonl")`.
 
     Returns:
         A new surrogate, in eval mode, on the CPU. Edits made for the old one do not fit it.
@@ -72,6 +77,7 @@ def distil(
         InputError: the trajectories are not those of the fit, there are too few inputs to hold any out, or none of them
             has a sample.
         FitInterrupted: Ctrl-C; the message says what was kept and how to go on.
+        LockedError: another process descends into the checkpoint.
         NonFiniteError: the loss diverged.
     """
     started = time.perf_counter()
@@ -109,6 +115,7 @@ def distil(
         config,
         Checkpoint(checkpoint, identity, "distil"),
         minimised="kl",
+        callbacks=callbacks,
     )
     history = descent.run(resume=resume, progress=progress)
     distilled.gather_moments(fitted)

@@ -6,6 +6,7 @@ After Belrose et al., arXiv 2303.08112, with the divergence from every depth at 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,8 @@ from koopman_interp.analysis.substitutes.affine import AffineMap
 from koopman_interp.analysis.substitutes.lenses import AffineLens
 from koopman_interp.analysis.substitutes.stand_ins import substituted
 from koopman_interp.distilling.config import DistilConfig
-from koopman_interp.fitting.checkpoint import Checkpoint, Resume
+from koopman_interp.fitting.callbacks import Callback
+from koopman_interp.fitting.checkpoint import Checkpoint, Resume, with_checkpoint
 from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.inputs import PartedInputs
 from koopman_interp.fitting.output import OutputObjective
@@ -26,6 +28,7 @@ from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import calls
 
 
+@with_checkpoint
 def tune_lens(
     model: nn.Module | Host,
     lens: AffineLens,
@@ -35,6 +38,7 @@ def tune_lens(
     checkpoint: str | os.PathLike[str] | None = None,
     resume: Resume = False,
     progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> AffineLens:
     """Train an affine lens on the divergence at the output.
 
@@ -46,8 +50,9 @@ def tune_lens(
             states do not apply.
         checkpoint: file that holds the state at each look at the held-out inputs; it is left in place.
         resume: go on from the checkpoint, `auto` where there is one; the result equals, bit for bit, that of an
-            uninterrupted call.
+            uninterrupted call. With other `steps`, `seconds` or `patience` it is prolonged.
         progress: show a bar; None shows it on a terminal only.
+        callbacks: whom to tell of each look, such as `ki.JSONLines("metrics.jsonl")`.
 
     Returns:
         The trained lens, on the CPU.
@@ -57,6 +62,7 @@ def tune_lens(
         HostMismatchError: the lens belongs to another host.
         InputError: there are fewer than two inputs, or none of them has a sample.
         FitInterrupted: Ctrl-C; the message says what was kept and how to go on.
+        LockedError: another process descends into the checkpoint.
         NonFiniteError: the loss diverged.
     """
     config = config or DistilConfig()
@@ -85,7 +91,13 @@ def tune_lens(
     }
     checkpoint_ = Checkpoint(checkpoint, identity, "tune_lens")
     descent = Descent(
-        [(parameters, 1.0)], objective, lambda _: {"kl": objective.judged()}, config, checkpoint_, minimised="kl"
+        [(parameters, 1.0)],
+        objective,
+        lambda _: {"kl": objective.judged()},
+        config,
+        checkpoint_,
+        minimised="kl",
+        callbacks=callbacks,
     )
     descent.run(resume=resume, progress=progress)
     maps = tuple(

@@ -14,8 +14,8 @@ from typing import overload
 
 from koopman_interp.depths import depth_of
 from koopman_interp.edits.operator_edit import OperatorEdit
-from koopman_interp.errors import FileFormatError, HostMismatchError, InputError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.errors import HostMismatchError, InputError
+from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.results import Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits, percents
@@ -139,15 +139,13 @@ class EditSet(Sequence[OperatorEdit], Result):
         if header["kind"] == "edit":
             edit = OperatorEdit.load(path)
             return cls((edit,), edit.description)
-        try:
+        with rebuilding(path, "a set of edits"):
             edits = []
             for place, facts in enumerate(header["edits"]):
                 start = f"{place}."
                 own = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
                 edits.append(OperatorEdit.of_parts(own, facts))
             return cls(tuple(edits), header["description"])
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(f"{path} lacks parts of a set of edits. Write it again from its source.") from error
 
     def _each(self, change: Callable[[OperatorEdit], OperatorEdit], description: str) -> EditSet:
         return replace(self, edits=tuple(change(edit) for edit in self.edits), description=description)

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from koopman_interp.edits.low_rank import LowRankMap
-from koopman_interp.errors import FileFormatError, HostMismatchError, InputError
-from koopman_interp.files import Json, read_tensors, write_tensors
+from koopman_interp.errors import HostMismatchError, InputError
+from koopman_interp.files import Json, read_tensors, rebuilding, write_tensors
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.results import Result
 from koopman_interp.tables import Column, Table
@@ -266,7 +266,5 @@ class OperatorEdit(Result):
             FileFormatError: the file is truncated or holds something else.
         """
         tensors, header = read_tensors(path, kind="edit")
-        try:
+        with rebuilding(path, "an edit"):
             return cls.of_parts(tensors, header)
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(f"{path} lacks parts of an edit. Write it again from its source.") from error

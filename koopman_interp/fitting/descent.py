@@ -1,29 +1,34 @@
 """The training loop: AdamW on an objective, judged on what is held out, with the best weights kept.
 
 Each step's randomness comes from the seed and the step's number alone, so that a descent resumed from a checkpoint
-takes the same steps, bit for bit, as one that was never interrupted. Gradients reach its own parameters and no others,
-whatever else the loss is made of. Knows nothing of surrogates or hosts.
+takes the same steps, bit for bit, as one that was never interrupted. One that is prolonged goes on from where its rate
+began to fall, as if it had never been meant to end. Gradients reach its own parameters and no others, whatever else the
+loss is made of. Knows nothing of surrogates or hosts.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from koopman_interp.errors import FitInterrupted, NonFiniteError
-from koopman_interp.fitting.checkpoint import Checkpoint, Resume
+from koopman_interp.errors import FitInterrupted, InputError, NonFiniteError, TooLargeError
+from koopman_interp.fitting.callbacks import Callback, require_callbacks
+from koopman_interp.fitting.checkpoint import Checkpoint, Kept, Resume
 from koopman_interp.fitting.config import DescentConfig
+from koopman_interp.fitting.moved_weights import MovedWeights
 from koopman_interp.fitting.schedules import is_level, last_step, latest_decay, learning_rate
 from koopman_interp.hashing import generator_of
+from koopman_interp.memory import is_out_of_memory
 from koopman_interp.surrogates.record import Look
 
 Objective = Callable[[int, torch.Generator], Float[Tensor, ""]]
@@ -31,6 +36,10 @@ Objective = Callable[[int, torch.Generator], Float[Tensor, ""]]
 
 Judge = Callable[[torch.Generator], Look]
 """Figures on what is held out, by name; the generator is the same at each look."""
+
+_LOG = logging.getLogger(__name__)
+_LEVEL = "level."
+"""Before the names of tensors from where the rate began to fall, beside those of where a descent stands."""
 
 
 @dataclass
@@ -44,6 +53,8 @@ class Progress:
         history: figures of all looks.
         decay_from: the step at which the learning rate began to fall, under a schedule that decides so on its way.
         seconds: that steps and looks have taken.
+        halvings: how often the batch was halved, for want of memory.
+        notes: what else happened on its way, in words.
     """
 
     step: int = 0
@@ -52,6 +63,8 @@ class Progress:
     history: list[Look] = field(default_factory=list)
     decay_from: int | None = None
     seconds: float = 0.0
+    halvings: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 class Descent:
@@ -59,11 +72,13 @@ class Descent:
 
     Args:
         groups: parameters, each group with its learning rate relative to the schedule's.
-        objective: what to lower.
+        objective: what to lower. Where it has `halve_batch()`, a step that memory does not hold is taken with half of
+            the batch from then on, once.
         judge: what to watch; called without gradients.
         config: how.
         checkpoint: where to keep its state.
         minimised: the figure of the judge whose smallest value tells which weights are kept.
+        callbacks: whom to tell of each look.
     """
 
     def __init__(
@@ -75,20 +90,17 @@ class Descent:
         checkpoint: Checkpoint,
         *,
         minimised: str = "loss",
+        callbacks: Sequence[Callback] = (),
     ) -> None:
+        require_callbacks(callbacks)
         self.config = config
         self.progress = Progress()
         self._objective, self._judge, self._minimised = objective, judge, minimised
-        self._checkpoint = checkpoint
-        self._parameters = [parameter for parameters, _ in groups for parameter in parameters]
-        self._optimizer = torch.optim.AdamW(
-            [{"params": list(parameters), "rate": rate} for parameters, rate in groups],
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        self._best = self._weights()
-        self._averaged = self._weights() if config.averaging else None
+        self._checkpoint, self._callbacks = checkpoint, callbacks
+        self._moved = MovedWeights(groups, config)
+        self._optimizer = self._moved.optimizer
+        self._level: tuple[dict[str, Any], dict[str, Tensor]] | None = None
+        self._kept_step: int | None = None
 
     def run(self, *, resume: Resume, progress: bool | None) -> list[Look]:
         """Take the steps and leave the best weights in the parameters.
@@ -102,11 +114,27 @@ class Descent:
 
         Raises:
             FitInterrupted: Ctrl-C; the message says what was kept.
-            InputError: the checkpoint is another call's, or would be overwritten.
+            InputError: the checkpoint is another call's, would be overwritten, or is further than the steps allowed.
             NonFiniteError: the loss diverged.
+            TooLargeError: memory does not hold a step, with half of the batch neither.
         """
         if self._checkpoint.is_gone_on_from(resume):
-            self._load()
+            self._go_on_from(self._checkpoint.read())
+        for callback in self._callbacks:
+            callback.on_start(tuple(self.progress.history))
+        try:
+            self._descend_to_the_end(progress)
+            why = self.why_over()
+        except BaseException as error:
+            why = type(error).__name__
+            raise
+        finally:
+            for callback in self._callbacks:
+                callback.on_end(why)
+        self._moved.restore_best()
+        return self.progress.history
+
+    def _descend_to_the_end(self, progress: bool | None) -> None:
         bar = tqdm(
             total=self.config.steps,
             initial=self.progress.step,
@@ -119,18 +147,17 @@ class Descent:
                 for _ in self._steps(bar):
                     pass
         except KeyboardInterrupt as interrupt:
-            looks = self.progress.history
-            last_look = int(looks[-1]["step"]) if looks else None
             raise FitInterrupted(
-                self._checkpoint.how_to_go_on(self.progress.step, self.config.steps, last_look)
+                self._checkpoint.how_to_go_on(self.progress.step, self.config.steps, self._kept_step)
             ) from interrupt
-        self._restore(self._best)
-        return self.progress.history
 
     def _steps(self, bar: tqdm) -> Iterator[int]:
         state = self.progress
-        if not state.history:
+        self._let_fall()
+        # The first look, or that of a step from which a descent is prolonged that was not looked at as it came by.
+        if not state.history or (self._is_due() and state.history[-1]["step"] != state.step):
             self._look(bar)
+        self._fall_where_level()
         while not self._is_over() and not self._is_stale():
             started = time.perf_counter()
             self._descend(state.step)
@@ -138,9 +165,13 @@ class Descent:
             bar.update()
             state.seconds += time.perf_counter() - started
             self._let_fall()
-            if state.step % self.config.evaluate_every == 0 or self._is_over():
+            if self._is_due():
                 self._look(bar)
             yield state.step
+
+    def _is_due(self) -> bool:
+        """Whether to look at what is held out."""
+        return self.progress.step % self.config.evaluate_every == 0 or self._is_over()
 
     def _is_over(self) -> bool:
         """Whether steps or time have run out."""
@@ -150,7 +181,10 @@ class Descent:
         )
 
     def why_over(self) -> str:
-        """Say what ended the descent."""
+        """Say what ended the descent, and what happened on its way."""
+        return "; ".join([self._end(), *self.progress.notes])
+
+    def _end(self) -> str:
         state, config = self.progress, self.config
         if config.seconds is not None and state.seconds * (1 + config.decay) >= config.seconds:
             return "as many as the time allowed"
@@ -173,36 +207,73 @@ class Descent:
         if latest is None or state.decay_from is not None:
             return
         if state.step >= latest or (seconds is not None and state.seconds * (1 + self.config.decay) >= seconds):
-            state.decay_from = state.step
+            self._begin_to_fall()
+
+    def _fall_where_level(self) -> None:
+        """Begin the decay of wsd at a look by which the figure is level."""
+        state = self.progress
+        if self.config.schedule == "wsd" and state.decay_from is None and state.history[-1]["step"] == state.step:
+            judged_so_far = [look[self._minimised] for look in state.history]
+            if is_level(self.config, judged_so_far):
+                self._begin_to_fall()
+
+    def _begin_to_fall(self) -> None:
+        """Let the rate fall from here, and keep the state to go on from where the descent is prolonged."""
+        if self._checkpoint.path is not None:
+            tensors = {name: tensor.clone() for name, tensor in self._moved.tensors().items()}
+            self._level = (asdict(self.progress), tensors)
+        self.progress.decay_from = self.progress.step
 
     def _descend(self, step: int) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = group["rate"] * learning_rate(self.config, step, self.progress.decay_from)
-        self._optimizer.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            loss = self._objective(step, step_generator(self.config.seed, step))
-        # Named, since whatever else the loss is made of would gather gradients too. Not autograd.grad(): its gradients
-        # may lie otherwise in memory than their parameters, which the fused optimizer does not look at.
-        loss.backward(inputs=self._parameters)
-        if self.config.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip)
-        self._optimizer.step()
-        if self._averaged is not None:
-            # Young averages follow faster, so that they forget where the descent began.
-            decay = min(self.config.averaging, (1 + step) / (10 + step))
-            latest = [weight.detach() for weight in self._parameters]
-            get_ema_multi_avg_fn(decay)(self._averaged, latest, torch.tensor(step))
+        if not self._found_gradients(step):
+            self._halve_batch(step)
+            if not self._found_gradients(step):
+                raise self._too_large(step)
+        self._moved.step(step)
+
+    def _found_gradients(self, step: int) -> bool:
+        """Put the gradients of a step into the parameters; say whether memory held them."""
+        try:
+            self._optimizer.zero_grad(set_to_none=True)
+            with torch.enable_grad():
+                loss = self._objective(step, step_generator(self.config.seed, step))
+            # Named, since whatever else the loss is made of would gather gradients too. Not autograd.grad(): its
+            # gradients may lie otherwise in memory than their parameters, which the fused optimizer does not look at.
+            loss.backward(inputs=self._moved.parameters)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    def _halve_batch(self, step: int) -> None:
+        """Take half of the batch from now on, and say so.
+
+        Raises:
+            TooLargeError: it was halved before, or is one input that cannot be.
+        """
+        halve: Callable[[], int | None] | None = getattr(self._objective, "halve_batch", None)
+        left = None if halve is None or self.progress.halvings else halve()
+        if left is None:
+            raise self._too_large(step)
+        self.progress.halvings += 1
+        self.progress.notes.append(f"batch: halved to {left} at step {step:,}, for which memory ran out")
+        _LOG.warning("%s: memory ran out at step %d; the batch is %d from now on", self._checkpoint.call, step, left)
+
+    def _too_large(self, step: int) -> TooLargeError:
+        halved = ", with half of the batch neither" if self.progress.halvings else ""
+        return TooLargeError(
+            f"Memory does not hold step {step} of {self._checkpoint.call}{halved}. Lower batch_size or, of a "
+            "surrogate, observables and hidden; or run it where there is more memory."
+        )
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """Put the running average of the weights in the place of the latest while the context lasts."""
-        latest = self._weights()
-        if self._averaged is not None:
-            self._restore(self._averaged)
-        try:
+        with self._moved.averaged_in_place():
             yield
-        finally:
-            self._restore(latest)
 
     @torch.no_grad()
     def _look(self, bar: tqdm) -> None:
@@ -220,46 +291,74 @@ class Descent:
             improved = judged < state.best
             state.stale = 0 if improved else state.stale + 1
             if improved:
-                state.best, self._best = judged, self._weights()
-        if self.config.schedule == "wsd" and state.decay_from is None:
-            judged_so_far = [look[self._minimised] for look in state.history]
-            state.decay_from = state.step if is_level(self.config, judged_so_far) else None
+                state.best = judged
+                self._moved.keep_as_best()
         state.seconds += time.perf_counter() - started
-        bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items() if name != "step"})
+        self._fall_where_level()
+        shown = {name: f"{value:.3g}" for name, value in figures.items() if name != "step"}
+        bar.set_postfix(shown)
         self._save()
-
-    def _weights(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self._parameters]
-
-    def _restore(self, weights: Sequence[Tensor]) -> None:
-        with torch.no_grad():
-            for parameter, weight in zip(self._parameters, weights, strict=True):
-                parameter.copy_(weight)
+        _LOG.info("%s: step %d, %s", self._checkpoint.call, state.step, shown)
+        for callback in self._callbacks:
+            callback.on_look(state.step, figures)
 
     def _save(self) -> None:
-        kept = {"now": self._weights(), "best": self._best, "averaged": self._averaged or []}
-        tensors = {f"{name}.{index}": weight for name, each in kept.items() for index, weight in enumerate(each)}
-        for index, state in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{index}.{name}": value for name, value in state.items()}
-        self._checkpoint.write(tensors, asdict(self.progress))
+        tensors, level = self._moved.tensors(), None
+        if self._level is not None:
+            level, of_level = self._level
+            tensors |= {f"{_LEVEL}{name}": tensor for name, tensor in of_level.items()}
+        self._checkpoint.write(tensors, asdict(self.progress) | {"level": level})
+        self._kept_step = self.progress.step
 
-    def _load(self) -> None:
-        tensors, progress = self._checkpoint.read()
+    def _go_on_from(self, kept: Kept) -> None:
+        """Take up what a checkpoint holds: where it stood or, with more steps, where its rate began to fall.
 
-        def kept(name: str) -> list[Tensor]:
-            return [_laid_out(tensors[f"{name}.{index}"], own) for index, own in enumerate(self._parameters)]
+        Raises:
+            FileFormatError: the file holds something else.
+            InputError: it is further than the steps that are allowed.
+        """
+        try:
+            progress = dict(kept.progress)
+            level = progress.pop("level", None)
+            of_level = {name.removeprefix(_LEVEL): x for name, x in kept.tensors.items() if name.startswith(_LEVEL)}
+            if kept.before and level is not None:
+                self._take_up(of_level, level)
+            else:
+                self._take_up(kept.tensors, progress)
+                self._level = None if level is None else (level, of_level)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise self._checkpoint.misshapen() from error
+        self._kept_step = progress["step"]
+        if kept.before:
+            self._prolong(kept.before)
 
-        self._restore(kept("now"))
-        self._best = kept("best")
-        self._averaged = None if self._averaged is None else kept("averaged")
-        adam: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("adam."):
-                _, index, key = name.split(".")
-                own = self._parameters[int(index)]
-                adam.setdefault(int(index), {})[key] = value if key == "step" else _laid_out(value, own)
-        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": adam})
+    def _take_up(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        self._moved.take_up(tensors)
         self.progress = Progress(**progress)
+        for _ in range(self.progress.halvings):
+            self._objective.halve_batch()  # type: ignore[attr-defined]  # it had it then
+
+    def _prolong(self, before: Mapping[str, Any]) -> None:
+        """Go on with other steps, time or patience than the checkpoint was written with, and say from where.
+
+        Raises:
+            InputError: there are fewer steps than were taken.
+        """
+        state, config = self.progress, self.config
+        if state.step > config.steps:
+            raise InputError(
+                f"The checkpoint {self._checkpoint.path} has taken {state.step} steps, and steps={config.steps} would "
+                "have ended before. Give as many at least, or start anew elsewhere."
+            )
+        asked = ", ".join(f"{name}={getattr(config, name)} for {then}" for name, then in before.items())
+        note = f"went on from step {state.step:,} with {asked}"
+        if config.schedule == "cosine" and "steps" in before:
+            note += ", which bends the cosine there: not the same as one descent of as many steps"
+        if state.decay_from is not None:  # of a checkpoint that kept no state from before
+            state.decay_from = None
+            note += ", after its rate had fallen: not the same as one descent of as many steps"
+        state.notes.append(note)
+        _LOG.info("%s: %s", self._checkpoint.call, note)
 
 
 class Epochs:
@@ -286,12 +385,14 @@ class Epochs:
             self._order = order.to(self._device)
         return self._order[place * self._size : (place + 1) * self._size]
 
+    def halve(self) -> int | None:
+        """Take half as many a step from now on, and return how many; None where it is one, which stays."""
+        if self._size == 1:
+            return None
+        self._size //= 2
+        return self._size
+
 
 def step_generator(seed: int, number: int) -> torch.Generator:
     """Return a generator of a step's or an epoch's own, so mixed that neighbouring seeds share no stream."""
     return generator_of(f"{seed}/{number}")
-
-
-def _laid_out(value: Tensor, like: Tensor) -> Tensor:
-    """Lay a tensor out in memory as another, which the fused optimizer takes for granted; a file keeps no layout."""
-    return torch.empty_like(like).copy_(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 
@@ -16,8 +17,9 @@ import torch
 from torch import nn
 
 from koopman_interp.errors import InputError
+from koopman_interp.fitting.callbacks import Callback, tell_all
 from koopman_interp.fitting.candidate import linear_maps, solve_operator_anew
-from koopman_interp.fitting.checkpoint import Checkpoint, Resume
+from koopman_interp.fitting.checkpoint import Checkpoint, Resume, with_checkpoint
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.data import FitData, fit_data
 from koopman_interp.fitting.descent import Descent
@@ -44,6 +46,7 @@ _RANK_TOLERANCE = 1e-4
 """Share of the largest singular value that one has to have to count."""
 
 
+@with_checkpoint
 @torch.inference_mode(False)  # in whatever context it is called; gradients are switched on where they are taken
 def fit(
     trajectories: AnyRows,
@@ -55,6 +58,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     resume: Resume = False,
     progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> KoopmanAutoencoder:
     """Fit a Koopman autoencoder to trajectories, and with the model to what it says too.
 
@@ -75,8 +79,9 @@ def fit(
             gradient steps at all).
         checkpoint: file that holds the fit's state at each look at the held-out rows; it is left in place.
         resume: go on from the checkpoint, `auto` where there is one; the result equals, bit for bit, that of an
-            uninterrupted fit.
+            uninterrupted fit. Other `steps`, `seconds` or `patience` prolong it, from before its rate began to fall.
         progress: show a bar with the held-out figures; None shows it on a terminal only.
+        callbacks: whom to tell of each look, such as `ki.JSONLines("metrics.jsonl")`.
 
     Returns:
         The fitted surrogate, in eval mode, on the CPU.
@@ -87,6 +92,8 @@ def fit(
         UnsupportedHostError: the model returns no logits.
         HostMismatchError: the trajectories are of another model.
         FitInterrupted: Ctrl-C; the message says what was kept and how to go on.
+        LockedError: another process fits into the checkpoint.
+        TooLargeError: memory does not hold a step, with half of the batch neither.
         NonFiniteError: states that are not finite, or losses that diverged.
     """
     # Whatever the caller has switched off: a fit needs gradients, and tensors that may be saved for them.
@@ -96,9 +103,7 @@ def fit(
         _require_settings(config, method, checkpoint=checkpoint is not None or bool(resume), model=given)
         data = fit_data(trajectories, config)
         at_output = AtOutput.of(data, config, model, batches) if given else None
-        return _fitted(
-            data, config, method, at_output, started, checkpoint=checkpoint, resume=resume, progress=progress
-        )
+        return _fitted(data, config, method, at_output, started, checkpoint, resume, progress, callbacks)
 
 
 def _fitted(
@@ -107,10 +112,10 @@ def _fitted(
     method: Method,
     at_output: AtOutput | None,
     started: float,
-    *,
     checkpoint: str | os.PathLike[str] | None,
     resume: Resume,
     progress: bool | None,
+    callbacks: Sequence[Callback],
 ) -> KoopmanAutoencoder:
     facts, device = data.facts, _device(config, at_output)
     settings = config.normalization if facts.clock is None else _of_one_site(config.normalization)
@@ -126,6 +131,7 @@ def _fitted(
     outcome, inputs = list[str](), () if at_output is None else at_output.choices
     if method == "least_squares":
         history, outcome = _solve(surrogate, config, train, judged)
+        tell_all(callbacks, history, outcome[0])
     else:
         kind = SpectrumObjective if config.aim == "spectrum" else FitObjective
         of_states = kind(surrogate, config, train, judged, chosen.batch_size)
@@ -137,7 +143,9 @@ def _fitted(
         spent = time.perf_counter() - started
         keep = Checkpoint(checkpoint, identity, "fit")
         descent = config if at_output is None else replace(config, least_gain=config.least_gain_at_output)
-        history, outcome = _descend(objective, descent, train, keep, spent, resume=resume, progress=progress)
+        history, outcome = _descend(
+            objective, descent, train, keep, spent, resume=resume, progress=progress, callbacks=callbacks
+        )
     surrogate.record = FitRecord(
         history=tuple(history),
         held_out=data.inputs,
@@ -201,6 +209,7 @@ def _descend(
     *,
     resume: Resume,
     progress: bool | None,
+    callbacks: Sequence[Callback],
 ) -> tuple[list[Look], list[str]]:
     """Fit by gradient steps from a start by least squares.
 
@@ -212,6 +221,7 @@ def _descend(
         spent: seconds that are gone of the time that the fit may take.
         resume: go on from the checkpoint.
         progress: show a bar.
+        callbacks: whom to tell of each look.
 
     Returns:
         The held-out figures of each look, and what to say of how it went.
@@ -224,16 +234,17 @@ def _descend(
     linear = linear_maps(objective, train, config.ridge, config.seed) if config.warm_start and solvable else None
     if linear is not None and linear.loss < _ALL_BUT_EXACT:
         linear.restore()
-        return [{**linear.figures, "step": 0}], [
-            f"steps 0: the motion is linear in the states, held-out loss {linear.loss:.1e}"
-        ]
+        looks: list[Look] = [{**linear.figures, "step": 0}]
+        why = f"the motion is linear in the states, held-out loss {linear.loss:.1e}"
+        tell_all(callbacks, looks, why)
+        return looks, [f"steps 0: {why}"]
     if config.warm_start:
         start_operator(surrogate, enough, config.ridge, calm=True)
     groups = [(list(part.parameters()), 1.0) for part in (surrogate.encoder, surrogate.decoder)]
     if config.aim == "prediction":
         groups.insert(1, (list(surrogate.operator.parameters()), config.operator_rate))
     left = config if config.seconds is None else replace(config, seconds=max(config.seconds - spent, 1e-3))
-    descent = Descent(groups, objective, objective.judged, left, checkpoint)
+    descent = Descent(groups, objective, objective.judged, left, checkpoint, callbacks=callbacks)
     history = descent.run(resume=resume, progress=progress)
     outcome = [f"steps {descent.progress.step:,}: {descent.why_over()}"]
     if config.aim == "spectrum":

@@ -92,6 +92,10 @@ class FitObjective:
         drawn = self.weighed(batch[1:3], (times[i], times[j]), generator, sequences, drawn_rows(batch))
         return whole + self._config.drawn * drawn
 
+    def halve_batch(self) -> int | None:
+        """Take half as many samples a step, or sequences, from now on; return how many, or None where it is one."""
+        return self._batches.halve()
+
     def judged(self, generator: torch.Generator) -> dict[str, float]:
         """Return the weighed losses of all pairs on held-out rows as `loss`, and the figures to watch a fit by."""
         states, order = self._held_out, self._held_out_order

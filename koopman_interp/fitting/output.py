@@ -159,6 +159,10 @@ class StatesAndOutput:
         parts = ((self._of_states, self._states), (self._of_output, self._output))
         return torch.stack([weight * part(step, generator) for weight, part in parts if weight]).sum()
 
+    def halve_batch(self) -> int | None:
+        """Halve the batch of the states; that of the inputs is as it came."""
+        return self._states.halve_batch()
+
     def judged(self, generator: torch.Generator) -> dict[str, float]:
         """Return both, weighed, on what is held out as `loss`, the divergence as `kl`, and the other figures."""
         figures, kl = self._states.judged(generator), self._output.judged()

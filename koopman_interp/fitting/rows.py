@@ -37,6 +37,10 @@ class Batches(Protocol):
         """Return the rows of a step, of some depths or of all that are at hand."""
         ...
 
+    def halve(self) -> int | None:
+        """Take half as many a step from now on, and return how many; None where it is one, which stays."""
+        ...
+
 
 @runtime_checkable
 class Rows(Protocol):
@@ -147,6 +151,10 @@ class HeldBatches:
         if depths is None:
             return self._rows.states[:, rows], sequences
         return torch.stack([self._rows.states[depth][rows] for depth in depths]), sequences
+
+    def halve(self) -> int | None:
+        """Take half as many a step from now on."""
+        return self._epochs.halve()
 
 
 def chunk_rows(depths: int, width: int) -> int:

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.errors import InputError
+from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.moments import Moments
@@ -105,12 +105,10 @@ class ShardStatistics:
             FileFormatError: the file is truncated or holds something else.
         """
         tensors, header = read_tensors(path, kind=KIND)
-        try:
+        with rebuilding(path, "a shard's statistics"):
             classes = tuple(header["classes"])
             fitted, held_out = (RowSums.of_tensors(tensors, side, classes) for side in ("fitted", "held_out"))
             return cls(fitted, held_out, tensors["inputs"], tensors["held_out_inputs"], header["surrogate"])
-        except (KeyError, IndexError, RuntimeError) as error:
-            raise FileFormatError(f"{path} lacks parts of a shard's statistics. Gather them again.") from error
 
 
 @torch.no_grad()

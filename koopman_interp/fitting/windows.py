@@ -159,6 +159,13 @@ class WindowBatches:
         states = [self._normalized(window, depth, items) for depth in chosen]
         return torch.stack(states), None if sequences is None else sequences.to(states[0].device)
 
+    def halve(self) -> int | None:
+        """Take half as many a step from now on, as if it had been so from the first step on."""
+        if self._size == 1:
+            return None
+        self._size, self._at = self._size // 2, None
+        return self._size
+
     def _normalized(self, window: Window, depth: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "row dimension"]:
         return self._rows.normalizer(window.rows.states[window.depths.index(depth)][rows], depth)
 

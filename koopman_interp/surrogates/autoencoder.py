@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from koopman_interp.clocks import Clock
 from koopman_interp.depths import depth_of, span
-from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import Json, read_tensors, write_json, write_tensors, write_text
+from koopman_interp.errors import InputError
+from koopman_interp.files import Json, write_text
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.sequences import Sequences
 from koopman_interp.surrogates.context import CausalEncoder, ContextShape
 from koopman_interp.surrogates.coordinates import Coordinates
+from koopman_interp.surrogates.folder import misdescribed, read_weights, weights_of, write_folder
 from koopman_interp.surrogates.moments import Moments
 from koopman_interp.surrogates.networks import ARCHITECTURES, Activation, Architecture, LinearPlusNonlinear, PlainMLP
 from koopman_interp.surrogates.normalization import Normalization
@@ -36,8 +36,6 @@ from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.surrogates.record import FitRecord
 from koopman_interp.trajectories import Trajectories, whole_pieces
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 _HELD_OUT = "record.held_out"
 """Name, among the weights, of the digests of the inputs held out: too many for a header."""
 _CHUNK, _CHUNK_NUMBERS = 8192, 2**23
@@ -332,8 +330,8 @@ class KoopmanAutoencoder(
     ) -> str | None:
         """Write `model.safetensors`, `config.json` and a model card to a folder.
 
-        The mixin's own method deletes the old configuration before it writes; this one replaces each file whole.
-        The weights carry the configuration too, so the two can never be from different fits.
+        The weights carry the configuration too, and are all that is read; `config.json` says it to others. A kill
+        leaves the old weights or the new ones, and a configuration that is theirs or none.
 
         Args:
             save_directory: the folder.
@@ -355,10 +353,7 @@ class KoopmanAutoencoder(
     def _save_pretrained(self, save_directory: Path) -> None:
         record = self.record.as_dict()
         del record["held_out"]
-        header = {"config": asdict(self.config), "record": record}
-        write_json(save_directory / CONFIG_FILE, header["config"] | {"record": record})
-        tensors = self.state_dict() | {_HELD_OUT: self.record.held_out}
-        write_tensors(save_directory / WEIGHTS_FILE, tensors, kind="surrogate", header=header)
+        write_folder(save_directory, self.state_dict() | {_HELD_OUT: self.record.held_out}, asdict(self.config), record)
 
     @classmethod
     def from_pretrained(
@@ -375,20 +370,10 @@ class KoopmanAutoencoder(
 
         Raises:
             FileNotFoundError: there is neither such a folder nor such a repository.
-            FileFormatError: the weights are truncated or foreign.
+            FileFormatError: the weights are truncated or foreign, or the configuration beside them is of others.
         """
-        where = os.fspath(pretrained_model_name_or_path)
-        weights = Path(where) / WEIGHTS_FILE
-        if not Path(where).is_dir():
-            if where.count("/") != 1:
-                raise FileNotFoundError(f"There is no folder {where!r}; a name on the Hub would be owner/name.")
-            try:
-                weights = Path(hf_hub_download(where, WEIGHTS_FILE, **download))
-            except (HFValidationError, EntryNotFoundError, RepositoryNotFoundError) as error:
-                raise FileNotFoundError(
-                    f"There is no folder {where!r}, and the Hub gave no {WEIGHTS_FILE} under that name."
-                ) from error
-        tensors, header = read_tensors(weights, kind="surrogate")
+        weights = weights_of(os.fspath(pretrained_model_name_or_path), **download)
+        tensors, header = read_weights(weights)
         try:
             # Without memory of its own: what a file says of its sizes is believed only once its tensors have them.
             with torch.device("meta"):
@@ -396,8 +381,6 @@ class KoopmanAutoencoder(
             surrogate.record = FitRecord.from_dict(header["record"] | {"held_out": tensors.pop(_HELD_OUT)})
             # Assigned, not copied, so that the dtype that was saved is the dtype that comes back.
             surrogate.load_state_dict(tensors, assign=True)
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise FileFormatError(
-                f"{weights} does not hold the surrogate that its header describes. Write it again from its source."
-            ) from error
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise misdescribed(weights) from error
         return surrogate.eval().requires_grad_(False)

@@ -133,9 +133,9 @@ def test_a_resumed_fit_is_bit_identical_to_one_never_interrupted(known, fitted, 
     resumed, theirs = fit(known, checkpoint=path, resume=True), fitted.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in resumed.state_dict().items())
     assert resumed.record.history == fitted.record.history
-    with pytest.raises(InputError, match="another call of fit: inputs differ"):
+    with pytest.raises(InputError, match="another call of fit: inputs differs"):
         fit((*known[:2], known[2][1:]), checkpoint=path, resume=True)
-    with pytest.raises(InputError, match="another call of fit: inputs differ"):
+    with pytest.raises(InputError, match="another call of fit: inputs differs"):
         ki.fit(known[1], QUICK, checkpoint=path, resume=True)
 
 

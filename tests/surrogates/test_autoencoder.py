@@ -10,7 +10,7 @@ import koopman_interp as ki
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_json, write_tensors
 from koopman_interp.hosts.layouts import shaped_like, to_rows
-from koopman_interp.surrogates.autoencoder import CONFIG_FILE, WEIGHTS_FILE
+from koopman_interp.surrogates.folder import CONFIG_FILE, WEIGHTS_FILE
 from koopman_interp.surrogates.operators import OPERATORS
 
 HOST = ki.HostFingerprint(model="m.M", adapter="torch", basis="b", dtype="float32", weights="0" * 32)

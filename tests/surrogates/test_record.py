@@ -9,7 +9,7 @@ import torch
 import koopman_interp as ki
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import read_json, read_tensors, write_tensors
-from koopman_interp.surrogates.autoencoder import CONFIG_FILE, WEIGHTS_FILE
+from koopman_interp.surrogates.folder import CONFIG_FILE, WEIGHTS_FILE
 
 RECORD = ki.FitRecord(
     history=(

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from koopman_interp.analysis.shapes.diagrams import STATISTICS, Statistic, betti_curve
 from koopman_interp.analysis.shapes.persistence import Diagrams
-from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import Json, read_tensors, write_tensors
+from koopman_interp.errors import InputError
+from koopman_interp.files import Json, read_tensors, rebuilding, write_tensors
 from koopman_interp.results import Result
 from koopman_interp.tables import Column, Table
 
@@ -245,10 +245,8 @@ class Topology(Result):
             FileFormatError: the file is truncated or holds something else.
         """
         tensors, header = read_tensors(path, kind="topology")
-        try:
+        with rebuilding(path, "a topology"):
             return cls.of_parts(tensors, header)
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(f"{path} lacks parts of a topology. Write it again from its source.") from error
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Part it into tensors by name, and what JSON holds."""

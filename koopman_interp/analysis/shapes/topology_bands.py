@@ -22,8 +22,8 @@ from torch import Tensor
 from koopman_interp.analysis.shapes.diagrams import Statistic
 from koopman_interp.analysis.shapes.diagrams_by_depth import REPORTED_SCALES, Topology, beyond
 from koopman_interp.analysis.shapes.topology import of_class, topology
-from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.errors import InputError
+from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.results import PlainResult, Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table
@@ -143,15 +143,13 @@ class TopologyBands(Result):
             FileFormatError: the file is truncated or holds something else.
         """
         tensors, header = read_tensors(path, kind="topology bands")
-        try:
+        with rebuilding(path, "topologies"):
             by_run: list[dict[str, Tensor]] = [{} for _ in header["runs"]]
             for name, tensor in tensors.items():
                 run, _, rest = name.partition(".")
                 by_run[int(run)][rest] = tensor
             runs = tuple(Topology.of_parts(*own) for own in zip(by_run, header["runs"], strict=True))
             return cls(runs, header["independent"], header["level"])
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise FileFormatError(f"{path} lacks parts of topologies. Write it again from its source.") from error
 
 
 def _band(ends: tuple[float, float, float]) -> str:

@@ -19,8 +19,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from koopman_interp.analysis.encoding import Encoded, encoded
-from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.errors import InputError
+from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -162,7 +162,7 @@ class Grams:
             FileFormatError: the file is truncated or holds something else.
         """
         tensors, header = read_tensors(path, kind="grams")
-        try:
+        with rebuilding(path, "Gram matrices"):
             return cls(
                 **{name: tensors[name] for name in _TENSORS},
                 spans=tuple(Span(gap, tuple(starts)) for gap, starts in header["spans"]),
@@ -170,8 +170,6 @@ class Grams:
                 basis=tensors.get("basis"),
                 operator=header["operator"],
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} lacks parts of Gram matrices. Write it again from its source.") from error
 
 
 def gather_grams(

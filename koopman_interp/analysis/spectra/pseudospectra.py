@@ -21,8 +21,8 @@ from numpy import ndarray
 from koopman_interp.analysis.spectra.eigen import PRINTED, real_basis
 from koopman_interp.analysis.spectra.grams import Grams
 from koopman_interp.analysis.spectra.spectrum import Spectrum
-from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import Json, read_tensors, write_tensors
+from koopman_interp.errors import InputError
+from koopman_interp.files import Json, read_tensors, rebuilding, write_tensors
 from koopman_interp.results import Result
 from koopman_interp.tables import Column, Table, digits
 
@@ -112,12 +112,10 @@ class Pseudospectra(Result):
             FileFormatError: the file is truncated or holds something else.
         """
         tensors, header = read_tensors(path, kind="pseudospectra")
-        try:
+        with rebuilding(path, "pseudospectra"):
             values = torch.view_as_complex(tensors["eigenvalues"]).numpy()
             kept: dict[str, Json] = {name: tensors[name].numpy() for name in ("real", "imag", "residual")}
             kept |= {name: header[name] for name in ("directions", "samples", "gap")}
-        except (KeyError, RuntimeError) as error:
-            raise FileFormatError(f"{path} lacks parts of pseudospectra. Write it again from its source.") from error
         return cls(**kept, eigenvalues=values)
 
 

@@ -24,8 +24,8 @@ from koopman_interp.analysis.spectra.residuals import ALIVE
 from koopman_interp.analysis.spectra.spaces import apart
 from koopman_interp.analysis.spectra.verdicts import DRIFT, Verdict, sentences, verdicts
 from koopman_interp.clocks import Clock
-from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import Json, read_tensors, write_tensors
+from koopman_interp.errors import InputError
+from koopman_interp.files import Json, read_tensors, rebuilding, write_tensors
 from koopman_interp.results import Result
 from koopman_interp.surrogates.coordinates import Coordinates
 from koopman_interp.tables import Column, Table, digits, percents
@@ -338,7 +338,7 @@ class Spectrum(Result):
             FileFormatError: the file is truncated or holds something else.
         """
         tensors, header = read_tensors(path, kind="spectrum")
-        try:
+        with rebuilding(path, "a spectrum"):
             parts = {name: tensors[name].numpy() for name in tensors}
             for name in _COMPLEX & set(parts):
                 parts[name] = torch.view_as_complex(tensors[name]).numpy()
@@ -354,8 +354,6 @@ class Spectrum(Result):
                 kept = {name: parts[f"amplitudes.{name}"] for name in _AMPLITUDES}
                 own["amplitudes"] = Amplitudes(**kept, labels=tuple(header["labels"]))
             return cls(**own, **{name: header[name] for name in ("condition", "samples", "tolerance")})
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise FileFormatError(f"{path} lacks parts of a spectrum. Write it again from its source.") from error
 
 
 _VECTORS = ("operator_eigenvalues", "modes", "readers", "residuals")

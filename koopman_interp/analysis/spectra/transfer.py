@@ -30,8 +30,8 @@ from numpy import ndarray
 from koopman_interp.analysis.encoding import encoded
 from koopman_interp.analysis.spectra.eigen import PRINTED
 from koopman_interp.depths import span
-from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import Json, jsonable, read_tensors, write_tensors
+from koopman_interp.errors import InputError
+from koopman_interp.files import Json, jsonable, read_tensors, rebuilding, write_tensors
 from koopman_interp.results import Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits, percents
@@ -165,12 +165,10 @@ class TransferModes(Result):
             FileFormatError: the file is truncated or holds something else.
         """
         tensors, header = read_tensors(path, kind="transfer modes")
-        try:
+        with rebuilding(path, "transfer modes"):
             values: dict[str, Json] = {name: tensor.numpy() for name, tensor in tensors.items()}
             values |= header
             return cls(**{field.name: values[field.name] for field in fields(cls)})
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(f"{path} lacks parts of transfer modes. Write it again from its source.") from error
 
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ from koopman_interp.analysis.substitutes.layers import Layers, depths_of_layers
 from koopman_interp.analysis.substitutes.lenses import KoopmanLens, lens_of
 from koopman_interp.analysis.substitutes.stand_ins import substituted
 from koopman_interp.divergence import kullback_leibler
-from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.errors import InputError
+from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
@@ -151,12 +151,10 @@ class LensReading(Result):
             FileFormatError: the file is truncated or holds something else.
         """
         tensors, header = read_tensors(path, kind="lens")
-        try:
+        with rebuilding(path, "a lens"):
             names = {int(number): name for number, name in header["names"].items()}
             sites, inputs = tuple(header["sites"]), tuple(header["inputs"])
             return cls(lens=header["lens"], sites=sites, inputs=inputs, names=names, **tensors)
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(f"{path} lacks parts of a lens. Write it again from its source.") from error
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from koopman_interp.analysis.substitutes.layers import Layers, depths_of_layers
 from koopman_interp.analysis.substitutes.lenses import KoopmanLens, lens_of
 from koopman_interp.analysis.substitutes.stand_ins import StandIn, substituted
-from koopman_interp.errors import FileFormatError, InputError, UnsupportedHostError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.errors import InputError, UnsupportedHostError
+from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
@@ -147,11 +147,9 @@ class LensVectors(Result):
             FileFormatError: the file is truncated or holds something else.
         """
         tensors, header = read_tensors(path, kind=KIND)
-        try:
+        with rebuilding(path, "lens vectors"):
             vectors = tuple(tensors[f"vectors.{depth}"] for depth in range(len(header["sites"])))
             return cls(vectors, tensors["agreement"], tensors["size"], **_from_header(header))
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(f"{path} lacks parts of lens vectors. Write it again from its source.") from error
 
 
 def _from_header(values: Mapping[str, Any]) -> dict[str, Any]:

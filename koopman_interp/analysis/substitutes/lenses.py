@@ -20,8 +20,8 @@ from torch import Tensor
 
 from koopman_interp.analysis.substitutes.affine import AffineMap, AffineSums
 from koopman_interp.analysis.substitutes.stand_ins import StandIn, in_context
-from koopman_interp.errors import FileFormatError, InputError
-from koopman_interp.files import read_tensors, write_tensors
+from koopman_interp.errors import InputError
+from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
@@ -218,14 +218,12 @@ class AffineLens:
             FileFormatError: the file is truncated or holds something else.
         """
         tensors, header = read_tensors(path, kind=KIND)
-        try:
+        with rebuilding(path, "a lens"):
             maps = tuple(
                 AffineMap(*(tensors[f"{part}.{depth}"] for part in _PARTS)) for depth in range(len(header["sites"]) - 1)
             )
             host = HostFingerprint(**header["host"])
             return cls(maps, tuple(header["sites"]), host, header["skip"], header["layout"], header["name"])
-        except KeyError as error:
-            raise FileFormatError(f"{path} lacks parts of a lens. Write it again from its source.") from error
 
     def digest(self) -> str:
         """Digest all maps."""

@@ -1,0 +1,82 @@
+"""The folder that a surrogate is saved to, or its repository on the Hub.
+
+`model.safetensors` holds all of it and is all that is read; `config.json` says its configuration to other readers.
+Knows nothing of what the configuration means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from torch import Tensor
+
+from koopman_interp.errors import FileFormatError
+from koopman_interp.files import Json, read_json, read_tensors, write_tensors
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+_KIND = "surrogate"
+
+
+def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Json], record: Json) -> None:
+    """Write weights with what is said of them, and the same beside them.
+
+    A kill leaves the old weights or the new ones, and a configuration that is theirs or none.
+    """
+    header = {"config": config, "record": record}
+    beside = {folder / CONFIG_FILE: _said_beside(header)}
+    write_tensors(folder / WEIGHTS_FILE, tensors, kind=_KIND, header=header, beside=beside)
+
+
+def weights_of(where: str, **download: Any) -> Path:
+    """Find the weights of a folder, or download those of a repository on the Hub.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    if Path(where).is_dir():
+        return Path(where) / WEIGHTS_FILE
+    if where.count("/") != 1:
+        raise FileNotFoundError(f"There is no folder {where!r}; a name on the Hub would be owner/name.")
+    try:
+        return Path(hf_hub_download(where, WEIGHTS_FILE, **download))
+    except (HFValidationError, EntryNotFoundError, RepositoryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"There is no folder {where!r}, and the Hub gave no {WEIGHTS_FILE} under that name."
+        ) from error
+
+
+def read_weights(weights: Path) -> tuple[dict[str, Tensor], dict[str, Json]]:
+    """Read weights and what is said of them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: it is truncated or foreign, or the configuration beside it is of other weights.
+    """
+    tensors, header = read_tensors(weights, kind=_KIND)
+    if not isinstance(header.get("config"), dict) or not isinstance(header.get("record"), dict):
+        raise misdescribed(weights)
+    config = weights.with_name(CONFIG_FILE)
+    if config.is_file() and read_json(config) != _said_beside(header):
+        raise FileFormatError(
+            f"{config} is not of the {WEIGHTS_FILE} beside it: one of the two was copied from elsewhere or changed. "
+            f"The weights carry their own configuration: delete {CONFIG_FILE} to load them, or copy both from one "
+            "place."
+        )
+    return tensors, header
+
+
+def misdescribed(weights: Path) -> FileFormatError:
+    """Return the error of weights that are not those of their header."""
+    return FileFormatError(
+        f"{weights} does not hold the surrogate that its header describes. Write it again from its source."
+    )
+
+
+def _said_beside(header: Mapping[str, Json]) -> Json:
+    return {**header["config"], "record": header["record"]}
