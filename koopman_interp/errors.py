@@ -54,11 +54,19 @@ class LockedError(KoopmanInterpError, BlockingIOError):
     """A file or folder that somebody else is writing to."""
 
 
+class ProcessError(KoopmanInterpError, ConnectionError):
+    """Another process of the same task has ended."""
+
+
 class FitInterrupted(KeyboardInterrupt):
     """Ctrl-C during a fit or a distillation; the message says what was kept and how to go on.
 
     A KeyboardInterrupt and not an Exception, so that `except Exception` does not swallow a Ctrl-C.
     """
+
+
+class ObservationInterrupted(KeyboardInterrupt):
+    """Ctrl-C during an observation to a store; the message says what was kept and how to go on."""
 
 
 def nearest(name: str, candidates: Iterable[str], *, most: int = 3) -> str:

@@ -51,6 +51,7 @@ def calls(
     column: str | None = None,
     batch_size: int = BATCH_SIZE,
     tokenizer: Tokenizer = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Batch, Any]]:
     """Go through batches as what to call the host with, and labels.
 
@@ -61,6 +62,7 @@ def calls(
         column: the column of the labels.
         batch_size: for what comes uncut.
         tokenizer: for texts, in place of the host's.
+        share: number of this process and of all, each of which has every so many-th batch.
 
     Yields:
         For `Host.call`, and the labels that came with it or None.
@@ -70,7 +72,7 @@ def calls(
             that the model does not take, or labels that are not whole numbers.
     """
     model_inputs = ModelInputs(host, tokenizer)
-    for batch in cut(batches, batch_size, told=callable(inputs)):
+    for batch in _shared(batches, batch_size, callable(inputs), *share):
         x, y = parted(batch, inputs, column, model_inputs)
         yield model_inputs.of(x), y
 
@@ -108,6 +110,32 @@ def cut(batches: Any, batch_size: int, *, told: bool = False) -> Iterator[Any]:
     entries = chain(first, entries)
     single = bool(first) and (isinstance(first[0], str) or is_ids(first[0]) or is_row(first[0]))
     return _grouped(entries, batch_size) if single else entries
+
+
+def batches_in(batches: Any, batch_size: int) -> int | None:
+    """Say how many batches `cut` will make, where that is known before."""
+    batches = as_tensor(batches)
+    pair = _pair(batches)
+    whole = batches if pair is None else pair[0]
+    if isinstance(whole, Mapping):
+        whole = next((column for column in whole.values() if _has_rows(as_tensor(column))), None)
+    if not hasattr(whole, "__len__"):
+        return None
+    first = whole[0] if isinstance(whole, (list, tuple)) and len(whole) else None
+    uncut = isinstance(whole, Tensor) or hasattr(whole, "with_format") or pair is not None
+    if uncut or isinstance(first, str) or is_ids(first) or is_row(first):
+        return -(-len(whole) // batch_size)
+    return len(whole)
+
+
+def _shared(batches: Any, batch_size: int, told: bool, rank: int, ranks: int) -> Iterator[Any]:
+    """Cut into batches and take a process's own; data sets are parted before they are read."""
+    if ranks > 1 and hasattr(batches, "with_format") and not hasattr(batches, "__len__"):
+        from datasets.distributed import split_dataset_by_node
+
+        return cut(split_dataset_by_node(batches, rank, ranks), batch_size, told=told)
+    found = cut(batches, batch_size, told=told)
+    return found if ranks == 1 else islice(found, rank, None, ranks)
 
 
 def parted(batch: Any, inputs: Inputs, column: str | None, model_inputs: ModelInputs) -> tuple[Any, Any]:

@@ -80,6 +80,11 @@ class Recording:
         with _ADDING:
             self._append(record, samples)
 
+    @property
+    def inputs(self) -> int:
+        """How many inputs were recorded so far; the next is the sequence of this number."""
+        return self._inputs
+
     def _append(self, record: PassRecord, samples: Samples) -> None:
         for rows, site in zip(self._rows, self.sites, strict=True):
             rows.append(record.states[site])

@@ -6,10 +6,13 @@ forward passes run (`with tap:`). Recording costs one copy of each state; the mo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +24,14 @@ from koopman_interp.hosts.listing import SiteTable
 from koopman_interp.hosts.protocol import Host, SiteSelection
 from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.observing.batches import BATCH_SIZE, Inputs, calls
+from koopman_interp.observing.model_inputs import Batch
 from koopman_interp.observing.pass_record import warn_of_train_mode
 from koopman_interp.observing.recording import Recording
 from koopman_interp.observing.samples import Samples, labels_of_samples, none_left
 from koopman_interp.observing.site_times import site_times
+from koopman_interp.observing.storing import observed_to_store
+from koopman_interp.sources.store import Store
+from koopman_interp.sources.writing import Coordinates
 from koopman_interp.trajectories import Trajectories
 
 
@@ -149,6 +156,7 @@ class Tap:
             raise InputError("Nothing was recorded yet. Use `with tap: model(x)`, or tap.observe(batches).")
         return self._recording.trajectories(self.times)
 
+    @overload
     def observe(
         self,
         batches: object,
@@ -158,7 +166,36 @@ class Tap:
         tokenizer: Tokenizer = None,
         batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
-    ) -> Trajectories:
+    ) -> Trajectories: ...
+
+    @overload
+    def observe(
+        self,
+        batches: object,
+        labels: str | None = None,
+        *,
+        inputs: Inputs = None,
+        tokenizer: Tokenizer = None,
+        batch_size: int = BATCH_SIZE,
+        progress: bool | None = None,
+        store: str | os.PathLike[str],
+        keep: float | None = None,
+        coordinates: Coordinates | None = None,
+    ) -> Store: ...
+
+    def observe(
+        self,
+        batches: object,
+        labels: object = None,
+        *,
+        inputs: Inputs = None,
+        tokenizer: Tokenizer = None,
+        batch_size: int = BATCH_SIZE,
+        progress: bool | None = None,
+        store: str | os.PathLike[str] | None = None,
+        keep: float | None = None,
+        coordinates: Coordinates | None = None,
+    ) -> Trajectories | Store:
         """Drive batches through the model, without gradients, and record them.
 
         Of tokens, each is a sample; padding, as the attention mask tells it, is left out.
@@ -180,13 +217,27 @@ class Tap:
             tokenizer: of Hugging Face's kind, for texts; None is the model's own.
             batch_size: of inputs that are to be cut.
             progress: show a bar; None shows it on a terminal only.
+            store: a folder to write them to instead of keeping them, for more than memory holds; labels then come with
+                the batches. An observation that was killed goes on where it was, when the same is observed to the same
+                folder; under `torchrun`, each process observes every so many-th batch.
+            keep: share of the rows that a store keeps, drawn by input and position; None keeps all.
+            coordinates: of which a store keeps these alone, such as `koopman.normalization`: states are read back from
+                them, without what they leave out.
 
         Returns:
-            The trajectories of all samples, in the order observed, on the CPU in the model's dtype.
+            The trajectories of all samples, in the order observed, on the CPU in the model's dtype; or the store.
 
         Raises:
-            InputError: there were no batches, no samples are left of them, or the labels do not fit them.
+            InputError: there were no batches, no samples are left of them, the labels do not fit them, or the folder
+                holds something else.
+            StorageError: the disk has no room for the store.
         """
+        if store is not None:
+            said: dict[str, Any] = {"inputs": inputs, "tokenizer": tokenizer, "batch_size": batch_size}
+            said |= {"progress": progress, "share": keep, "coordinates": coordinates}
+            return self._stored(batches, labels, Path(store), **said)
+        if keep is not None or coordinates is not None:
+            raise InputError("keep and coordinates say what a store keeps. Give store='folder' with them.")
         warn_of_train_mode(self.host.model)
         column = labels if isinstance(labels, str) else None
         given = None if isinstance(labels, str) else labels
@@ -259,8 +310,22 @@ class Tap:
         none = True
         for x, y in tqdm(found, desc="observe", unit="batch", disable=None if progress is None else not progress):
             none = False
-            with torch.no_grad(), recording.listening(x):
-                self.host.call(x)
-            yield (*recording.drained(self.times), y)
+            yield (*self._called(recording, x), y)
         if none:
             raise InputError("There were no batches to observe.")
+
+    def _stored(self, batches: object, labels: object, store: Path, **how: Any) -> Store:
+        """Observe to a store; see `observe`."""
+        if labels is not None and not isinstance(labels, str):
+            raise InputError(
+                "A store takes labels batch by batch: observe((x, labels), store=…), or the name of their column."
+            )
+        warn_of_train_mode(self.host.model)
+        recording = Recording(self.host, self.sites, self.skip, self.layout)
+        return observed_to_store(self.host, partial(self._called, recording), recording, batches, labels, store, **how)
+
+    def _called(self, recording: Recording, x: Batch) -> tuple[Trajectories, list[Samples]]:
+        """Call the model on a batch; return what was recorded, and which of it are samples."""
+        with torch.no_grad(), recording.listening(x):
+            self.host.call(x)
+        return recording.drained(self.times)

@@ -92,41 +92,55 @@ class StoreWriter:
         """How many batches lie in whole shards."""
         return 0 if self.index is None else self.index.batches
 
-    def pass_over(self, inputs: Int[Tensor, " input"]) -> None:
+    @property
+    def lies_behind(self) -> bool:
+        """Whether the next batch lies in a whole shard."""
+        return self._batches < self.batches
+
+    def pass_over(self, digests: Int[Tensor, " input"]) -> None:
         """Leave out a batch that lies in a whole shard.
 
         Args:
-            inputs: digests of its inputs.
+            digests: of its inputs.
 
         Raises:
             InputError: with the last of them: they are not those that the store has.
         """
-        self._count(inputs)
         assert self.index is not None, "nothing to pass over"
-        if self._batches == self.index.batches and self._seen.hexdigest() != self.index.seen:
+        self._count(0, digests)
+        if self.lies_behind:
+            return
+        self._inputs = self.index.inputs
+        if self._seen.hexdigest() != self.index.seen:
             raise InputError(
                 f"{self._folder} holds other inputs than these in its first {self._batches:,} batches, so that the "
                 "observation cannot go on there. Give the same inputs in the same order, or observe to another folder."
             )
 
-    def add(self, batch: Trajectories, inputs: Int[Tensor, " input"]) -> None:
+    def add(self, batch: Trajectories, inputs: int, digests: Int[Tensor, " input"]) -> None:
         """Add the rows of a batch.
 
         Args:
             batch: whose inputs are counted from 0.
-            inputs: digests of all its inputs, those without a row too.
+            inputs: how many it has, those without a row too.
+            digests: of what the model was called with.
 
         Raises:
             StorageError: the disk is full, or the folder is not to be written to. What is in whole shards stays.
-            InputError: the batch is of another kind than those before.
+            InputError: the batch is of another kind than those before, or the observation is at its end already.
         """
+        if self.is_complete:
+            raise InputError(
+                f"{self._folder} holds an observation that came to its end after {self.batches:,} batches, and there "
+                "are more. Observe them to another folder, and join the two with merge_stores."
+            )
         if self.index is None:
             self.index = self._begun(batch)
         _require_alike(self.index, batch)
         kept = batch if self._share is None else batch[in_share(batch.digests, batch.position, self._share)]
         self._parts.append(replace(kept, sequence=kept.sequence + self._inputs))
         self._bytes += sum(state.nbytes for state in kept.states)
-        self._count(inputs)
+        self._count(inputs, digests)
         if self._bytes >= _SHARD_BYTES or sum(map(len, self._parts)) >= SHARD_ROWS:
             self._flush()
             if self._unnamed >= _INDEX_BYTES or time.monotonic() - self._written >= _INDEX_SECONDS:
@@ -137,16 +151,29 @@ class StoreWriter:
 
         Raises:
             StorageError: the disk is full.
+            InputError: the store has more than was observed now.
         """
+        if self.lies_behind:
+            raise InputError(
+                f"{self._folder} holds {self.batches:,} batches, and these are the first {self._batches:,} of them. "
+                "Give all inputs, or observe to another folder."
+            )
+        if self.is_complete:
+            return
         self._flush()
         assert self.index is not None, "an observation without batches"
         self.index = replace(self.index, complete=True)
         self._write_index()
 
-    def _count(self, inputs: Int[Tensor, " input"]) -> None:
-        self._seen.update(inputs.contiguous().numpy().data)
+    def keep(self) -> None:
+        """Name in the index all shards that are whole, before the process ends."""
+        if self.index is not None and self._unnamed:
+            self._write_index()
+
+    def _count(self, inputs: int, digests: Int[Tensor, " input"]) -> None:
+        self._seen.update(digests.contiguous().numpy().data)
         self._batches += 1
-        self._inputs += len(inputs)
+        self._inputs += inputs
 
     def _flush(self) -> None:
         """Write the rows gathered to a shard, and take over into the index what lies on the disk then."""
