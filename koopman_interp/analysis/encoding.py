@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from koopman_interp.errors import InputError, NonFiniteError
 from koopman_interp.sequences import Sequences
+from koopman_interp.sources.opening import Rows, parts_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -48,7 +49,7 @@ class Encoded:
 
 @torch.no_grad()
 def encoded(
-    koopman: KoopmanAutoencoder, trajectories: Trajectories | Iterable[Trajectories], *, growing: int = 0
+    koopman: KoopmanAutoencoder, trajectories: Rows | Iterable[Trajectories], *, growing: int = 0
 ) -> Iterator[Encoded]:
     """Go through trajectories as chunks of observables, in order.
 
@@ -66,7 +67,7 @@ def encoded(
     """
     rows = max(64, _CHUNK_NUMBERS // (len(koopman.sites) * koopman.config.observables))
     none = True
-    for part in [trajectories] if isinstance(trajectories, Trajectories) else trajectories:
+    for part in parts_of(trajectories):
         require_sites(koopman, part)
         for piece in part.pieces(rows, whole=koopman.looks_back):
             none = False

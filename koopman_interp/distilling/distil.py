@@ -33,6 +33,7 @@ from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import calls
+from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -44,7 +45,7 @@ def distil(
     batches: object,
     config: DistilConfig | None = None,
     *,
-    fitted: Trajectories,
+    fitted: Rows,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: Resume = False,
     progress: bool | None = None,
@@ -80,6 +81,7 @@ def distil(
         LockedError: another process descends into the checkpoint.
         NonFiniteError: the loss diverged.
     """
+    fitted = in_memory(fitted)
     started = time.perf_counter()
     koopman.require_depth("Distilling")
     config = config or DistilConfig()

@@ -21,8 +21,8 @@ from koopman_interp.edits.oblique import SHRINKAGE, oblique
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
 from koopman_interp.labels import forms_of, spread
+from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.trajectories import Trajectories
 
 Cost = Literal["fit", "rows"]
 
@@ -35,7 +35,7 @@ _DEPENDENT = 1e-6
 
 def erase_concept(
     koopman: KoopmanAutoencoder,
-    trajectories: Trajectories,
+    trajectories: Rows,
     *,
     attribute: Any = None,
     preserve: object = None,
@@ -70,6 +70,7 @@ def erase_concept(
     Raises:
         InputError: the attribute does not fit the rows, does not vary, or lies in what is to be preserved.
     """
+    trajectories = in_memory(trajectories)
     if cost not in ("fit", "rows"):
         raise InputError(f"cost={cost!r} is neither 'fit' nor 'rows'.")
     if attribute is None and trajectories.labels is None:

@@ -25,6 +25,7 @@ from koopman_interp.edits.oblique import SHRINKAGE, Projection, oblique
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
 from koopman_interp.labels import whole_numbers
+from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.moments import Moments
 from koopman_interp.trajectories import Trajectories
@@ -76,7 +77,7 @@ def erase_class(
     site: str | int | None = None,
     strength: float = 1.0,
     shrinkage: float = SHRINKAGE,
-    held_out: Trajectories | None = None,
+    held_out: Rows | None = None,
 ) -> OperatorEdit:
     """Edit the operator so that a class is forgotten, or several.
 
@@ -105,6 +106,7 @@ def erase_class(
     Raises:
         InputError: the fit saw no labels, not these classes, or no other class.
     """
+    held_out = None if held_out is None else in_memory(held_out)
     labels = whole_numbers(label).tolist()
     indices = _indices(koopman, labels)
     groups = [indices] if jointly else [[index] for index in indices]

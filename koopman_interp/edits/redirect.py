@@ -25,6 +25,7 @@ from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.edits.targets import Targets, named_targets
 from koopman_interp.errors import InputError
+from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -40,7 +41,7 @@ _SINGULAR = 1e-12
 def redirect(
     koopman: KoopmanAutoencoder,
     *,
-    fitted: Trajectories,
+    fitted: Rows,
     label: int | None = None,
     targets: Targets = "next_best",
     weight: float = 1.0,
@@ -75,6 +76,7 @@ def redirect(
         InputError: there is nothing to redirect or to retain, a name of targets without a label, or a
             weight or rank that is none; or the weight is so small that the solve is singular.
     """
+    fitted = in_memory(fitted)
     depth = _depth(koopman, site, after)
     _require_rank(rank)
     problem = _Problem.of(koopman, fitted, depth, label, targets, after)
@@ -98,7 +100,7 @@ def redirect(
 def redirect_in_null_space(
     koopman: KoopmanAutoencoder,
     *,
-    fitted: Trajectories,
+    fitted: Rows,
     label: int | None = None,
     targets: Targets = "next_best",
     site: str | int | None = None,
@@ -126,6 +128,7 @@ def redirect_in_null_space(
     Raises:
         InputError: the retained rows reach every direction, so that nothing is left to edit in; or as for `redirect`.
     """
+    fitted = in_memory(fitted)
     depth = acting_depth(koopman, site)
     _require_rank(rank)
     problem = _Problem.of(koopman, fitted, depth, label, targets, None)

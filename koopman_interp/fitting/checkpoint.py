@@ -19,6 +19,7 @@ from torch import Tensor
 from koopman_interp.errors import FileFormatError, FitInterrupted, InputError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.locks import locked
+from koopman_interp.processes import Processes
 
 Resume = bool | Literal["auto"]
 """Whether to go on from a checkpoint; `auto` is where there is one."""
@@ -142,7 +143,7 @@ def with_checkpoint(function: Callable[_Arguments, _Returned]) -> Callable[_Argu
         given: Any = kwargs.get("checkpoint")
         path = None if given is None else Path(given)
         try:
-            with nullcontext() if path is None else locked(path):
+            with nullcontext() if path is None or not Processes.here().is_first else locked(path):
                 return function(*args, **kwargs)
         except FitInterrupted:
             raise

@@ -7,7 +7,7 @@ window; what is summed is summed over so many rows as settings say.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -20,9 +20,11 @@ from koopman_interp.fitting.normalizing import Normalizer
 from koopman_interp.fitting.rows import HeldRows, Rows
 from koopman_interp.fitting.survey import Survey, surveyed
 from koopman_interp.fitting.windows import StreamedRows
+from koopman_interp.hashing import in_share
+from koopman_interp.processes import Processes
 from koopman_interp.sources.memory import Memory
 from koopman_interp.sources.opening import Rows as AnyRows
-from koopman_interp.sources.opening import as_source
+from koopman_interp.sources.opening import as_source, shared
 from koopman_interp.sources.protocol import Part, Source
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.normalization import Normalization
@@ -32,6 +34,10 @@ from koopman_interp.trajectories import Trajectories
 HELD_BYTES = 2**26
 """States of a source up to this are taken into memory, and fitted as trajectories are."""
 _CHUNK = 8192
+_LEAST_BASIS, _BASIS_ROWS = 8192, 16
+"""Rows that a basis is fitted on, at least, and the same for each coordinate of the states."""
+_BASIS_SHARES = 4
+"""How many times as many are drawn from a source, since they cost little beside reading it."""
 
 
 @runtime_checkable
@@ -46,6 +52,7 @@ class FitData(Protocol):
         inputs: digests of the inputs held out, ascending.
         bound: of the hashes of inputs held out, where each is drawn for itself; see `Draw`. None where all are known.
         notes: what to say of the rows.
+        processes: that each have a share of them.
     """
 
     facts: Trajectories
@@ -55,6 +62,7 @@ class FitData(Protocol):
     inputs: Int[Tensor, " input"]
     bound: int | None
     notes: list[str]
+    processes: Processes
 
     @property
     def rows_an_input(self) -> float:
@@ -67,6 +75,11 @@ class FitData(Protocol):
 
     def knows(self, digests: Int[Tensor, " input"]) -> bool:
         """Whether any of these inputs is among those observed, as far as that is known."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """How far apart the rows of `chunks` lie that a basis is fitted on."""
         ...
 
     def chunks(self) -> Iterator[list[Tensor]]:
@@ -93,7 +106,9 @@ def fit_data(rows: AnyRows, config: FitConfig) -> FitData:
         InputError: there are too few inputs to hold any out, or rows that outlie where none can be left out.
         NonFiniteError: a state is NaN or infinite.
     """
-    source = as_source(rows)
+    source, processes = as_source(rows), Processes.here()
+    if processes.are_several:
+        return FromSource(source, config, processes)
     if isinstance(source, Memory):
         return InMemory(source.trajectories, config)
     small, found, size = HELD_BYTES // source.row_bytes, list[Trajectories](), 0
@@ -102,7 +117,7 @@ def fit_data(rows: AnyRows, config: FitConfig) -> FitData:
         size += len(batch)
         if size > small:
             del batch, found
-            return FromSource(source, config)
+            return FromSource(source, config, processes)
     return InMemory(Trajectories.concatenate(found, same_inputs=True), config)
 
 
@@ -116,7 +131,7 @@ class InMemory:
 
     def __init__(self, trajectories: Trajectories, config: FitConfig) -> None:
         trajectories.require_finite()
-        self.facts, self.classes = trajectories[:0], trajectories.classes
+        self.facts, self.classes, self.processes = trajectories[:0], trajectories.classes, Processes()
         self.bound: int | None = None
         self._all, self._config = trajectories, config
         self._train, self._judged = trajectories.split(config.validation, seed=config.seed)
@@ -150,6 +165,11 @@ class InMemory:
         """Whether any of these inputs is among those observed."""
         return bool(torch.isin(digests, self._all.digests).any())
 
+    @property
+    def stride(self) -> int:
+        """How far apart the rows of `chunks` lie that a basis is fitted on."""
+        return max(1, self.fitted // basis_rows(self.facts.widths))
+
     def chunks(self) -> Iterator[list[Tensor]]:
         """Go through the states to fit on."""
         for start in range(0, len(self._train), _CHUNK):
@@ -176,11 +196,12 @@ class FromSource:
     Args:
         source: of the rows.
         config: of the fit.
+        processes: that each go through a share of them.
     """
 
-    def __init__(self, source: Source, config: FitConfig) -> None:
-        self._source, self._config = source, config
-        self._seen: Survey = surveyed(source, config)
+    def __init__(self, source: Source, config: FitConfig, processes: Processes) -> None:
+        self._source, self._config, self.processes = source, config, processes
+        self._seen: Survey = surveyed(source, config, processes)
         seen = self._seen
         self.facts, self.classes, self.notes = source.empty, seen.classes, []
         self.fitted, self.held_out, self.inputs = seen.fitted, seen.held_out, seen.inputs
@@ -202,10 +223,20 @@ class FromSource:
         """Whether any of these inputs is among those observed: not known."""
         return True
 
+    @property
+    def stride(self) -> int:
+        """How far apart the rows of `chunks` lie that a basis is fitted on: they are drawn already."""
+        return 1
+
     def chunks(self) -> Iterator[list[Tensor]]:
-        """Go through the states to fit on, of as many rows as settings say."""
-        for batch in self._parts(self._seen.draw.rest):
-            yield list(batch.states)
+        """Go through the states of rows drawn from those to fit on: the same, whichever process reads them."""
+        wanted = _BASIS_SHARES * basis_rows(self.facts.widths)
+        read = min(self._config.statistics, _BASIS_SHARES * wanted)
+        share = wanted / min(read, self.fitted)
+        for batch in self._parts(self._seen.draw.rest, read):
+            kept = batch[in_share(batch.digests, batch.position, share)]
+            if len(kept):
+                yield list(kept.states)
 
     def rows(self, normalization: Normalization, device: torch.device) -> tuple[Rows, HeldRows]:
         """Return rows to fit on that come window by window, and normalised ones to judge by."""
@@ -217,20 +248,33 @@ class FromSource:
             normalizer,
             statistics=self._config.statistics,
             looks_back=looks_back,
+            processes=self.processes,
         )
         return train, normalizer.held(normalizer.kept(self._seen.judged))
 
     def gather_moments(self, surrogate: KoopmanAutoencoder) -> None:
         """Gather the moments of as many rows as settings say."""
         surrogate.gather_moments(self._parts(None))
+        if self.processes.are_several:
+            for moments in (surrogate.moments, surrogate.heldout_moments):
+                first, *others = self.processes.all_of(moments)
+                for other in others:
+                    first.add(other)
+                moments.load_state_dict(first.state_dict())
 
-    def _parts(self, part: Part | None) -> Iterator[Trajectories]:
-        """Go through the rows that do not outlie."""
+    def _parts(self, part: Part | None, most: int | None = None) -> Iterator[Trajectories]:
+        """Go through this process's share of the rows that do not outlie."""
+        most = most or self._config.statistics
         outlying = self._seen.outlying
-        for batch in self._source.thinned(self._config.statistics).batches(part=part):
+        for batch in shared(self._source.thinned(most), self.processes).batches(part=part):
             kept = batch if outlying is None else batch[~outlying.marked(batch.states)]
             if len(kept):
                 yield kept
+
+
+def basis_rows(widths: Sequence[int]) -> int:
+    """Return how many rows a basis is fitted on, at least."""
+    return max(_LEAST_BASIS, _BASIS_ROWS * max(widths))
 
 
 def _of_outlying(config: FitConfig, count: int, rows: int, where: str) -> str:

@@ -29,6 +29,7 @@ from koopman_interp.fitting.moved_weights import MovedWeights
 from koopman_interp.fitting.schedules import is_level, last_step, latest_decay, learning_rate
 from koopman_interp.hashing import generator_of
 from koopman_interp.memory import is_out_of_memory
+from koopman_interp.processes import Processes
 from koopman_interp.surrogates.record import Look
 
 Objective = Callable[[int, torch.Generator], Float[Tensor, ""]]
@@ -79,6 +80,8 @@ class Descent:
         checkpoint: where to keep its state.
         minimised: the figure of the judge whose smallest value tells which weights are kept.
         callbacks: whom to tell of each look.
+        processes: that descend together, each on rows of its own: gradients are averaged, the first process judges,
+            writes and tells.
     """
 
     def __init__(
@@ -91,12 +94,15 @@ class Descent:
         *,
         minimised: str = "loss",
         callbacks: Sequence[Callback] = (),
+        processes: Processes | None = None,
     ) -> None:
         require_callbacks(callbacks)
+        self._processes = processes or Processes()
         self.config = config
         self.progress = Progress()
         self._objective, self._judge, self._minimised = objective, judge, minimised
-        self._checkpoint, self._callbacks = checkpoint, callbacks
+        self._checkpoint = checkpoint
+        self._callbacks = callbacks if self._processes.is_first else ()
         self._moved = MovedWeights(groups, config)
         self._optimizer = self._moved.optimizer
         self._level: tuple[dict[str, Any], dict[str, Tensor]] | None = None
@@ -120,6 +126,7 @@ class Descent:
         """
         if self._checkpoint.is_gone_on_from(resume):
             self._go_on_from(self._checkpoint.read())
+        self._processes.copy_from_first(weight.data for weight in self._moved.parameters)
         for callback in self._callbacks:
             callback.on_start(tuple(self.progress.history))
         try:
@@ -140,7 +147,7 @@ class Descent:
             initial=self.progress.step,
             desc=self._checkpoint.call,
             unit="step",
-            disable=None if progress is None else not progress,
+            disable=True if not self._processes.is_first else None if progress is None else not progress,
         )
         try:
             with bar:
@@ -164,6 +171,8 @@ class Descent:
             state.step += 1
             bar.update()
             state.seconds += time.perf_counter() - started
+            if self.config.seconds is not None:  # by which all end at one step
+                state.seconds = self._processes.given(state.seconds)
             self._let_fall()
             if self._is_due():
                 self._look(bar)
@@ -231,7 +240,18 @@ class Descent:
             self._halve_batch(step)
             if not self._found_gradients(step):
                 raise self._too_large(step)
+        self._average_gradients()
         self._moved.step(step)
+
+    def _average_gradients(self) -> None:
+        """Take the mean of all processes' gradients, in one exchange."""
+        if not self._processes.are_several:
+            return
+        gradients = [parameter.grad for parameter in self._moved.parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients]) / self._processes.ranks
+        self._processes.add_up([flat])
+        for gradient, mean in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
     def _found_gradients(self, step: int) -> bool:
         """Put the gradients of a step into the parameters; say whether memory held them."""
@@ -280,7 +300,7 @@ class Descent:
         """Judge on what is held out, keep the best weights, and write a checkpoint."""
         state, started = self.progress, time.perf_counter()
         with self.averaged_weights():
-            figures = {**self._judge(step_generator(self.config.seed, 0)), "step": state.step}
+            figures = self._processes.given({**self._judge(step_generator(self.config.seed, 0)), "step": state.step})
             judged = figures[self._minimised]
             if not math.isfinite(judged):
                 raise NonFiniteError(
@@ -307,7 +327,8 @@ class Descent:
         if self._level is not None:
             level, of_level = self._level
             tensors |= {f"{_LEVEL}{name}": tensor for name, tensor in of_level.items()}
-        self._checkpoint.write(tensors, asdict(self.progress) | {"level": level})
+        if self._processes.is_first:
+            self._checkpoint.write(tensors, asdict(self.progress) | {"level": level})
         self._kept_step = self.progress.step
 
     def _go_on_from(self, kept: Kept) -> None:

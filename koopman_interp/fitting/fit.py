@@ -32,14 +32,13 @@ from koopman_interp.fitting.variable_projection import SpectrumObjective
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.processes import Processes
 from koopman_interp.sources.opening import Rows as AnyRows
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
 from koopman_interp.surrogates.coordinates import NormalizationConfig
 from koopman_interp.surrogates.normalization import Normalization, fit_normalization
 from koopman_interp.surrogates.record import FitRecord, Look
 
-_LEAST_BASIS, _BASIS_ROWS = 8192, 16
-"""Rows that a basis is fitted on, at least, and the same for each coordinate of the states."""
 _ALL_BUT_EXACT = 1e-7
 """Held-out loss, in units of the variance, below which there is nothing left to lower in float32."""
 _RANK_TOLERANCE = 1e-4
@@ -119,7 +118,9 @@ def _fitted(
 ) -> KoopmanAutoencoder:
     facts, device = data.facts, _device(config, at_output)
     settings = config.normalization if facts.clock is None else _of_one_site(config.normalization)
-    normalization = fit_normalization(data.chunks(), settings, times=facts.times, stride=_stride(data, config))
+    normalization = fit_normalization(
+        data.chunks(), settings, times=facts.times, stride=data.stride, processes=data.processes
+    )
     if facts.clock is not None:
         reason = "all ticks are of one site, and what turns there is to be seen turning"
         normalization.coordinates = replace(normalization.coordinates, reason=reason)
@@ -144,7 +145,15 @@ def _fitted(
         keep = Checkpoint(checkpoint, identity, "fit")
         descent = config if at_output is None else replace(config, least_gain=config.least_gain_at_output)
         history, outcome = _descend(
-            objective, descent, train, keep, spent, resume=resume, progress=progress, callbacks=callbacks
+            objective,
+            descent,
+            train,
+            keep,
+            spent,
+            data.processes,
+            resume=resume,
+            progress=progress,
+            callbacks=callbacks,
         )
     surrogate.record = FitRecord(
         history=tuple(history),
@@ -206,6 +215,7 @@ def _descend(
     train: Rows,
     checkpoint: Checkpoint,
     spent: float,
+    processes: Processes,
     *,
     resume: Resume,
     progress: bool | None,
@@ -219,6 +229,7 @@ def _descend(
         train: rows to fit on.
         checkpoint: where to keep the state.
         spent: seconds that are gone of the time that the fit may take.
+        processes: that descend together.
         resume: go on from the checkpoint.
         progress: show a bar.
         callbacks: whom to tell of each look.
@@ -244,7 +255,7 @@ def _descend(
     if config.aim == "prediction":
         groups.insert(1, (list(surrogate.operator.parameters()), config.operator_rate))
     left = config if config.seconds is None else replace(config, seconds=max(config.seconds - spent, 1e-3))
-    descent = Descent(groups, objective, objective.judged, left, checkpoint, callbacks=callbacks)
+    descent = Descent(groups, objective, objective.judged, left, checkpoint, callbacks=callbacks, processes=processes)
     history = descent.run(resume=resume, progress=progress)
     outcome = [f"steps {descent.progress.step:,}: {descent.why_over()}"]
     if config.aim == "spectrum":
@@ -269,12 +280,6 @@ def _of_one_site(config: NormalizationConfig) -> NormalizationConfig:
                 f"they have one basis, one centre and one scale. Leave {name} out of NormalizationConfig(…)."
             )
     return replace(config, basis="shared", centre="common", scale="common")
-
-
-def _stride(data: FitData, config: FitConfig) -> int:
-    """How far apart rows may lie that a basis is fitted on."""
-    rows = min(data.fitted, config.statistics)
-    return max(1, rows // max(_LEAST_BASIS, _BASIS_ROWS * max(data.facts.widths)))
 
 
 def _normalization_choices(normalization: Normalization) -> list[str]:

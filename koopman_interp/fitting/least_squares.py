@@ -136,6 +136,7 @@ def start_operator(surrogate: KoopmanAutoencoder, rows: Rows, strength: float, *
             gram, cross = sums[gap]
             gram += z[depth].T @ z[depth]
             cross += z[depth].T @ z[depth + 1]
+    rows.add_up(tensor for pair in sums.values() for tensor in pair)
     if calm:
         for gram, _ in sums.values():
             gram.diagonal().add_(_CALM * gram.diagonal().mean())
@@ -235,6 +236,7 @@ def refit_decoder(surrogate: KoopmanAutoencoder, rows: Rows, strength: float) ->
             z = surrogate.token_encoder(state).double()
             gram += z.T @ z
             cross += z.T @ state.double()
+    rows.add_up([gram, cross])
     weight.copy_(ridge(gram, cross, strength).T)
 
 

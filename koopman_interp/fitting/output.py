@@ -10,7 +10,7 @@ step, as those are that fit into half a GB. Knows nothing of how it is lowered.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -220,7 +220,13 @@ class AtOutput:
                 "the inputs that the trajectories are of, observed by tap.observe(inputs)."
             )
         held_out = torch.unique(torch.cat([each[data.is_held_out(each)] for each in digests] or [data.inputs]))
-        return cls(host, PartedInputs.of(called, config.validation, config.seed, held_out), choices)
+        parted, here = PartedInputs.of(called, config.validation, config.seed, held_out), data.processes
+        if len(parted.train) < here.ranks:
+            raise InputError(
+                f"There are {len(parted.train)} batches to train on at the output, too few for {here.ranks} processes. "
+                "Give more inputs, or fewer at once: FitConfig(inputs=…)."
+            )
+        return cls(host, replace(parted, train=parted.train[here.rank :: here.ranks]), choices)
 
     def objective(self, surrogate: KoopmanAutoencoder, config: FitConfig) -> OutputObjective:
         """Return the divergence at the output with a surrogate's motion in place of the span."""

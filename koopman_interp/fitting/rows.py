@@ -5,7 +5,7 @@ A step takes a batch of them, a solve goes through them in chunks. Knows nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -67,6 +67,10 @@ class Rows(Protocol):
         """Keep the first depth and the last."""
         ...
 
+    def add_up(self, sums: Iterable[Tensor]) -> None:
+        """Add to sums over these rows those of the processes that have the others."""
+        ...
+
 
 class HeldRows:
     """Rows in memory.
@@ -117,6 +121,9 @@ class HeldRows:
             return self.states[:, :rows], None
         numbers, sequences = self.order.first(rows)
         return self.states[:, numbers], sequences
+
+    def add_up(self, sums: Iterable[Tensor]) -> None:
+        """Leave sums as they are: all rows are here."""
 
     def ends(self) -> HeldRows:
         """Keep the first depth and the last."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from koopman_interp.errors import InputError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.fitting.config import FitConfig
+from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.moments import Moments
 from koopman_interp.trajectories import Trajectories
@@ -112,7 +113,7 @@ class ShardStatistics:
 
 
 @torch.no_grad()
-def gather_shard(koopman: KoopmanAutoencoder, trajectories: Trajectories) -> ShardStatistics:
+def gather_shard(koopman: KoopmanAutoencoder, trajectories: Rows) -> ShardStatistics:
     """Gather what a shard of the data adds to a fit with this surrogate's encoder.
 
     Inputs that its fit held out stay held out. A shard without any of them, one that the encoder has not seen, has the
@@ -130,6 +131,7 @@ def gather_shard(koopman: KoopmanAutoencoder, trajectories: Trajectories) -> Sha
         InputError: of other sites, without the labels, or with others, or too few to hold any out.
         NonFiniteError: a state is NaN or infinite.
     """
+    trajectories = in_memory(trajectories)
     _require_alike(koopman, trajectories)
     trajectories.require_finite()
     held_out = koopman.is_held_out(trajectories)

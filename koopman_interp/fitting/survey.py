@@ -14,7 +14,8 @@ from torch import Tensor
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.hashing import MOST_COUNTED, Draw
-from koopman_interp.sources.opening import some_rows
+from koopman_interp.processes import Processes
+from koopman_interp.sources.opening import shared, some_rows
 from koopman_interp.sources.protocol import Source
 from koopman_interp.surrogates.outlying_rows import LEAST_SHARE, MOST_OUTLYING, OutlyingRows
 from koopman_interp.trajectories import Trajectories
@@ -52,11 +53,12 @@ class Survey:
     rows_an_input: float
 
 
-def surveyed(source: Source, config: FitConfig) -> Survey:
+def surveyed(source: Source, config: FitConfig, processes: Processes) -> Survey:
     """Look through a source.
 
     Args:
         source: the source.
+        processes: that each look through a share of it.
         config: of the fit: share and seed of what is held out, when rows outlie, over how many rows to look.
 
     Raises:
@@ -72,9 +74,10 @@ def surveyed(source: Source, config: FitConfig) -> Survey:
         bounds = OutlyingRows.of(medians.states, config.outlying)
         del medians
     looked = _Looked(bounds, source.depths)
-    for batch in some.batches():
+    for batch in shared(some, processes).batches():
         batch.require_finite()
         looked.add(batch, draw)
+    looked.join(processes)
     if not looked.rows[1]:
         raise InputError(
             f"Holding out {config.validation:.0%} of the inputs left none of {sum(looked.rows):,} rows to judge by. "
@@ -136,6 +139,16 @@ class _Looked:
                 self.marked[number] += int(far.any(0).sum())
                 self._far[number] += (own.square() * far).sum(1)
                 self._all[number] += own.square().sum(1)
+
+    def join(self, processes: Processes) -> None:
+        """Add what other processes have looked at."""
+        counts = torch.tensor([*self.rows, *self.marked, self.count], dtype=torch.float64)
+        processes.add_up([counts, self._far, self._all])
+        whole = [int(count) for count in counts]
+        self.rows, self.marked, self.count = whole[:2], whole[2:4], whole[4]
+        found = processes.all_of((self.classes, self.held_inputs()))
+        self.classes = set().union(*(classes for classes, _ in found))
+        self._inputs = [inputs for _, inputs in found]
 
     def outlying(self) -> OutlyingRows | None:
         """Say which rows outlie: at depths where the far ones hold a tenth of all squares, if they are few."""

@@ -8,7 +8,7 @@ so that a fit that goes on takes the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,8 @@ from koopman_interp.fitting.normalizing import Normalizer
 from koopman_interp.fitting.row_order import RowOrder
 from koopman_interp.fitting.rows import HeldRows, Ordered, chunk_rows
 from koopman_interp.hashing import generator_of
-from koopman_interp.sources.opening import some_rows
+from koopman_interp.processes import Processes
+from koopman_interp.sources.opening import shared, some_rows
 from koopman_interp.sources.protocol import Blocks, Part, Source, at_depths
 from koopman_interp.trajectories import Trajectories
 
@@ -67,6 +68,7 @@ class StreamedRows:
         looks_back: whether the encoder does, so that rows are taken in whole sequences.
         ends: whether only the first depth and the last are wanted.
         window: bytes of a window.
+        processes: that each go through a share of the source's blocks.
     """
 
     def __init__(
@@ -79,8 +81,11 @@ class StreamedRows:
         looks_back: bool = False,
         ends: bool = False,
         window: int = WINDOW_BYTES,
+        processes: Processes | None = None,
     ) -> None:
-        self.source, self.part, self.normalizer = source, part, normalizer
+        self.whole, self.part, self.normalizer = source, part, normalizer
+        self._processes = processes or Processes()
+        self.source = shared(source, self._processes)
         self.looks_back, self.window = looks_back, window
         self._statistics, self._ends = statistics, ends
         self._kept = (0, source.depths - 1) if ends else tuple(range(source.depths))
@@ -97,7 +102,8 @@ class StreamedRows:
     def chunks(self, width: int) -> Iterator[Ordered]:
         """Go through as many rows as a solve needs, in chunks."""
         rows = chunk_rows(self.depths, width)
-        for batch in self.source.thinned(self._statistics).batches(depths=self._read, part=self.part):
+        thinned = shared(self.whole.thinned(self._statistics), self._processes)
+        for batch in thinned.batches(depths=self._read, part=self.part):
             for piece in batch.pieces(rows, whole=self.looks_back):
                 kept = self.normalizer.kept(piece)
                 states = torch.stack(
@@ -106,21 +112,26 @@ class StreamedRows:
                 yield states, kept.in_sequence().to(states.device) if self.looks_back else None
 
     def spaced(self, rows: int) -> HeldRows:
-        """Draw rows from all of the source."""
-        thinned = self.source.thinned(min(4 * rows, self._statistics))
+        """Draw rows from all of the source; every process draws the same."""
+        thinned = self.whole.thinned(min(4 * rows, self._statistics))
         return self.normalizer.held(some_rows(thinned, rows, self.part, whole=self.looks_back), self._kept)
 
     def ends(self) -> StreamedRows:
         """Keep the first depth and the last."""
         return StreamedRows(
-            self.source,
+            self.whole,
             self.part,
             self.normalizer,
             statistics=self._statistics,
             looks_back=self.looks_back,
             ends=True,
             window=self.window,
+            processes=self._processes,
         )
+
+    def add_up(self, sums: Iterable[Tensor]) -> None:
+        """Add to sums over this process's rows those of the others."""
+        self._processes.add_up(sums)
 
     @property
     def _read(self) -> Sequence[int] | None:

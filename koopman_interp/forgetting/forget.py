@@ -34,6 +34,7 @@ from koopman_interp.patching.motion import Mode
 from koopman_interp.patching.options import At
 from koopman_interp.patching.patch import patched
 from koopman_interp.results import Result
+from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits, percents
 from koopman_interp.trajectories import Trajectories
@@ -150,7 +151,7 @@ def forget(
     model: nn.Module | Host,
     koopman: KoopmanAutoencoder,
     *,
-    fitted: Trajectories,
+    fitted: Rows,
     held_out: object,
     label: int,
     most: float = 0.01,
@@ -184,6 +185,7 @@ def forget(
     Raises:
         InputError: the split lacks the class or the others, or no candidate exists.
     """
+    fitted = in_memory(fitted)
     split = _Split.of(host_for(model, koopman.config.layout), held_out, label, koopman.config.skip, batch_size)
     baselines = split.baselines()
     tried: list[tuple[Edit, Trial]] = []

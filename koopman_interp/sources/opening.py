@@ -10,8 +10,9 @@ import torch
 
 from koopman_interp.errors import InputError
 from koopman_interp.hashing import in_share
+from koopman_interp.processes import Processes
 from koopman_interp.sources.memory import Memory
-from koopman_interp.sources.protocol import Part, Source
+from koopman_interp.sources.protocol import Blocks, Part, Source
 from koopman_interp.sources.store import INDEX, Store
 from koopman_interp.sources.streams import Stream
 from koopman_interp.trajectories import Trajectories
@@ -101,3 +102,33 @@ def _drawn(batch: Trajectories, share: float, whole: bool) -> Trajectories:
         return batch
     kept = in_share(batch.digests, torch.zeros_like(batch.position) if whole else batch.position, share)
     return batch[kept]
+
+
+def parts_of(rows: Rows | Iterable[Trajectories], most: int = 1_000_000) -> Iterable[Trajectories]:
+    """Return parts of rows that come one after the other, for what is summed over them.
+
+    Args:
+        rows: as for `as_source`, or parts already, which are passed on.
+        most: rows of a store or a stream, evenly spaced ones where there are more.
+    """
+    if isinstance(rows, Trajectories):
+        return [rows]
+    if isinstance(rows, Iterable) and not isinstance(rows, (str, Source)):
+        return rows
+    return as_source(rows).thinned(most).batches()
+
+
+def shared(source: Source, processes: Processes) -> Source:
+    """Return a process's share of a source.
+
+    Raises:
+        InputError: it is a stream, of which each process would have the whole.
+    """
+    if not processes.are_several:
+        return source
+    if not isinstance(source, Blocks):
+        raise InputError(
+            f"{processes.ranks} processes share the blocks of a store, and a stream has none. Observe to one first, "
+            "under torchrun too: tap.observe(…, store='states'); then fit('states')."
+        )
+    return source.share(processes.rank, processes.ranks)

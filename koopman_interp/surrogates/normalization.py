@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from koopman_interp.errors import InputError
+from koopman_interp.processes import Processes
 from koopman_interp.surrogates.coordinates import Centre, Coordinates, NormalizationConfig, Scale
 from koopman_interp.surrogates.state_moments import Linearity, StateMoments
 
@@ -102,6 +103,7 @@ def fit_normalization(
     times: Sequence[float] | None = None,
     stride: int = 1,
     dtype: torch.dtype = torch.float32,
+    processes: Processes | None = None,
 ) -> Normalization:
     """Fit a normalisation in one pass.
 
@@ -111,6 +113,7 @@ def fit_normalization(
         times: of the depths, in operator steps; None is one step apart.
         stride: second moments are taken of every so many-th row.
         dtype: of the maps; the solves run in float64.
+        processes: that each give chunks of their own, for the maps of all.
 
     Returns:
         The fitted maps.
@@ -125,9 +128,15 @@ def fit_normalization(
             widths = [state.shape[1] for state in states]
             _require_basis(widths, config)
             moments = StateMoments(
-                widths, min(config.dimension or MOST_COMPONENTS, *widths), align=config.align, stride=stride
+                widths,
+                min(config.dimension or MOST_COMPONENTS, *widths),
+                align=config.align,
+                stride=stride,
+                processes=processes,
             )
         moments.update(states)
+    if moments is not None:
+        moments.add_up()
     if moments is None or moments.count == 0:
         raise InputError("There are no samples to fit a normalisation on.")
     return _solved(moments, config, tuple(map(float, times or range(len(moments.widths)))), dtype)

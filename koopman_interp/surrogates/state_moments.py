@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from koopman_interp.processes import Processes
+
 PRECISE_WIDTH = 128
 """Widths up to this are summed in float64."""
 EXACT_WIDTH = 2048
@@ -54,9 +56,19 @@ class StateMoments:
         components: how many principal components are to be had at most.
         align: whether cross moments with the last depth are wanted.
         stride: second moments are of each row whose number this divides.
+        processes: that each gather rows of their own, about one origin; `add_up` then joins them.
     """
 
-    def __init__(self, widths: Sequence[int], components: int, *, align: bool, stride: int = 1) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        components: int,
+        *,
+        align: bool,
+        stride: int = 1,
+        processes: Processes | None = None,
+    ) -> None:
+        self._processes = processes or Processes()
         self.widths = tuple(widths)
         self.count = 0
         self.precise = max(widths) <= PRECISE_WIDTH
@@ -88,7 +100,8 @@ class StateMoments:
     def update(self, states: Sequence[Float[Tensor, "sample _"]]) -> None:
         """Add a chunk of rows, one tensor a depth."""
         if not self._origins:
-            self._origins = [state.double().mean(0) for state in states]
+            # One origin for all processes: sums about different ones are of different things.
+            self._origins = self._processes.given([state.double().mean(0) for state in states])
         held = sum(len(part[0]) for part in self._tried)
         if held < _TRIED_ROWS:
             self._tried.append([state[: _TRIED_ROWS - held].cpu() for state in states])
@@ -119,6 +132,16 @@ class StateMoments:
                 self._right[depth] += (row.T @ last).cpu()
                 if self._tests[-1] is not None:
                     self._left[depth] += (self._sketch(row, depth).T @ rows[-1]).cpu()
+
+    def add_up(self) -> None:
+        """Add up what all processes have gathered, so that each has the moments of all rows."""
+        if not self._processes.are_several:
+            return
+        counts = torch.tensor([self.count, self._all], dtype=torch.float64)
+        sums = [*self._totals, *self._sums, *self._squares, *self._own, *self._right, *self._left]
+        self._processes.add_up([counts, *(tensor for tensor in sums if tensor.numel())])
+        self.count, self._all = int(counts[0]), int(counts[1])
+        self._tried = self._processes.given(self._tried)
 
     def mean(self, depth: int) -> Float[Tensor, " width"]:
         """Mean of the states at a depth, over all rows."""

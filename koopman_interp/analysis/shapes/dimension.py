@@ -21,9 +21,9 @@ from numpy import ndarray
 from koopman_interp.analysis.shapes.clouds import Of, clouds
 from koopman_interp.errors import InputError, NonFiniteError
 from koopman_interp.results import PlainResult
+from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table
-from koopman_interp.trajectories import Trajectories
 
 ESTIMATORS = {
     "TwoNN": "TwoNN",
@@ -106,7 +106,7 @@ def _range(estimate: tuple[float, float, float]) -> str:
 
 
 def intrinsic_dimension(
-    trajectories: Trajectories,
+    trajectories: Rows,
     koopman: KoopmanAutoencoder | None = None,
     *,
     of: Of | None = None,
@@ -134,6 +134,7 @@ def intrinsic_dimension(
         InputError: an unknown estimator, or fewer than 30 points, or 30 distinct points, in a subset.
         NonFiniteError: NaN or infinity in a cloud.
     """
+    trajectories = in_memory(trajectories)
     library = _library()
     for name in estimators:
         if not hasattr(library, ESTIMATORS.get(name, name)):

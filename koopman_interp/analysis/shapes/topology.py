@@ -20,6 +20,7 @@ from koopman_interp.analysis.shapes.diagrams_by_depth import Topology as Topolog
 from koopman_interp.analysis.shapes.diagrams_by_depth import Unit
 from koopman_interp.analysis.shapes.persistence import Engine, Persistence, persistence
 from koopman_interp.errors import InputError, NonFiniteError, TooLargeError
+from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -28,7 +29,7 @@ PAIRS = 0.15
 
 
 def topology(
-    trajectories: Trajectories,
+    trajectories: Rows,
     koopman: KoopmanAutoencoder | None = None,
     *,
     of: Of | None = None,
@@ -75,6 +76,7 @@ def topology(
         NonFiniteError: NaN or infinity in a cloud.
         TooLargeError: a cloud would take more memory than it may.
     """
+    trajectories = in_memory(trajectories)
     chosen = trajectories if label is None else of_class(trajectories, label)
     _check(len(chosen), points, max_dimension, threshold, pairs, unit)
     if sampling not in get_args(landmarks.Sampling):
@@ -122,7 +124,7 @@ def _persistences(
 
 
 def topology_by_class(
-    trajectories: Trajectories, koopman: KoopmanAutoencoder | None = None, **options: Any
+    trajectories: Rows, koopman: KoopmanAutoencoder | None = None, **options: Any
 ) -> dict[int, Topology]:
     """Compute the topology of each class on its own.
 
@@ -137,6 +139,7 @@ def topology_by_class(
     Raises:
         InputError: there are no labels, or what `topology` refuses.
     """
+    trajectories = None if trajectories is None else in_memory(trajectories)
     if trajectories.labels is None:
         raise InputError("The trajectories have no labels; observe with labels=, or add them by with_labels.")
     return {label: topology(trajectories, koopman, label=label, **options) for label in trajectories.classes}

@@ -25,9 +25,9 @@ from koopman_interp.analysis.shapes.topology import of_class, topology
 from koopman_interp.errors import InputError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.results import PlainResult, Result
+from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table
-from koopman_interp.trajectories import Trajectories
 
 LEVEL = 0.9
 """Share of the runs that a band holds, between its lower and its upper quantile."""
@@ -158,7 +158,7 @@ def _band(ends: tuple[float, float, float]) -> str:
 
 
 def topology_bands(
-    trajectories: Trajectories,
+    trajectories: Rows,
     koopman: KoopmanAutoencoder | None = None,
     *,
     subsets: int = 8,
@@ -186,6 +186,7 @@ def topology_bands(
     Raises:
         InputError: too few rows for disjoint subsets, fewer than two subsets, or what `topology` refuses.
     """
+    trajectories = in_memory(trajectories)
     if (label := options.pop("label", None)) is not None:
         trajectories = of_class(trajectories, label)
     if not overlap and subsets * points > len(trajectories):

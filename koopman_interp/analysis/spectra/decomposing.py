@@ -24,6 +24,7 @@ from koopman_interp.analysis.spectra.residuals import CONSTANT, SpanPass, step_r
 from koopman_interp.analysis.spectra.spaces import APART, shared_spaces
 from koopman_interp.analysis.spectra.spectrum import TOLERANCE, Spectrum
 from koopman_interp.errors import InputError
+from koopman_interp.sources.opening import Rows
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -37,7 +38,7 @@ _GROWING = 4096
 @torch.no_grad()
 def spectrum(
     koopman: KoopmanAutoencoder,
-    trajectories: Trajectories | Iterable[Trajectories],
+    trajectories: Rows | Iterable[Trajectories],
     *,
     tolerance: float = TOLERANCE,
     modes: int | None = None,

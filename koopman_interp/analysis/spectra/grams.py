@@ -21,6 +21,7 @@ from torch import Tensor
 from koopman_interp.analysis.encoding import Encoded, encoded
 from koopman_interp.errors import InputError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
+from koopman_interp.sources.opening import Rows
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -174,7 +175,7 @@ class Grams:
 
 def gather_grams(
     koopman: KoopmanAutoencoder,
-    trajectories: Trajectories | Iterable[Trajectories],
+    trajectories: Rows | Iterable[Trajectories],
     *,
     basis: Float[Tensor, "observable coordinate"] | None = None,
     by_class: bool = False,

@@ -28,6 +28,7 @@ from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import token_names
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
+from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -42,7 +43,7 @@ _FEWEST_OF_A_TOKEN = 5
 def describe_modes(
     koopman: KoopmanAutoencoder,
     spectrum: Spectrum,
-    trajectories: Trajectories,
+    trajectories: Rows,
     *,
     model: nn.Module | Host | None = None,
     batches: Any = None,
@@ -81,6 +82,7 @@ def describe_modes(
         HostMismatchError: the surrogate belongs to another model.
         UnsupportedHostError: the model returns no logits.
     """
+    trajectories = in_memory(trajectories)
     if model is not None and batches is None:
         raise InputError("The change at the output is averaged over inputs: give batches beside the model.")
     if not len(trajectories):

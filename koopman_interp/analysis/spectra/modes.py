@@ -18,8 +18,8 @@ from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.depths import depth_of
 from koopman_interp.errors import InputError
 from koopman_interp.sequences import Sequences
+from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.trajectories import Trajectories
 
 _AT_ONCE = 2**22
 """Numbers that the Jacobian-vector products of one batch of modes may hold."""
@@ -29,7 +29,7 @@ _AT_ONCE = 2**22
 def eigenfunctions(
     koopman: KoopmanAutoencoder,
     spectrum: Spectrum,
-    trajectories: Trajectories,
+    trajectories: Rows,
     *,
     site: str | int = 0,
     modes: slice | list[int] | ndarray | None = None,
@@ -49,6 +49,7 @@ def eigenfunctions(
     Raises:
         InputError: the site is not among the surrogate's, or the trajectories have others.
     """
+    trajectories = in_memory(trajectories)
     _require_own(koopman, spectrum)
     require_sites(koopman, trajectories)
     depth = depth_of(koopman.sites, site)

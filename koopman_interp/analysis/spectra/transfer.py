@@ -33,6 +33,7 @@ from koopman_interp.depths import span
 from koopman_interp.errors import InputError
 from koopman_interp.files import Json, jsonable, read_tensors, rebuilding, write_tensors
 from koopman_interp.results import Result
+from koopman_interp.sources.opening import Rows
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits, percents
 from koopman_interp.trajectories import Trajectories
@@ -174,7 +175,7 @@ class TransferModes(Result):
 @torch.no_grad()
 def transfer_modes(
     koopman: KoopmanAutoencoder,
-    trajectories: Trajectories | Iterable[Trajectories],
+    trajectories: Rows | Iterable[Trajectories],
     *,
     source: str | int | None = None,
     target: str | int | None = None,
@@ -256,7 +257,7 @@ def _roots(covariance: Float[ndarray, "n n"]) -> tuple[Float[ndarray, "n r"], Fl
 
 def _judged(
     koopman: KoopmanAutoencoder,
-    trajectories: Trajectories | Iterable[Trajectories],
+    trajectories: Rows | Iterable[Trajectories],
     depths: tuple[int, int],
     readers: tuple[ndarray, ndarray],
     sizes: Float[ndarray, " pair"],

@@ -19,6 +19,7 @@ from koopman_interp.analysis.spectra.eigen import PRINTED
 from koopman_interp.analysis.spectra.grams import Grams, gather_grams
 from koopman_interp.errors import InputError
 from koopman_interp.results import PlainResult
+from koopman_interp.sources.opening import Rows
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits
 from koopman_interp.trajectories import Trajectories
@@ -66,7 +67,7 @@ class VampScores(PlainResult):
 
 
 def vamp_score(
-    koopman: KoopmanAutoencoder, trajectories: Trajectories | Iterable[Trajectories], *, folds: int = 5
+    koopman: KoopmanAutoencoder, trajectories: Rows | Iterable[Trajectories], *, folds: int = 5
 ) -> VampScores:
     """Score how many modes the motion has, on the observables of a surrogate.
 

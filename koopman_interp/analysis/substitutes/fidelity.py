@@ -41,9 +41,9 @@ from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import labels_of_samples
 from koopman_interp.results import PlainResult
+from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits
-from koopman_interp.trajectories import Trajectories
 
 Spans = Literal["given", "to_target", "all"]
 
@@ -151,7 +151,7 @@ def fidelity(
     *,
     held_out: object,
     labels: object = None,
-    fitted: Trajectories | None = None,
+    fitted: Rows | None = None,
     source: str | int | None = None,
     target: str | int | None = None,
     spans: Spans = "given",
@@ -193,6 +193,7 @@ def fidelity(
         InputError: fewer than two samples, trajectories of other sites, labels and next tokens both asked for, or
             labels that come apart from an iterator, which can be read only once.
     """
+    fitted = None if fitted is None else in_memory(fitted)
     if spans not in ("given", "to_target", "all"):
         raise InputError(f"spans={spans!r} is none of 'given', 'to_target' and 'all'.")
     koopman.require_depth("Fidelity")

@@ -24,9 +24,9 @@ from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.results import PlainResult
+from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table
-from koopman_interp.trajectories import Trajectories
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,7 +86,7 @@ def compare_lenses(
     koopman: KoopmanAutoencoder,
     *,
     held_out: object,
-    fitted: Trajectories,
+    fitted: Rows,
     others: Sequence[object] = (),
     next_token: bool = False,
     batch_size: int = BATCH_SIZE,
@@ -115,6 +115,7 @@ def compare_lenses(
         InputError: something is no lens, two lenses share a name, the trajectories have other sites, or there were no
             samples.
     """
+    fitted = in_memory(fitted)
     if isinstance(others, Lens) or not isinstance(others, Sequence):
         raise InputError(f"Other lenses come in a list; got a single {type(others).__name__}. Give others=[lens].")
     koopman.require_depth("A comparison of lenses")

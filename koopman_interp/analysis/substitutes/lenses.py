@@ -26,6 +26,7 @@ from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.sequences import Sequences
+from koopman_interp.sources.opening import Rows, parts_of
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
@@ -174,7 +175,7 @@ class AffineLens:
         return f"AffineLens({self.name}, {len(self.sites)} depths from {self.sites[0]!r} to {self.sites[-1]!r})"
 
     @classmethod
-    def fit(cls, trajectories: Trajectories | Iterable[Trajectories]) -> AffineLens:
+    def fit(cls, trajectories: Rows | Iterable[Trajectories]) -> AffineLens:
         """Fit each map by least squares on the last state.
 
         Args:
@@ -187,7 +188,7 @@ class AffineLens:
         """
         first: Trajectories | None = None
         sums: list[AffineSums] = []
-        for part in [trajectories] if isinstance(trajectories, Trajectories) else trajectories:
+        for part in parts_of(trajectories):
             if first is None:
                 first = replace(part[:0], states=tuple(state[:0].clone() for state in part.states))  # not its rows
                 sums = [AffineSums(width, part.widths[-1], part.states[0].device) for width in part.widths[:-1]]
