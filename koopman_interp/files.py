@@ -199,9 +199,19 @@ def write_tensors(
 
     Raises:
         StorageError: the folder cannot be written to, or the disk is full. The old files are as they were.
+        TooLargeError: memory does not hold a copy of what is stored.
     """
     described = json.dumps({"kind": kind, "version": FORMAT_VERSION, **header})
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TooLargeError(
+            f"{os.fspath(path)} was not written: memory does not hold a copy of the "
+            f"{sum(tensor.nbytes for tensor in tensors.values()) / 1e6:,.1f} MB to store. Let go of something else, or "
+            "store it in parts; what stood there is as it was."
+        ) from error
     size = sum(tensor.nbytes for tensor in plain.values()) + len(described)
     texts = {path: _json_text(value) for path, value in (beside or {}).items()}
     with replacing_together(path, *texts, needed=size) as (temporary, *others):
