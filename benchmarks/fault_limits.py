@@ -27,8 +27,8 @@ import koopman_interp as ki
 
 _NOBODY = 65534
 _FEW_BYTES = 200
-_LITTLE_MEMORY, _LARGE = 16 * 2**20, 64 * 2**20
-"""Bytes that a process may still take, and that a file has."""
+_LITTLE_MEMORY, _LARGE = 16 * 2**20, 256 * 2**20
+"""Bytes that a process may still take, and that a file has: more than the allocator keeps of what it was given back."""
 
 
 def refused(values: Values, kinds: tuple[Kind, ...], jobs: tuple[Job, ...]) -> tuple[dict[str, int], list[str]]:

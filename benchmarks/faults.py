@@ -58,7 +58,8 @@ def main() -> int:
         by_file[kind.name], unlike = hostile(kind, files, told.seed)
         raw += unlike
     print(_shown("bits flipped", by_bit), _shown("hostile files", by_file), sep="\n", flush=True)
-    limits, unlike = refused(values, kinds, jobs)
+    written_once = tuple(kind for kind in kinds if kind.name != "checkpoint")  # which the job that fits writes
+    limits, unlike = refused(values, written_once, jobs)
     raw += unlike
     print(_shown("full disks, folders not ours, little memory", {"all": limits}), *raw, sep="\n")
     amiss = raw + [f"{name}: {counts}" for name, counts in by_job.items() if not _holds(counts, kills)]
