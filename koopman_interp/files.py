@@ -45,7 +45,7 @@ def replacing(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[Path
         needed: bytes that it will take, where they are known.
 
     Yields:
-        A path in the same folder, with the same suffix, to write to.
+        A path with the same name, in a folder beside it, to write to.
 
     Raises:
         StorageError: the folder cannot be written to, or the disk is full. The old file is as it was.
@@ -55,12 +55,11 @@ def replacing(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[Path
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(target)
         _require_room(target, needed)
-        handle, name = tempfile.mkstemp(
-            prefix=f"{_prefix(target)}{os.getpid()}-", suffix=target.suffix, dir=target.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
+        # A folder, since some writers put temporary files of their own beside the one that they write.
+        own = Path(tempfile.mkdtemp(prefix=f"{_prefix(target)}{os.getpid()}-", suffix=target.suffix, dir=target.parent))
+        temporary = own / target.name
         try:
+            temporary.touch()
             yield temporary
             # Only now: some writers put a file of their own, with other rights, in this one's place.
             temporary.chmod(0o666 & ~_umask())
@@ -68,7 +67,7 @@ def replacing(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[Path
             temporary.replace(target)
             _flush_folder(target.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(own, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         if isinstance(error, StorageError):
             raise
@@ -116,7 +115,7 @@ def _clear_leftovers(target: Path) -> None:
         if left.name.startswith(prefix) and left.suffix == target.suffix:
             process = left.name.removeprefix(prefix).partition("-")[0]
             if process.isdecimal() and not _is_alive(int(process)):
-                left.unlink(missing_ok=True)
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _is_alive(process: int) -> bool:
