@@ -36,7 +36,9 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
 
     def kept(match: re.Match[str]) -> str:
         path = Path(os.path.normpath(folder / match[2]))
-        inside = path.is_relative_to(config.docs_dir) or not path.exists()  # what is missing is left to the build's check
+        inside = (
+            path.is_relative_to(config.docs_dir) or not path.exists()
+        )  # what is missing is left to the build's check
         return match[0] if inside else match[1]
 
     return _OUTSIDE.sub(kept, markdown)

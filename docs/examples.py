@@ -20,7 +20,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
-_PART = re.compile(r'^```python\n(?P<code>.*?)^```$|^--8<-- "docs/printed/(?P<name>[\w-]+)\.txt"$', re.DOTALL | re.MULTILINE)
+_PART = re.compile(
+    r'^```python\n(?P<code>.*?)^```$|^--8<-- "docs/printed/(?P<name>[\w-]+)\.txt"$', re.DOTALL | re.MULTILINE
+)
 
 
 def blocks(text: str) -> list[str]:
@@ -28,7 +30,9 @@ def blocks(text: str) -> list[str]:
     return [part["code"] for part in _PART.finditer(text) if part["code"] is not None]
 
 
-def run(page: Path, folder: str | os.PathLike[str], smaller: Mapping[str, str] | None = None) -> tuple[dict[str, str], dict[str, Any]]:
+def run(
+    page: Path, folder: str | os.PathLike[str], smaller: Mapping[str, str] | None = None
+) -> tuple[dict[str, str], dict[str, Any]]:
     """Run a page's blocks, top to bottom, in a folder of their own.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def _box(ax: Axes, x: float, y: float, text: str, *, width: float = 15, colour: 
     ax.text(x, y, text, ha="center", va="center", color=colour, fontsize=10)
 
 
-def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "", *, colour: str = GREY) -> None:
+def _arrow(
+    ax: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "", *, colour: str = GREY
+) -> None:
     """Draw an arrow with a word above it, or beside it where it is upright."""
     look = {"arrowstyle": "-|>", "mutation_scale": 13, "linewidth": 1.4, "color": colour}
     ax.add_patch(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, **look))
@@ -110,7 +113,7 @@ def square() -> Axes:
     for depth, x in enumerate(places):
         _box(ax, x, 24, f"state $x_{depth}$", width=12, colour=BLUE)
         _box(ax, x, 6, f"observables $z_{depth}$", width=15, colour=ORANGE)
-    for left, right in zip(places, places[1:], strict=False):
+    for left, right in pairwise(places):
         _arrow(ax, (left + 6.6, 24), (right - 6.6, 24), "a block", colour=BLUE)
         _arrow(ax, (left + 8.1, 6), (right - 8.1, 6), "K", colour=ORANGE)
     _arrow(ax, (10, 21), (10, 9.2), "encoder E")
@@ -126,7 +129,9 @@ def modes_of_patching() -> Axes:
         _box(ax, 20, y, "state at source", width=15, colour=BLUE)
         _box(ax, 46, y, "blocks" if name == "delta" else "blocks (skipped)", width=15, colour=GREY)
         _box(ax, 73, y, "state at target", width=15, colour=BLUE)
-        around = FancyArrowPatch((20, y - 3), (73, y - 3), connectionstyle="arc3,rad=0.22", arrowstyle="-|>", shrinkA=0, shrinkB=0)
+        around = FancyArrowPatch(
+            (20, y - 3), (73, y - 3), connectionstyle="arc3,rad=0.22", arrowstyle="-|>", shrinkA=0, shrinkB=0
+        )
         around.set(mutation_scale=13, linewidth=1.4, color=colour)
         ax.add_patch(around)
     _arrow(ax, (27.8, 27), (38.2, 27), colour=BLUE)
