@@ -1,6 +1,5 @@
 """The pages build without a warning, have every public name, and run as they stand but for their sizes."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -10,9 +9,7 @@ from pathlib import Path
 import pytest
 
 import koopman_interp as ki
-
-ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
+from tests.pages import DOCS, ROOT, examples
 
 # Sizes, so that a page takes seconds. A page that names another size is noticed.
 SMALLER = {
@@ -46,15 +43,6 @@ SMALLER = {
 }
 
 
-def script(name):
-    """Load a script of the folder, which is no package."""
-    made = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
-    module = importlib.util.module_from_spec(made)
-    made.loader.exec_module(module)
-    return module
-
-
-examples = script("examples")
 WITH_CODE = [page for page in examples.PAGES if examples.blocks(page.read_text(encoding="utf-8"))]
 
 

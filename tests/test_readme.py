@@ -1,10 +1,9 @@
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.pages import ROOT, examples
+
 README = ROOT / "README.md"
 
 # The examples are run as they stand, but for their sizes.
@@ -17,9 +16,6 @@ SMALLER = {
     "steps=100": "steps=5",
 }
 
-made = importlib.util.spec_from_file_location("docs_examples", ROOT / "docs" / "examples.py")
-examples = importlib.util.module_from_spec(made)
-made.loader.exec_module(examples)
 EXAMPLES = dict(
     zip(("torch", "TransformerLens", "Hugging Face"), examples.blocks(README.read_text(encoding="utf-8")), strict=True)
 )
