@@ -68,7 +68,7 @@ def run(
     return printed, names
 
 
-def shown(text: str, width: int = 104) -> str:
+def shown(text: str, width: int = 96) -> str:
     """Break sentences to the width of a page; the lines of tables, which have gaps, stay."""
     lines = (line.rstrip() for line in text.strip().splitlines())
     prose = re.compile(r"(?!.*\S {2,}\S)")

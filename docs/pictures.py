@@ -43,12 +43,12 @@ def erased(found: Mapping[str, Any]) -> Figure:
     with patch:
         under = model(points).argmax(1)
     after = model(points).argmax(1)
-    figure = new_figure(9.0, 3.5)
-    titles = ("the model", "under the patch: class 2 erased", "after the patch")
+    figure = new_figure(6.6, 2.8)
+    titles = ("the model", "under the patch", "after the patch")
     for ax, title, answers in zip(figure.subplots(1, 3), titles, (before, under, after), strict=True):
         for label, (name, colour, marker) in enumerate(_CLASSES):
             of_it = points[answers == label]
-            look = {"s": 5, "color": colour, "marker": marker, "linewidths": 0, "label": name}
+            look = {"s": 3, "color": colour, "marker": marker, "linewidths": 0, "label": name}
             ax.scatter(of_it[:, 0], of_it[:, 1], **look)
         ax.set(title=title, aspect="equal", xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
