@@ -1,7 +1,8 @@
 """Run the examples of the pages, and keep what they print: python docs/examples.py [page …]
 
-The blocks of a page are one program, run from its top. Where a page includes `docs/printed/NAME.txt`, that file is what
-the blocks between the include before it and this one printed, so that no page shows what its own code does not print.
+The blocks of a page are one program, run from its top. A block of text below the mark `<!-- printed -->` is what the
+blocks between the mark before it and this one printed: it is written here, so that no page shows what its own code does
+not print.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import chdir, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -21,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 _PART = re.compile(
-    r'^```python\n(?P<code>.*?)^```$|^--8<-- "docs/printed/(?P<name>[\w-]+)\.txt"$', re.DOTALL | re.MULTILINE
+    r"^```python\n(?P<code>.*?)^```$|(?<=^<!-- printed -->\n```text\n)(?P<printed>.*?)(?=^```$)",
+    re.DOTALL | re.MULTILINE,
 )
 
 
@@ -30,9 +32,14 @@ def blocks(text: str) -> list[str]:
     return [part["code"] for part in _PART.finditer(text) if part["code"] is not None]
 
 
+def prints(text: str) -> list[str]:
+    """Return what a page says is printed, in order."""
+    return [part["printed"] for part in _PART.finditer(text) if part["printed"] is not None]
+
+
 def run(
     page: Path, folder: str | os.PathLike[str], smaller: Mapping[str, str] | None = None
-) -> tuple[dict[str, str], dict[str, Any]]:
+) -> tuple[list[str], dict[str, Any]]:
     """Run a page's blocks, top to bottom, in a folder of their own.
 
     Args:
@@ -41,7 +48,7 @@ def run(
         smaller: pieces of code to be run as others: sizes, for tests.
 
     Returns:
-        What was printed above each include, by its name, and the names that the program defines.
+        What was printed above each mark, and the names that the program defines.
 
     Raises:
         ValueError: a piece to be replaced stands nowhere on the page.
@@ -50,13 +57,13 @@ def run(
     left = {large for large in smaller or {} if not any(large in code for code in blocks(text))}
     if left:
         raise ValueError(f"{page.name} has nowhere: {', '.join(sorted(left))}.")
-    printed: dict[str, str] = {}
+    printed: list[str] = []
     names: dict[str, Any] = {"__name__": "__main__"}
     said = StringIO()
     with chdir(folder), redirect_stdout(said):
         for part in _PART.finditer(text):
             if part["code"] is None:
-                printed[part["name"]] = said.getvalue()
+                printed.append(shown(said.getvalue()))
                 said.seek(0)
                 said.truncate()
                 continue
@@ -68,6 +75,12 @@ def run(
     return printed, names
 
 
+def filled(text: str, printed: Iterable[str]) -> str:
+    """Put what was printed below the marks of a page."""
+    new = iter(printed)
+    return _PART.sub(lambda part: next(new) if part["code"] is None else part[0], text)
+
+
 def shown(text: str, width: int = 96) -> str:
     """Break sentences to the width of a page; the lines of tables, which have gaps, stay."""
     lines = (line.rstrip() for line in text.strip().splitlines())
@@ -76,18 +89,15 @@ def shown(text: str, width: int = 96) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the pages named, or all that show what they print, and write what they printed."""
-    chosen = [ROOT / "docs" / name for name in arguments] or PAGES
-    for page in chosen:
-        if not (arguments or "docs/printed/" in page.read_text(encoding="utf-8")):
+    """Run the pages named, or all that show what they print, and write into them what they printed."""
+    for page in [ROOT / "docs" / name for name in arguments] or PAGES:
+        text = page.read_text(encoding="utf-8")
+        if not prints(text):
             continue
         with tempfile.TemporaryDirectory() as folder:
             printed, _ = run(page, folder)
-        for name, text in printed.items():
-            path = ROOT / "docs" / "printed" / f"{name}.txt"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(shown(text), encoding="utf-8")
-        sys.stderr.write(f"{page.relative_to(ROOT)}: {', '.join(printed)}\n")
+        page.write_text(filled(text, printed), encoding="utf-8")
+        sys.stderr.write(f"{page.relative_to(ROOT)}: {len(printed)} printed\n")
 
 
 if __name__ == "__main__":

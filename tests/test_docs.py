@@ -68,10 +68,11 @@ def needs(page, monkeypatch):
 def test_the_blocks_of_a_page_run_from_top_to_bottom(page, tmp_path, monkeypatch):
     needs(page, monkeypatch)
     printed, _ = examples.run(page, tmp_path, SMALLER.get(page.relative_to(DOCS).as_posix()))
-    for name, text in printed.items():
-        kept = (DOCS / "printed" / f"{name}.txt").read_text(encoding="utf-8")
+    said = examples.prints(page.read_text(encoding="utf-8"))
+    assert len(said) == len(printed)
+    for now, kept in zip(printed, said, strict=True):
         # The same first words: a page shows what its own code prints, of other sizes.
-        assert re.match(r"\W*(\w+)", examples.shown(text))[1] == re.match(r"\W*(\w+)", kept)[1], name
+        assert re.match(r"\W*(\w+)", now)[1] == re.match(r"\W*(\w+)", kept)[1]
 
 
 def test_a_size_that_stands_nowhere_is_noticed(tmp_path):
@@ -79,11 +80,20 @@ def test_a_size_that_stands_nowhere_is_noticed(tmp_path):
         examples.run(DOCS / "index.md", tmp_path, {"yin_yang(12345)": "yin_yang(1)"})
 
 
-def test_every_printed_text_is_shown_and_every_picture_too():
-    pages = "".join(page.read_text(encoding="utf-8") for page in (*examples.PAGES, ROOT / "README.md"))
-    for folder in ("printed", "figures"):
-        for path in (DOCS / folder).iterdir():
-            assert f"{folder}/{path.name}" in pages, path
+def test_every_picture_is_shown():
+    pages = "".join(page.read_text(encoding="utf-8") for page in examples.PAGES)
+    for path in (DOCS / "figures").iterdir():
+        assert f"figures/{path.name}" in pages, path
+
+
+def test_what_is_marked_as_printed_is_found():
+    text = "".join(page.read_text(encoding="utf-8") for page in examples.PAGES)
+    assert len(examples.prints(text)) == text.count("<!-- printed -->") > 20
+
+
+def test_what_is_printed_goes_below_its_mark():
+    text = "```python\nprint(1)\n```\n\n<!-- printed -->\n```text\nold\n```\n\n```text\nkept\n```\n"
+    assert examples.filled(text, ["1\n"]) == text.replace("old", "1")
 
 
 def test_every_public_name_has_its_place_in_the_reference():
