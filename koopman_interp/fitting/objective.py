@@ -76,9 +76,9 @@ class FitObjective:
         self.surrogate = surrogate
         self._config = config
         self._train = train.ends() if endpoints else train
-        self._held_out, self._held_out_order = (
-            held_out.ends() if endpoints else held_out
-        ).first(judged_rows(2 if endpoints else held_out.depths))
+        self._held_out, self._held_out_order = (held_out.ends() if endpoints else held_out).first(
+            judged_rows(2 if endpoints else held_out.depths)
+        )
         self._times = (times[0], times[-1]) if endpoints else times
         self._sampled = config.pairs == "sampled" and self._train.depths > 2
         self._batches = self._train.batches(batch_size, config.seed, every_depth=not self._sampled or self._needs_all)
