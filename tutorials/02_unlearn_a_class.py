@@ -11,33 +11,36 @@
 # find.
 #
 # All choices (weights, surrogate, strength of the edit) are made on training rows; every figure is measured
-# on the 10,000 test rows. Settings come from the environment:
-#
-# - `KOOPMAN_INTERP_DATA`: a folder with `mnist` in it; without it, `ylecun/mnist` comes from the Hub;
-# - `KOOPMAN_INTERP_HOST`: a safetensors file to read the trained host from, or to write it to;
-# - `KOOPMAN_INTERP_OUT`: the folder for what is written;
-# - `KOOPMAN_INTERP_SLICE=N`: N training and N/4 test rows and a short fit, to see that the code runs. The
-#   figures of such a run mean nothing.
+# on the 10,000 test rows. MNIST is read from the folder `data/mnist` where there is one, else from the Hub
+# (`ylecun/mnist`). The trained host is kept in the folder of the run, and read from there the next time.
+
+# %% tags=["parameters"]
+SLICE = 0  # rows of a trial run, which takes seconds and whose figures mean nothing; 0 takes all
+OUT = "runs/02_unlearn_a_class"  # the folder for what is written
+MNIST = "data/mnist"  # a local folder; where there is none, ylecun/mnist comes from the Hub
 
 # %%
-import os
 import time
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 from datasets import load_dataset
 from safetensors.torch import load_file, save_file
 
 import koopman_interp as ki
-from koopman_interp.tables import table
+from koopman_interp import plotting
 from koopman_interp.testing import ResidualMLP, train_classifier
 
-SLICE = int(os.environ.get("KOOPMAN_INTERP_SLICE", "0"))
-OUT = Path(os.environ.get("KOOPMAN_INTERP_OUT", "runs/02_unlearn_a_class"))
-FOLDER = os.environ.get("KOOPMAN_INTERP_DATA")
-SOURCE = str(Path(FOLDER) / "mnist") if FOLDER else "ylecun/mnist"
-HOST = os.environ.get("KOOPMAN_INTERP_HOST")
+SOURCE = MNIST if Path(MNIST).is_dir() else "ylecun/mnist"
+HOST = Path(OUT) / "host.safetensors"
+try:
+    data = load_dataset(SOURCE)
+except OSError as error:
+    raise RuntimeError(
+        f"There is no folder {MNIST}, and the Hub gave no ylecun/mnist. Connect, or copy it there."
+    ) from error
 LABEL = 4
 EPOCHS = 3 if SLICE else 12
 CONFIG = ki.FitConfig(steps=60, observables=64, evaluate_every=30) if SLICE else ki.FitConfig()
@@ -48,6 +51,11 @@ def since(started, stage):
     """Note and return the seconds of a stage."""
     seconds[stage] = time.perf_counter() - started
     return f"{seconds[stage]:.0f} s"
+
+
+def table(header, rows):
+    """Lay rows out below a header; the first column names them."""
+    return pd.DataFrame(rows, columns=header).set_index(header[0]).rename_axis(None).to_string()
 
 
 # %% [markdown]
@@ -90,7 +98,6 @@ def percent(hits):
 
 
 started = time.perf_counter()
-data = load_dataset(SOURCE)
 x, y = tensors(data["train"], SLICE or 60_000)
 x_test, y_test = tensors(data["test"], SLICE // 4 or 10_000)
 print("== Data and host ==")
@@ -98,16 +105,15 @@ print(f"{SOURCE}: {len(x):,} training rows, {len(x_test):,} test rows ({since(st
 
 started = time.perf_counter()
 model = fresh()
-if HOST and Path(HOST).is_file():
+if HOST.is_file():
     model.load_state_dict(load_file(HOST))
     model.eval()
     print(f"Host read from {HOST} ({since(started, 'host')})")
 else:
     train_classifier(model, x, y, epochs=EPOCHS, augment=shifted)
     print(f"Host trained for {EPOCHS} epochs ({since(started, 'host')})")
-    if HOST:
-        Path(HOST).parent.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), HOST)
+    HOST.parent.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), HOST)
 host = guesses(model, x_test)
 gone = y_test == LABEL
 print(
@@ -142,6 +148,7 @@ started = time.perf_counter()
 fidelity = ki.fidelity(model, koopman, held_out=(x_test, y_test), fitted=trajectories)
 since(started, "fidelity")
 print(fidelity)
+plotting.plot_output_fidelity(fidelity)
 
 # %% [markdown]
 # ## The edit
@@ -349,6 +356,7 @@ rows = [
 ]
 print(f"Not gone from the representation, where class {LABEL} is still found, in %:")
 print(table(["", "edit (delta)", "base model", "retrained reference", "at chance"], rows))
+plotting.plot_audit(final["delta"])
 back = guesses(model, x_test)
 verdict = "exactly as before" if torch.equal(back, host) else "OTHERWISE"
 print(f"Outside of the context the host predicts {verdict}: this is reversible suppression.")
@@ -391,6 +399,30 @@ page = ki.write_run(
     },
     seconds=seconds,
 )
-for figure in sorted((OUT / "figures").glob("*.png")):
-    print(f"Figure: {figure}")
 print(f"Page: {page}")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Where do the rows of the class go? Count what they are named under the edit, and under the logit mask.
+# 2. Can the edit be taken back on the states themselves? An edit has an `inverse`, unless it projects. Try the edit,
+#    and half of it.
+
+# %% tags=["solution"]
+with ki.patched(model, koopman, chosen):
+    edited = guesses(model, x_test[gone])
+masked = logits[gone].index_fill(1, torch.tensor([LABEL]), -torch.inf).argmax(1)
+for name, guess in (("edit", edited), ("logit mask", masked)):
+    print(name, dict(enumerate(guess.bincount(minlength=10).tolist())))
+
+# %% tags=["solution"]
+try:
+    _ = edit.inverse
+except ki.KoopmanInterpError as error:
+    print(f"The edit: {error}")
+print("Half of it:", edit.scaled(0.5).inverse)
+
+# %% [markdown]
+# ## The answer
+#
+# ANSWER02

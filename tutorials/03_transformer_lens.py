@@ -13,35 +13,50 @@
 # second section measures how much is lost. Edits are therefore patched as *delta*, in place: the host computes
 # everything itself, and only what the edit changes is added where it acts.
 #
-# Settings come from the environment:
-#
-# - `KOOPMAN_INTERP_MODELS`: a folder with `stories260K` in it, as `AutoModelForCausalLM.from_pretrained` loads it;
-# - `KOOPMAN_INTERP_DATA`: a folder with `stories-sampled` in it, stories that this model has told; without it,
-#   `roneneldan/TinyStories` comes from the Hub;
-# - `KOOPMAN_INTERP_SLICE=N`: N stories and a short fit, to see that the code runs. Its figures mean nothing.
+# The model is read from the folder `models/stories260K` where there is one, and the stories that it has told from
+# `data/stories-sampled`; else `EleutherAI/pythia-14m` and `roneneldan/TinyStories` come from the Hub. What is said
+# below was measured on stories260K. On the other model nothing here was measured: expect the code to run, and figures
+# of its own.
+
+# %% tags=["parameters"]
+SLICE = 0  # rows (stories) of a trial run, which takes seconds and whose figures mean nothing; 0 takes all
+OUT = "runs/03_transformer_lens"  # the folder for what is written
+MODEL = "models/stories260K"  # a local folder; where there is none, EleutherAI/pythia-14m comes from the Hub
+STORIES_OF = "data/stories-sampled"  # a local folder; where there is none, roneneldan/TinyStories comes from the Hub
 
 # %%
-import os
 import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
+import pandas as pd
 import torch
 from datasets import load_dataset
 from transformer_lens.model_bridge import TransformerBridge
 
 import koopman_interp as ki
-from koopman_interp.tables import table
+from koopman_interp import plotting
 
-SLICE = int(os.environ.get("KOOPMAN_INTERP_SLICE", "0"))
-MODEL = str(Path(os.environ.get("KOOPMAN_INTERP_MODELS", ".")) / "stories260K")
-FOLDER = os.environ.get("KOOPMAN_INTERP_DATA")
-SOURCE = str(Path(FOLDER) / "stories-sampled") if FOLDER else "roneneldan/TinyStories"
+try:
+    model = TransformerBridge.boot_transformers(MODEL if Path(MODEL).is_dir() else "EleutherAI/pythia-14m")
+    data = load_dataset(STORIES_OF if Path(STORIES_OF).is_dir() else "roneneldan/TinyStories")
+except OSError as error:
+    raise RuntimeError(
+        f"There is no folder {MODEL} or {STORIES_OF}, and the Hub gave no EleutherAI/pythia-14m or "
+        "roneneldan/TinyStories. Connect, or copy them there."
+    ) from error
+model.eval()
 STORIES, HELD_OUT = (SLICE, max(4, SLICE // 4)) if SLICE else (260, 77)
 # All pairs of depths, since the spans to be judged and patched are short ones too.
 CONFIG = ki.FitConfig(observables=128, pairs="all", steps=60 if SLICE else 800, evaluate_every=30 if SLICE else 100)
 STRENGTHS, BUDGET = (1.0, 2.0) if SLICE else (0.75, 1.0, 1.25, 1.5, 1.75), 0.015
+
+
+def table(header, rows):
+    """Lay rows out below a header; the first column names them."""
+    return pd.DataFrame(rows, columns=header).set_index(header[0]).rename_axis(None).to_string()
+
 
 # %% [markdown]
 # ## Attach
@@ -51,9 +66,6 @@ STRENGTHS, BUDGET = (1.0, 2.0) if SLICE else (0.75, 1.0, 1.25, 1.5, 1.75), 0.015
 # position is left out: it is an attention sink, far from all other states.
 
 # %%
-model = TransformerBridge.boot_transformers(MODEL)
-model.eval()
-data = load_dataset(SOURCE)
 stories = [model.to_tokens(text)[0] for text in data["train"].select(range(STORIES))["text"]]
 held = data["test" if "test" in data else "validation"]
 fresh = [model.to_tokens(text)[0] for text in held.select(range(HELD_OUT))["text"]]
@@ -81,8 +93,9 @@ print(f"Row 9 comes from: {tap.trajectories.text(9, model.tokenizer)!r}")
 # %%
 vocabulary = model.tokenizer.get_vocab()
 HER, HIM = (
-    torch.tensor([vocabulary[word] for word in words if word in vocabulary])
-    for words in (("▁She", "▁she", "▁Her", "▁her"), ("▁He", "▁he", "▁His", "▁his"))
+    # Tokenizers mark the blank before a word in two ways.
+    torch.tensor([vocabulary[mark + word] for word in words for mark in "▁Ġ" if mark + word in vocabulary])
+    for words in (("She", "she", "Her", "her"), ("He", "he", "His", "his"))
 )
 
 
@@ -140,7 +153,9 @@ print(spectrum.head(8))
 # %%
 GIRL, BOY = "There was a girl named Lily. Lily was very happy.", "There was a boy named Tim. Tim was very happy."
 print("\n== The lens ==")
-print(ki.koopman_lens(model, koopman, [GIRL, BOY], layers=[1, 2, 3], positions=[-1]).likeliest().text())
+reading = ki.koopman_lens(model, koopman, [GIRL, BOY], layers=[1, 2, 3], positions=[-1])
+print(reading.likeliest().text())
+plotting.plot_lens(ki.koopman_lens(model, koopman, [GIRL]))
 vectors = ki.lens_vectors(
     model, koopman, [" She", " He"], [ids.tolist() for ids in stories[:20]], layers=[0, 1, 2, 3, 4]
 )
@@ -342,3 +357,24 @@ with torch.no_grad():
     hooked = model.run_with_hooks(prompts[0], fwd_hooks=patch.fwd_hooks())
 print(f"run_with_hooks(fwd_hooks=patch.fwd_hooks()) gives the same: {torch.equal(patched, hooked)}")
 print(f"Outside of the context the model goes on as before: {told() == before}")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Before the model has said it: at which block does the lens first name *her* after a sentence of yours?
+# 2. What does twice the strength buy, and what does it cost?
+
+# %% tags=["solution"]
+own = "Mom saw a girl named Sue. Sue was sad."
+print(ki.koopman_lens(model, koopman, [own], layers=[0, 1, 2, 3, 4], positions=[-1]).likeliest().text())
+
+# %% tags=["solution"]
+for factor in (1.0, 2.0):
+    with ki.patched(model, koopman, edits.scaled(factor), at="each site"):
+        left, right, loss = judged(fresh)
+    print(f"× {factor:g}: {left:+.2f} nats for the right word, right {right:.1%}, other tokens {loss / base - 1:+.2%}")
+
+# %% [markdown]
+# ## The answer
+#
+# ANSWER03

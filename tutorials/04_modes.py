@@ -10,37 +10,43 @@
 # asks three questions of each mode, in this order: *is it there* (a residual on held-out samples), *how well is it
 # known* (an interval over resampled inputs), and only then *what does it mean*.
 #
-# It does so on a network whose modes are known, on a small classifier, and on a language model. As a script it takes
-# under four minutes on two cores. Settings come from the environment:
+# It does so on a network whose modes are known, on a small classifier, and on a language model.
 #
-# - `KOOPMAN_INTERP_MODELS`: a folder with `stories260K` in it; without it, the last section is left out;
-# - `KOOPMAN_INTERP_DATA`: a folder with `stories-sampled` in it, stories that this model has told;
-# - `KOOPMAN_INTERP_OUT`: the folder for figures;
-# - `KOOPMAN_INTERP_SLICE=N`: N rows, 12 stories and short fits, to see that the code runs. Its figures mean nothing.
+# The model is read from the folder `models/stories260K` where there is one, and the stories that it has told from
+# `data/stories-sampled`; else `EleutherAI/pythia-14m` and `roneneldan/TinyStories` come from the Hub. What is said
+# below was measured on stories260K. On the other model nothing here was measured: expect the code to run, and figures
+# of its own.
+# Where neither can be had, the last section is left out, and says so.
+
+# %% tags=["parameters"]
+SLICE = 0  # rows of a trial run, which takes seconds and whose figures mean nothing; 0 takes all
+OUT = "runs/04_modes"  # the folder for what is written
+MODEL = "models/stories260K"  # a local folder; where there is none, EleutherAI/pythia-14m comes from the Hub
+STORIES_OF = "data/stories-sampled"  # a local folder; where there is none, roneneldan/TinyStories comes from the Hub
 
 # %%
-import os
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 import koopman_interp as ki
 from koopman_interp import plotting
-from koopman_interp.tables import table
 from koopman_interp.testing import LinearHost, ResidualMLP, train_classifier, yin_yang
 
-SLICE = int(os.environ.get("KOOPMAN_INTERP_SLICE", "0"))
-OUT = Path(os.environ.get("KOOPMAN_INTERP_OUT", "runs/04_modes"))
-MODELS, DATA = os.environ.get("KOOPMAN_INTERP_MODELS"), os.environ.get("KOOPMAN_INTERP_DATA")
 ROWS = SLICE or 5000
 EPOCHS, STEPS, POINTS = (10, 60, 12) if SLICE else (60, 2000, 60)
 
 
 def keep(drawn, name):
-    """Save a figure as PNG and SVG, and say where."""
-    png, _ = plotting.save_figure(drawn, OUT / "figures", name)
-    print(f"Figure: {png}")
+    """Save a figure as PNG and SVG."""
+    plotting.save_figure(drawn, Path(OUT) / "figures", name)
+
+
+def table(header, rows):
+    """Lay rows out below a header; the first column names them."""
+    return pd.DataFrame(rows, columns=header).set_index(header[0]).rename_axis(None).to_string()
 
 
 # %% [markdown]
@@ -178,16 +184,21 @@ print(table(["", "Wasserstein (by energy)", "Procrustes angle"], rows))
 # resampled for intervals are stories: a thousand tokens of one story are one draw.
 
 # %%
-if MODELS and DATA and (Path(MODELS) / "stories260K").is_dir():
+bridge = None
+try:
     from datasets import load_dataset
     from transformer_lens.model_bridge import TransformerBridge
 
+    data = load_dataset(STORIES_OF if Path(STORIES_OF).is_dir() else "roneneldan/TinyStories")
+    bridge = TransformerBridge.boot_transformers(MODEL if Path(MODEL).is_dir() else "EleutherAI/pythia-14m")
+except (ImportError, OSError) as error:
+    print(f"Left out: transformer-lens, a model or stories are missing here, and on the Hub ({type(error).__name__}).")
+if bridge is not None:
     stories, held = (12, 12) if SLICE else (160, 70)
-    bridge = TransformerBridge.boot_transformers(str(Path(MODELS) / "stories260K"))
     bridge.eval()
-    data = load_dataset(str(Path(DATA) / "stories-sampled"))
+    fresh_stories = data["test" if "test" in data else "validation"]
     told = [bridge.to_tokens(text)[0].tolist() for text in data["train"].select(range(stories))["text"]]
-    unheard = [bridge.to_tokens(text)[0].tolist() for text in data["test"].select(range(held))["text"]]
+    unheard = [bridge.to_tokens(text)[0].tolist() for text in fresh_stories.select(range(held))["text"]]
     tap = ki.attach(bridge, skip=1)
     language = ki.fit(
         tap.observe(told, batch_size=16, progress=False),
@@ -208,3 +219,30 @@ if MODELS and DATA and (Path(MODELS) / "stories260K").is_dir():
 # state; so these modes are not laws of the model's motion. Read them as directions that K found useful, and see what
 # the model itself makes of a step along each: which tokens it then says more, and less. Their ends are easy to name all
 # the same (a name that has just ended, the middle of *found*): a mode can be readable without being true.
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. How much noise does it take until the slow mode of the known network, 0.95, is no longer trusted?
+# 2. Does a fit that is made to predict find fewer modes of the classifier? Count those that pass.
+
+# %% tags=["solution"]
+for noise in (0.01, 0.03, 0.1, 0.3):
+    states = tuple(state + noise * torch.randn(state.shape, generator=generator) for state in fresh.states)
+    noisy = ki.spectrum(linear, replace(fresh, states=states))
+    slow = abs(noisy.eigenvalues).argmax()
+    print(
+        f"noise {noise:g}: residual {noisy.residuals[slow]:.3f}, {'trusted' if noisy.trusted[slow] else 'not trusted'}"
+    )
+
+# %% tags=["solution"]
+predicting = ki.fit(
+    ki.attach(model).observe(x, y, progress=False), ki.FitConfig(observables=32, steps=STEPS), progress=False
+)
+for name, one in (("to predict", predicting), ("for the spectrum", koopman)):
+    print(f"fitted {name}: {int(ki.spectrum(one, held_out).trusted.sum())} of 32 modes pass")
+
+# %% [markdown]
+# ## The answer
+#
+# ANSWER04

@@ -12,33 +12,38 @@
 # At a scale s, two points are joined if they are within s. Connected pieces (H0) and loops (H1) appear and die as s
 # grows; births and deaths make a *persistence diagram*, and the number alive at s is a *Betti number* β(s).
 #
-# As a script this takes about a minute of one core. `KOOPMAN_INTERP_SLICE=600` cuts rows and steps, so that it
-# takes seconds; its figures then show that the code runs, and nothing else. `KOOPMAN_INTERP_OUT` names the folder for
-# what is written. `pip install "koopman-interp[topology,dimension]"` brings GUDHI, which is faster than ripser, and
+# `pip install "koopman-interp[topology,dimension]"` brings GUDHI, which is faster than ripser, and
 # scikit-dimension for the last section.
 
+# %% tags=["parameters"]
+SLICE = 0  # rows of a trial run, which takes seconds and whose figures mean nothing; 0 takes all
+OUT = "runs/05_topology"  # the folder for what is written
+
+
 # %%
-import os
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 import koopman_interp as ki
 from koopman_interp import plotting
-from koopman_interp.tables import table
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 
-SLICE = int(os.environ.get("KOOPMAN_INTERP_SLICE", "0"))
-OUT = Path(os.environ.get("KOOPMAN_INTERP_OUT", "runs/05_topology"))
 ROWS = SLICE or 5000
 EPOCHS, STEPS, POINTS, SUBSETS, EACH = (10, 60, 80, 4, 40) if SLICE else (60, 1000, 400, 8, 200)
 
 
 def keep(drawn, name):
-    """Save a figure as PNG and SVG, and say where."""
-    png, _ = plotting.save_figure(drawn, OUT / "figures", name)
-    print(f"Figure: {png}")
+    """Save a figure as PNG and SVG."""
+    plotting.save_figure(drawn, Path(OUT) / "figures", name)
+
+
+def table(header, rows):
+    """Lay rows out below a header; the first column names them."""
+    return pd.DataFrame(rows, columns=header).set_index(header[0]).rename_axis(None).to_string()
 
 
 # %% [markdown]
@@ -195,7 +200,38 @@ else:
     print("\nIntrinsic dimension: skipped, since scikit-dimension is not installed.")
 
 # %% [markdown]
-# ## What came of it
+# ## Keep it
+#
+# Diagrams are saved as safetensors; what is loaded reads the same.
+
+# %%
+shape.save(f"{OUT}/topology.safetensors")
+loaded = ki.Topology.load(f"{OUT}/topology.safetensors")
+print(f"\nLoaded, it reads {'the same' if str(loaded) == str(shape) else 'OTHERWISE'}.")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. In shares of its own diameter a cloud that only grows does not change. Check it: triple the states at all depths.
+# 2. Chance: how far apart are two *random halves* of one depth, beside two depths? Draw two sets of disjoint subsets of
+#    the last depth, and test them against each other.
+
+# %% tags=["solution"]
+tripled = replace(held, states=tuple(3 * state for state in held.states))
+for unit in ("own", "first"):
+    pieces = [ki.topology(each, points=POINTS, unit=unit, max_dimension=0).betti(0.1) for each in (held, tripled)]
+    print(f"{unit} diameter: the same pieces at every depth: {pieces[0] == pieces[1]}")
+
+# %% tags=["solution"]
+half = len(held) // 2
+halves = [ki.topology_bands(part, subsets=SUBSETS // 2, points=EACH, seed=1) for part in (held[:half], held[half:])]
+test = ki.permutation_test(*halves, (-1, -1), paired=False)
+print(f"two halves of the last depth: {test.difference:+.3f}, p {test.p_value:.3f}")
+
+# %% [markdown]
+# ## The answer
+#
+# ANSWER05
 #
 # In the full run, in shares of each cloud's own diameter, the first block breaks the cloud up and later blocks draw it
 # together again. Without skips it ends with less total persistence than it began with; with skips it does not get that
@@ -203,13 +239,3 @@ else:
 # both. Isometry of weight 1 holds the plain encoder's pieces nearest to those of the states, but the iterates of K are
 # as far off with it as without: there the fit, not the encoder, is what is missing. `benchmarks/topology_by_depth.py`
 # asks the same over five seeds, and of MNIST.
-
-# %% [markdown]
-# ## Keep it
-#
-# Diagrams are saved as safetensors; what is loaded reads the same.
-
-# %%
-shape.save(OUT / "topology.safetensors")
-loaded = ki.Topology.load(OUT / "topology.safetensors")
-print(f"\nLoaded, it reads {'the same' if str(loaded) == str(shape) else 'OTHERWISE'}.")

@@ -13,16 +13,20 @@
 # Suppression is not removal: outside of the context the model is what it was, and what was not asked about is less
 # suppressed than what was. `benchmarks/concepts.py` measures that, with more prompts to teach by.
 #
-# Settings come from the environment:
-#
-# - `KOOPMAN_INTERP_MODELS`: a folder with `stories260K` in it, as `AutoModelForCausalLM.from_pretrained` loads it;
-# - `KOOPMAN_INTERP_DATA`: a folder with `stories-sampled` and `sst2` in it; without it `roneneldan/TinyStories` and
-#   `stanfordnlp/sst2` come from the Hub;
-# - `KOOPMAN_INTERP_OUT`: a folder for the figure and the edit (default: `runs/06_concepts`);
-# - `KOOPMAN_INTERP_SLICE=N`: N stories and a short fit, to see that the code runs. Its figures mean nothing.
+# The model is read from the folder `models/stories260K` where there is one, and the stories that it has told from
+# `data/stories-sampled`; else `EleutherAI/pythia-14m` and `roneneldan/TinyStories` come from the Hub. What is said
+# below was measured on stories260K. On the other model nothing here was measured: expect the code to run, and figures
+# of its own.
+# So it is with reviews: `data/sst2`, or `stanfordnlp/sst2`.
+
+# %% tags=["parameters"]
+SLICE = 0  # rows (stories) of a trial run, which takes seconds and whose figures mean nothing; 0 takes all
+OUT = "runs/06_concepts_in_a_language_model"  # the folder for what is written
+MODEL = "models/stories260K"  # a local folder; where there is none, EleutherAI/pythia-14m comes from the Hub
+STORIES_OF = "data/stories-sampled"  # a local folder; where there is none, roneneldan/TinyStories comes from the Hub
+REVIEWS_OF = "data/sst2"  # a local folder; where there is none, stanfordnlp/sst2 comes from the Hub
 
 # %%
-import os
 import re
 import warnings
 from contextlib import nullcontext
@@ -35,14 +39,8 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import koopman_interp as ki
-from koopman_interp.auditing.concept_baselines import concept_baselines
-from koopman_interp.forgetting.suppression import cross_entropy, host_odds
 from koopman_interp.plotting import plot_frontier, save_figure
 
-SLICE = int(os.environ.get("KOOPMAN_INTERP_SLICE", "0"))
-MODEL = str(Path(os.environ.get("KOOPMAN_INTERP_MODELS", ".")) / "stories260K")
-FOLDER = os.environ.get("KOOPMAN_INTERP_DATA")
-OUT = Path(os.environ.get("KOOPMAN_INTERP_OUT", "runs/06_concepts"))
 STORIES, HELD_OUT, SENTENCES = (SLICE, max(4, SLICE // 4), 60) if SLICE else (260, 40, 1200)
 CHOOSING = max(4, SLICE // 4) if SLICE else 40  # stories to choose by
 CONFIG = ki.FitConfig(observables=128, pairs="all", steps=60 if SLICE else 500, evaluate_every=30 if SLICE else 100)
@@ -51,15 +49,27 @@ WEIGHTS = (0.02, 0.1) if SLICE else (0.02, 0.03, 0.05, 0.1)
 BUDGET = 0.01
 
 
-def data(name, hub):
-    """Load a data set from the folder, or from the Hub."""
-    return load_dataset(str(Path(FOLDER) / name) if FOLDER else hub)
+def found_at(folder, hub):
+    """Return a local folder where there is one, else a name on the Hub."""
+    return folder if Path(folder).is_dir() else hub
 
 
-model = AutoModelForCausalLM.from_pretrained(MODEL).eval().requires_grad_(False)
-tokenizer = AutoTokenizer.from_pretrained(MODEL)
+try:
+    source = found_at(MODEL, "EleutherAI/pythia-14m")
+    model = AutoModelForCausalLM.from_pretrained(source).eval().requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    stories = load_dataset(found_at(STORIES_OF, "roneneldan/TinyStories"))
+    reviews = load_dataset(found_at(REVIEWS_OF, "stanfordnlp/sst2"))["train"].select(range(SENTENCES))
+except OSError as error:
+    raise RuntimeError(
+        f"There is no folder {MODEL}, {STORIES_OF} or {REVIEWS_OF}, and the Hub gave no EleutherAI/pythia-14m, "
+        "roneneldan/TinyStories or stanfordnlp/sst2. Connect, or copy them there."
+    ) from error
 vocabulary = tokenizer.get_vocab()
-SHE, HE = vocabulary["▁She"], vocabulary["▁He"]
+SHE, HE = (  # tokenizers mark the blank before a word in two ways
+    next(vocabulary[mark + word] for mark in "▁Ġ" if mark + word in vocabulary) for word in ("She", "He")
+)
+HEAD = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
 
 # %% [markdown]
 # ## Fit the motion
@@ -68,7 +78,6 @@ SHE, HE = vocabulary["▁She"], vocabulary["▁He"]
 # directions the corpus uses, and so what an edit may cost.
 
 # %%
-stories = data("stories-sampled", "roneneldan/TinyStories")
 tap = ki.attach(model, skip=1)  # without the attention sink
 told_before = stories["train"].select(range(STORIES))["text"]
 corpus = tap.observe([tokenizer(text)["input_ids"] for text in told_before], batch_size=16)
@@ -245,14 +254,39 @@ def tied(strength):
         new[..., [SHE, HE]] = own + strength * (own.mean(-1, keepdim=True) - own)
         return new
 
-    return host.hooked({"lm_head": hook}, first=True)
+    return host.hooked({HEAD: hook}, first=True)
+
+
+def projected(covariances, strength):
+    """Take off the difference between the two means at each site, read the cheapest way in a covariance (LEACE)."""
+    hooks = {}
+    for site, covariance in covariances.items():
+        x, value = of_rows[site], rows.value.double()
+        mean, apart = x.mean(0), (x - x.mean(0)).T @ (value - value.mean()) / len(x)
+        reader = torch.linalg.pinv(covariance, hermitian=True, rtol=1e-9) @ apart
+        reader /= apart @ reader
+        hooks[site] = partial(moved, strength=strength, mean=mean, apart=apart, reader=reader)
+    return host.hooked(hooks, first=True)
+
+
+def moved(state, strength, mean, apart, reader):
+    """Move states along one direction, by what a reader finds."""
+    found = (state.double() - mean) @ reader
+    return (state - strength * found[..., None] * apart).to(state.dtype)
 
 
 rows = taught.rows(tap)
 ways = {"operator": partial(scaled, koopman, found)}
 for name, one in surrogates.items():
     ways[name] = partial(scaled, one, suppressed(one))
-ways |= concept_baselines(host, rows.trajectories, rows.value, sites=found.chosen.sites, corpus=corpus)
+of_rows, of_corpus = (
+    {site: some.states[some.sites.index(site)].double() for site in found.chosen.sites}
+    for some in (rows.trajectories, corpus)
+)
+nothing = {site: torch.eye(x.shape[1], dtype=torch.float64) for site, x in of_rows.items()}
+ways["mean difference"] = partial(projected, nothing)
+ways["LEACE"] = partial(projected, {site: x.T.cov(correction=0) for site, x in of_rows.items()})
+ways["LEACE, corpus covariance"] = partial(projected, {site: x.T.cov(correction=0) for site, x in of_corpus.items()})
 ways["two logits tied"] = tied
 
 # %% [markdown]
@@ -264,10 +298,20 @@ ways["two logits tied"] = tied
 
 
 # %%
+@torch.no_grad()
 def left_and_loss(way):
     """Of the patched model: what is left of the preference, and cross-entropy of the free tokens, in nats."""
+    left, loss, count = [], 0.0, 0
     with way:
-        return float(host_odds(host, judged, WORDS).abs().mean()), cross_entropy(host, held_ids, free)
+        for ids in judged.ids:
+            last = model(torch.tensor([list(ids)])).logits[0, -1]
+            left.append(float((last[SHE] - last[HE]).abs()))
+        for ids, marks in zip(held_ids, free, strict=True):
+            logp = model(torch.tensor([ids])).logits[0, :-1].log_softmax(1)
+            counted = torch.tensor(marks[1:])
+            loss -= float(logp.gather(1, torch.tensor(ids[1:])[:, None])[counted].sum())
+            count += int(counted.sum())
+    return sum(left) / len(left), loss / count
 
 
 odds, loss = left_and_loss(nullcontext())
@@ -285,7 +329,7 @@ print(f"Chosen on teaching data alone: {odds:.2f} → {chosen.left:.2f} nats at 
 ax = plot_frontier(frontier, wanted=(1.0, 0.5), dearest=4.0)
 ax.plot(chosen.cost, chosen.left, marker="*", markersize=15, color="k", linestyle="none")
 ax.annotate("chosen", (chosen.cost, chosen.left), (8, 6), textcoords="offset points")
-save_figure(ax, OUT / "figures", "frontier")
+save_figure(ax, f"{OUT}/figures", "frontier")
 
 # %% [markdown]
 # Tying two logits gives the best figure of all, and changes nothing but those two words at the very end: no state is
@@ -305,7 +349,7 @@ with warnings.catch_warnings():
 
 # %%
 edit = found.edits
-edit.save(OUT / "gender.safetensors")
+edit.save(f"{OUT}/gender.safetensors")
 
 
 def told(prompt, times=40):
@@ -345,7 +389,6 @@ print(f"An edit of strength 0 leaves the logits {'bit-identical' if null else 'C
 # there is nothing here that 600 sentences could tell apart (their standard error is 2 points).
 
 # %%
-reviews = data("sst2", "stanfordnlp/sst2")["train"].select(range(SENTENCES))
 column = "text" if "text" in reviews.column_names else "sentence"
 sentiment = torch.tensor(reviews["label"])
 half = SENTENCES // 2
@@ -377,3 +420,29 @@ print(
     f"Linear probe on held-out sentences: host {probed(seen):.1f} %, erased of pooled states {under(eraser):.1f} %, "
     f"of each token {under(by_token):.1f} % (always the commoner one: {max(share, 100 - share):.1f} %)"
 )
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Ask about names and a template that are in none of the three sets. How much of the preference is left?
+# 2. Is half the strength half the effect? And half the cost?
+
+# %% tags=["solution"]
+mine = contrast(["People liked a {kind} whose name was {name}. {name} was proud."], ["Pete"], ["Amelia"])
+for ids, value in zip(mine.ids, mine.value.tolist(), strict=True):
+    with torch.no_grad():
+        plain = model(torch.tensor([list(ids)])).logits[0, -1]
+        with ki.patched(model, koopman, edit, at="each site"):
+            after = model(torch.tensor([list(ids)])).logits[0, -1]
+    for name, logits in (("host", plain), ("edited", after)):
+        print(f"a {'girl' if value else 'boy'}, {name}: log She − log He {float(logits[SHE] - logits[HE]):+.2f}")
+
+# %% tags=["solution"]
+for factor in (0.5, 1.0):
+    left, more = left_and_loss(ki.patched(model, koopman, edit.scaled(factor), at="each site"))
+    print(f"× {factor:g}: {odds:.2f} → {left:.2f} nats at {more / loss - 1:+.2%} cross-entropy")
+
+# %% [markdown]
+# ## The answer
+#
+# ANSWER06
