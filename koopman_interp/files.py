@@ -206,7 +206,7 @@ def write_tensors(
     *,
     kind: str,
     header: Mapping[str, Json],
-    beside: Mapping[Path, Json] | None = None,
+    beside: Mapping[Path, str] | None = None,
 ) -> None:
     """Write tensors and a JSON header to one safetensors file.
 
@@ -215,7 +215,7 @@ def write_tensors(
         tensors: what to store, by name; moved to the CPU and made contiguous.
         kind: what the file holds ("edit", "trajectories", …); `read_tensors` asks for it again.
         header: JSON-able facts stored beside the tensors.
-        beside: JSON files for other readers that say parts of it, by path; after a kill they are of this file or gone.
+        beside: texts for other readers that say parts of it, by path; after a kill they are of this file or gone.
 
     Raises:
         StorageError: the folder cannot be written to, or the disk is full. The old files are as they were.
@@ -233,7 +233,7 @@ def write_tensors(
             "store it in parts; what stood there is as it was."
         ) from error
     size = sum(tensor.nbytes for tensor in plain.values()) + len(described)
-    texts = {path: _json_text(value) for path, value in (beside or {}).items()}
+    texts = beside or {}
     with replacing_together(path, *texts, needed=size) as (temporary, *others):
         for other, text in zip(others, texts.values(), strict=True):
             other.write_text(text, encoding="utf-8")
@@ -357,10 +357,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as indented JSON, whole or not at all; NaN and infinity are refused."""
-    write_text(path, _json_text(value))
+    write_text(path, json_text(value))
 
 
-def _json_text(value: Any) -> str:
+def json_text(value: Any) -> str:
+    """Write a value as indented JSON; NaN and infinity are refused."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,13 +23,14 @@ from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.hashing import Draw, group_digests, row_digests
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.tokens import Tokenizer, shown_in_text
+from koopman_interp.hub import OnHub
 from koopman_interp.labels import IGNORED, forms_of, spread_labels
 from koopman_interp.results import plotted
 from koopman_interp.sequences import Sequences
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trajectories:
+class Trajectories(OnHub):
     """States of samples over depth.
 
     Attributes:
@@ -64,6 +65,8 @@ class Trajectories:
     layout: str | None = None
     digests: Int[Tensor, " sample"] = None  # type: ignore[assignment]  # left out: made below
     clock: Clock | None = None
+
+    hub_file: ClassVar[str] = "trajectories.safetensors"
 
     def __post_init__(self) -> None:
         if not self.shapes:

@@ -10,20 +10,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import ClassVar, overload
 
 from koopman_interp.annotations import as_annotated
 from koopman_interp.depths import depth_of
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import HostMismatchError, InputError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
+from koopman_interp.hub import OnHub
 from koopman_interp.results import Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits, percents
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EditSet(Sequence[OperatorEdit], Result):
+class EditSet(Sequence[OperatorEdit], Result, OnHub):
     """Edits at several depths, one a depth; `each_site` makes one.
 
     Args:
@@ -37,6 +38,8 @@ class EditSet(Sequence[OperatorEdit], Result):
 
     edits: tuple[OperatorEdit, ...]
     description: str
+
+    hub_file: ClassVar[str] = "edits.safetensors"
 
     def __post_init__(self) -> None:
         if not self.edits:

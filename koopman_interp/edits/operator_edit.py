@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.errors import HostMismatchError, InputError
 from koopman_interp.files import Json, read_tensors, rebuilding, write_tensors
 from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.hub import OnHub
 from koopman_interp.results import Result
 from koopman_interp.tables import Column, Table
 
@@ -85,7 +87,7 @@ class Certificate:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OperatorEdit(Result):
+class OperatorEdit(Result, OnHub):
     """A low-rank edit `K → K' = K P` with `P: z → z − (z W − o) Aᵀ`.
 
     Attributes:
@@ -109,6 +111,8 @@ class OperatorEdit(Result):
     operator: str
     labels: tuple[int, ...] = ()
     certificate: Certificate | None = None
+
+    hub_file: ClassVar[str] = "edit.safetensors"
 
     def __repr__(self) -> str:
         known = "not certified" if self.certificate is None else str(self.certificate)

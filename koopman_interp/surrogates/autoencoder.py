@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -22,10 +22,11 @@ from koopman_interp.annotations import as_annotated
 from koopman_interp.clocks import Clock
 from koopman_interp.depths import depth_of, span
 from koopman_interp.errors import InputError
-from koopman_interp.files import Json, write_text
+from koopman_interp.files import Json
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.sequences import Sequences
+from koopman_interp.surrogates.card import LIBRARY, TAGS, model_card
 from koopman_interp.surrogates.context import CausalEncoder, ContextShape
 from koopman_interp.surrogates.coordinates import Coordinates
 from koopman_interp.surrogates.folder import misdescribed, read_weights, weights_of, write_folder
@@ -104,8 +105,8 @@ class SurrogateConfig:
 class KoopmanAutoencoder(
     nn.Module,
     PyTorchModelHubMixin,
-    library_name="koopman-interp",
-    tags=["koopman", "interpretability"],
+    library_name=LIBRARY,
+    tags=list(TAGS),
 ):
     """A surrogate of a model's motion through depth: encoder, one linear operator, decoder.
 
@@ -332,7 +333,7 @@ class KoopmanAutoencoder(
         """Write `model.safetensors`, `config.json` and a model card to a folder.
 
         The weights carry the configuration too, and are all that is read; `config.json` says it to others. A kill
-        leaves the old weights or the new ones, and a configuration that is theirs or none.
+        leaves the old weights or the new ones, and a configuration and a card that are theirs or none.
 
         Args:
             save_directory: the folder.
@@ -344,17 +345,21 @@ class KoopmanAutoencoder(
             The address of the commit where one was pushed, else None.
         """
         folder = Path(save_directory)
-        self._save_pretrained(folder)
-        if not (folder / "README.md").exists():
-            write_text(folder / "README.md", str(self.generate_model_card()))
+        self._save_pretrained(folder, repo_id)
         if not push_to_hub:
             return None
         return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def generate_model_card(self, *args: object, name: str = "koopman", **kwargs: object) -> ModelCard:  # noqa: ARG002
+        """Say in words what it is of, how well it does and how to load it by a name."""
+        return model_card(name, self.config, self.record)
+
+    def _save_pretrained(self, save_directory: Path, name: str | None = None) -> None:
         record = self.record.as_dict()
         del record["held_out"]
-        write_folder(save_directory, self.state_dict() | {_HELD_OUT: self.record.held_out}, asdict(self.config), record)
+        tensors = self.state_dict() | {_HELD_OUT: self.record.held_out}
+        card = str(self.generate_model_card(name=name or save_directory.name))
+        write_folder(save_directory, tensors, asdict(self.config), record, card)
 
     @classmethod
     def from_pretrained(

@@ -1,6 +1,7 @@
 """The folder that a surrogate is saved to, or its repository on the Hub.
 
-`model.safetensors` holds all of it and is all that is read; `config.json` says its configuration to other readers.
+`model.safetensors` holds all of it and is all that is read; `config.json` says its configuration to other readers, and
+`README.md`, the model card, says to people what it is.
 Knows nothing of what the configuration means.
 """
 
@@ -10,26 +11,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from torch import Tensor
 
 from koopman_interp.errors import FileFormatError
-from koopman_interp.files import Json, read_json, read_tensors, write_tensors
+from koopman_interp.files import Json, json_text, read_json, read_tensors, write_tensors
+from koopman_interp.hub import fetched
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
 
 _KIND = "surrogate"
 
 
-def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Json], record: Json) -> None:
+def write_folder(
+    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Json], record: Json, card: str
+) -> None:
     """Write weights with what is said of them, and the same beside them.
 
-    A kill leaves the old weights or the new ones, and a configuration that is theirs or none.
+    A kill leaves the old weights or the new ones, and a configuration and a card that are theirs or none.
     """
     header = {"config": config, "record": record}
-    beside = {folder / CONFIG_FILE: _said_beside(header)}
+    beside = {folder / CONFIG_FILE: json_text(_said_beside(header)), folder / CARD_FILE: card}
     write_tensors(folder / WEIGHTS_FILE, tensors, kind=_KIND, header=header, beside=beside)
 
 
@@ -44,11 +47,9 @@ def weights_of(where: str, **download: Any) -> Path:
     if where.count("/") != 1:
         raise FileNotFoundError(f"There is no folder {where!r}; a name on the Hub would be owner/name.")
     try:
-        return Path(hf_hub_download(where, WEIGHTS_FILE, **download))
-    except (HFValidationError, EntryNotFoundError, RepositoryNotFoundError) as error:
-        raise FileNotFoundError(
-            f"There is no folder {where!r}, and the Hub gave no {WEIGHTS_FILE} under that name."
-        ) from error
+        return fetched(where, WEIGHTS_FILE, **download)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no folder {where!r}. {error}") from error
 
 
 def read_weights(weights: Path) -> tuple[dict[str, Tensor], dict[str, Json]]:
