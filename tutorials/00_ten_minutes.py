@@ -123,7 +123,7 @@ print(tap)
 trajectories = tap.observe(x, labels=y, progress=False)
 koopman = ki.fit(trajectories, ki.FitConfig(steps=60 if SLICE else 600, observables=128, pairs="all"), progress=False)
 print(koopman)
-koopman.record.plot()
+_ = koopman.record.plot()
 
 # %% [markdown]
 # **Look at this before anything else:** does the model still work with the surrogate in place of all its blocks? Beside
@@ -133,7 +133,7 @@ koopman.record.plot()
 # %%
 fidelity = ki.fidelity(model, koopman, held_out=(x_test, y_test), fitted=trajectories)
 print(fidelity.tables()[0].text())
-fidelity.plot()
+_ = fidelity.plot()
 
 # %% [markdown]
 # ## Erase a class
@@ -169,7 +169,7 @@ never = nn.Sequential(nn.Linear(64, 64), Block(64), Block(64), Block(64), Block(
 train_classifier(never, x[y != LABEL], y[y != LABEL], epochs=4 if SLICE else 20, batch_size=64)
 audit = ki.audit(patch, held_out=(x_test, y_test), retrained=never, probes=("linear",))
 print(audit)
-audit.plot()
+_ = audit.plot()
 
 # %% [markdown]
 # ## The page

@@ -148,7 +148,7 @@ started = time.perf_counter()
 fidelity = ki.fidelity(model, koopman, held_out=(x_test, y_test), fitted=trajectories)
 since(started, "fidelity")
 print(fidelity)
-plotting.plot_output_fidelity(fidelity)
+_ = plotting.plot_output_fidelity(fidelity)
 
 # %% [markdown]
 # ## The edit
@@ -356,7 +356,7 @@ rows = [
 ]
 print(f"Not gone from the representation, where class {LABEL} is still found, in %:")
 print(table(["", "edit (delta)", "base model", "retrained reference", "at chance"], rows))
-plotting.plot_audit(final["delta"])
+_ = plotting.plot_audit(final["delta"])
 back = guesses(model, x_test)
 verdict = "exactly as before" if torch.equal(back, host) else "OTHERWISE"
 print(f"Outside of the context the host predicts {verdict}: this is reversible suppression.")

@@ -155,7 +155,7 @@ GIRL, BOY = "There was a girl named Lily. Lily was very happy.", "There was a bo
 print("\n== The lens ==")
 reading = ki.koopman_lens(model, koopman, [GIRL, BOY], layers=[1, 2, 3], positions=[-1])
 print(reading.likeliest().text())
-plotting.plot_lens(ki.koopman_lens(model, koopman, [GIRL]))
+_ = plotting.plot_lens(ki.koopman_lens(model, koopman, [GIRL]))
 vectors = ki.lens_vectors(
     model, koopman, [" She", " He"], [ids.tolist() for ids in stories[:20]], layers=[0, 1, 2, 3, 4]
 )
