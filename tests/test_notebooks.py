@@ -1,20 +1,39 @@
-"""A notebook shows each figure once, below the cell that draws it; elsewhere none is shown, nor pyplot imported."""
+"""A notebook shows each figure once, below the cell that draws it; elsewhere none is shown, nor pyplot imported.
 
-import importlib.util
+The tutorials' notebooks are of the tutorials as they are: code, words and pictures.
+"""
+
+import ast
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import pytest
+
+from tests import notebooks
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed")
 pytest.importorskip("jupytext", reason="jupytext is not installed")
 pytest.importorskip("nbclient", reason="nbclient is not installed")
 
-TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
+TUTORIALS = notebooks.TUTORIALS
+SOURCES = sorted(path.stem for path in TUTORIALS.glob("[0-9]*.py"))
+IMAGES = {
+    "00_ten_minutes": 6,
+    "01_observe_and_fit": 9,
+    "02_unlearn_a_class": 2,
+    "03_transformer_lens": 1,
+    "04_modes": 6,
+    "05_topology": 7 + bool(find_spec("skdim")),
+    "06_concepts_in_a_language_model": 1,
+    "07_is_it_really_gone": 3,
+    "08_modular_addition": 1,
+}
+"""How many each tutorial shows."""
 VALUES = """
 import koopman_interp as ki
 from koopman_interp import plotting
@@ -75,10 +94,7 @@ def execute(command, folder, **more):
 @pytest.fixture(scope="module")
 def builder():
     """The script that makes notebooks, as a module."""
-    found = importlib.util.spec_from_file_location("build_notebooks", TUTORIALS / "build_notebooks.py")
-    made = importlib.util.module_from_spec(found)
-    found.loader.exec_module(made)
-    return made
+    return notebooks.builder()
 
 
 @pytest.fixture(scope="module")
@@ -120,27 +136,125 @@ def test_elsewhere_no_pyplot_is_imported(tmp_path, how, backend, running):
     assert (tmp_path / "figures" / "Topology.png").is_file()
 
 
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory):
+    """Notebooks of all tutorials, of few rows, by name: what was printed and the path; two are built at a time."""
+
+    def build(name):
+        folder = tmp_path_factory.mktemp(name)
+        notebooks.supply(name, folder)
+        command = [TUTORIALS / "build_notebooks.py", name, "--slice", str(notebooks.SLICES[name]), "--out", "made"]
+        cache = str(folder / "cache")
+        return execute(command, folder, MPLBACKEND="Agg", HF_DATASETS_CACHE=cache), folder / "made" / f"{name}.ipynb"
+
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(build, name) for name in SOURCES if notebooks.missing(name) is None}
+
+
 @pytest.mark.tutorial
-@pytest.mark.parametrize("name", ["01_observe_and_fit", "05_topology"])
-def test_a_tutorial_becomes_a_notebook_that_holds_its_figures(tmp_path, name):
-    printed = execute(
-        [TUTORIALS / "build_notebooks.py", name[:2], "--out", "made"],
-        tmp_path,
-        MPLBACKEND="Agg",
-        KOOPMAN_INTERP_SLICE="600",
-        KOOPMAN_INTERP_OUT="out",
-    )
-    path = Path("made") / f"{name}.ipynb"
-    assert re.fullmatch(rf"{re.escape(str(path))}: \d+ s\n", printed)
-    notebook = nbformat.read(tmp_path / path, 4)
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_tutorial_becomes_a_notebook_that_holds_its_figures(trials, name):
+    if name not in trials:
+        pytest.skip(notebooks.missing(name))
+    printed, path = trials[name].result()
+    assert re.fullmatch(rf"made/{name}\.ipynb: \d+ s, \d+\.\d GiB at most so far\n", printed)
+    notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
-    drawn = len(list((tmp_path / "out" / "figures").glob("*.png")))
-    assert drawn > 5
-    assert sum(map(images, notebook.cells)) == drawn
-    assert [cell.cell_type for cell in notebook.cells[:2]] == ["markdown", "markdown"]
-    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
-    # What a reader gets holds no folder of whoever built it.
-    assert str(TUTORIALS.parent) not in (tmp_path / path).read_text(encoding="utf-8")
+    assert sum(map(images, notebook.cells)) == IMAGES[name]
+    require_clean(notebook, path)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_notebook_that_is_kept_is_of_the_tutorial(builder, name):
+    path = TUTORIALS / "notebooks" / f"{name}.ipynb"
+    kept, source = nbformat.read(path, 4), builder.notebook_of((TUTORIALS / f"{name}.py").read_text(encoding="utf-8"))
+    assert builder.code_of(kept) == builder.code_of(source)  # else build it anew
+    words = [cell.source for cell in kept.cells if cell.cell_type == "markdown" and not cell.metadata.get("tags")]
+    assert words == [cell.source for cell in source.cells if cell.cell_type == "markdown"]  # else build it with --text
+    assert sum(map(images, kept.cells)) >= IMAGES[name]
+    assert path.stat().st_size < 1.5e6
+    require_clean(kept, path)
+
+
+def require_clean(notebook, path):
+    """Check that a notebook ran from top to bottom, and holds neither warnings nor folders of whoever built it."""
+    ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    counts = [cell.execution_count for cell in ran]
+    assert all(counts)
+    assert counts == sorted(counts)
+    assert not [output for cell in ran for output in cell.outputs if output.output_type == "error"]
+    assert not [output.text for cell in ran for output in cell.outputs if output.get("name") == "stderr"]
+    text = path.read_text(encoding="utf-8")
+    for folder in (str(TUTORIALS.parent), str(path.parents[1]), "/home/", "/root/", "/tmp/"):
+        assert folder not in text
+    folds = [cell.source for cell in notebook.cells if "solution" in cell.metadata.get("tags", ())]
+    assert len(folds) >= 2
+    assert all(fold.startswith("<details><summary>") and "It prints:" in fold for fold in folds)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_tutorial_asks_says_what_it_takes_and_answers(builder, name):
+    cells = builder.notebook_of((TUTORIALS / f"{name}.py").read_text(encoding="utf-8")).cells
+    words = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    for label in ("**The question:**", "**Time and memory:**", "**What you will know:**"):
+        assert label in words[1], label
+    assert [text.splitlines()[0] for text in words[-2:]] == ["## Exercises", "## The answer"]
+    assert sum("solution" in cell.metadata.get("tags", ()) for cell in cells) == 2
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_tutorial_needs_only_what_a_reader_has(builder, name):
+    """No settings of the environment, and of this package only what is public."""
+    text = (TUTORIALS / f"{name}.py").read_text(encoding="utf-8")
+    assert "environ" not in text
+    assert "sys.path" not in text
+    public = ("koopman_interp", "koopman_interp.plotting", "koopman_interp.testing")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("koopman"):
+            assert node.module.startswith(public[1:]) or [each.name for each in node.names] == ["plotting"]
+        if isinstance(node, ast.Import):
+            assert all(each.name in public for each in node.names if each.name.startswith("koopman"))
+
+
+@pytest.fixture
+def small_source(builder, tmp_path):
+    """A tutorial of three cells, and the notebook that was built of it."""
+    source = tmp_path / "0_small.py"
+    source.write_text(
+        '# %% [markdown]\n# old words\n\n# %%\nprint(1)\n\n# %% tags=["solution"]\nprint(2)\n', encoding="utf-8"
+    )
+    builder.build(source, tmp_path)
+    return source
+
+
+@pytest.mark.tutorial
+def test_a_solution_is_folded_with_what_it_printed(builder, small_source):
+    words, code, fold = nbformat.read(small_source.with_suffix(".ipynb"), 4).cells
+    assert (words.source, code.outputs[0].text) == ("old words", "1\n")
+    assert fold.cell_type == "markdown"
+    assert "```python\nprint(2)\n```" in fold.source
+    assert "```text\n2\n```" in fold.source
+
+
+@pytest.mark.tutorial
+def test_new_words_leave_what_was_found_and_new_code_is_refused(builder, small_source):
+    path = small_source.with_suffix(".ipynb")
+    before = nbformat.read(path, 4).cells
+    text = small_source.read_text(encoding="utf-8")
+    small_source.write_text(text.replace("old words", "new\n#\n# words"), encoding="utf-8")
+    assert builder.reworded(small_source, path.parent) == path
+    after = nbformat.read(path, 4).cells
+    assert after[0].source == "new\n\nwords"
+    assert after[1:] == before[1:]
+    small_source.write_text(text.replace("print(2)", "print(3)"), encoding="utf-8")
+    with pytest.raises(ValueError, match="Build it without --text"):
+        builder.reworded(small_source, path.parent)
+
+
+def test_a_trial_takes_the_one_parameter_there_is(builder):
+    assert builder.sliced("SLICE = 0  # rows\nx = SLICE\n", 7) == "SLICE = 7  # rows\nx = SLICE\n"
+    with pytest.raises(ValueError, match="found 0"):
+        builder.sliced("x = 1\n", 7)
 
 
 def test_tutorials_are_named_by_number_or_name(builder):
@@ -158,7 +272,8 @@ def test_a_name_of_no_tutorial_is_refused_before_any_is_built(builder, tmp_path,
 @pytest.mark.tutorial
 def test_a_cell_that_fails_is_told_and_what_came_before_is_kept(tmp_path):
     (tmp_path / "0_wrong.py").write_text("# %%\nprint('before')\n\n# %%\n1 / 0\n", encoding="utf-8")
-    (tmp_path / "build_notebooks.py").write_text((TUTORIALS / "build_notebooks.py").read_text(encoding="utf-8"))
+    script = (TUTORIALS / "build_notebooks.py").read_text(encoding="utf-8")
+    (tmp_path / "build_notebooks.py").write_text(script, encoding="utf-8")
     found = subprocess.run(
         [sys.executable, "build_notebooks.py"], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=120
     )

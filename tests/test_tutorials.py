@@ -1,42 +1,39 @@
 """Each tutorial runs as a script on a small slice, leaves what it names, and its null edit changes no bit."""
 
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import koopman_interp as ki
+from tests.notebooks import SLICES, TUTORIALS, builder, environment, missing, supply
 
 pytestmark = pytest.mark.tutorial
 
-ROOT = Path(__file__).resolve().parents[1]
+
+def run(name, folder):
+    """Run a trial of a tutorial as a script in a folder of its own, and return what it printed."""
+    if reason := missing(name):
+        pytest.skip(reason)
+    supply(name, folder)
+    found = started(name, folder)
+    assert found.returncode == 0, found.stderr[-4000:]
+    return found.stdout
 
 
-def run(name, folder, rows, **more):
-    """Run a tutorial in a folder of its own, and return what it printed."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_CACHE": str(folder / "cache"),
-        "MPLBACKEND": "Agg",
-        "PYTHONIOENCODING": "utf-8",
-        "KOOPMAN_INTERP_SLICE": str(rows),
-        "KOOPMAN_INTERP_OUT": "out",
-    }
-    environment.pop("KOOPMAN_INTERP_HOST", None)
-    found = subprocess.run(
-        [sys.executable, ROOT / "tutorials" / name],
+def started(name, folder):
+    """Run a trial of a tutorial with what is in its folder."""
+    text = (TUTORIALS / f"{name}.py").read_text(encoding="utf-8")
+    (folder / "tutorial.py").write_text(builder().sliced(text, SLICES[name]), encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, "tutorial.py"],
         cwd=folder,
-        env=environment | more,
+        env=environment(folder) | {"MPLBACKEND": "Agg"},
         capture_output=True,
         encoding="utf-8",
         timeout=300,
     )
-    assert found.returncode == 0, found.stderr[-4000:]
-    return found.stdout
 
 
 def require_figures(folder, names):
@@ -46,18 +43,22 @@ def require_figures(folder, names):
             assert (folder / f"{name}.{suffix}").stat().st_size > 1000, name
 
 
-def data_with(name):
-    """Find the folder of data sets that holds one by name, or skip."""
-    given = os.environ.get("KOOPMAN_INTERP_DATA")
-    folder = Path(given) if given else ROOT.parent / "shared" / "datasets"
-    if not (folder / name).is_dir():
-        pytest.skip(f"There is no {name} in {folder}; set KOOPMAN_INTERP_DATA to a folder that has it.")
-    return folder
+def test_ten_minutes(tmp_path):
+    printed = run("00_ten_minutes", tmp_path)
+    assert (tmp_path / "runs" / "00_ten_minutes" / "report.html").stat().st_size > 1000
+    shares = dict(
+        re.findall(r"^(before|under the patch|after it): (\d+\.\d)% of the 4s are called 4", printed, re.MULTILINE)
+    )
+    assert float(shares["under the patch"]) < float(shares["before"]) / 2
+    assert shares["after it"] == shares["before"]
+    for name in ("base model", "logit mask", "retrained reference", r"edit \(delta\)"):
+        assert re.search(rf"^{name} +\d", printed, re.MULTILINE), name
+    assert "strength 2: named" in printed
 
 
 def test_observe_and_fit(tmp_path):
-    printed = run("01_observe_and_fit.py", tmp_path, 600)
-    out = tmp_path / "out"
+    printed = run("01_observe_and_fit", tmp_path)
+    out = tmp_path / "runs" / "01_observe_and_fit"
     require_figures(out / "figures", ["trajectories", "fit", "fidelity", "output", "spectrum"])
     require_figures(out / "figures", [f"topology-{name}-{k}" for name in ("host", "iterates") for k in (0, 1)])
     koopman = ki.KoopmanAutoencoder.from_pretrained(out / "koopman")
@@ -71,15 +72,8 @@ def test_observe_and_fit(tmp_path):
 
 
 def test_unlearn_a_class(tmp_path):
-    data = data_with("mnist")
-    printed = run(
-        "02_unlearn_a_class.py",
-        tmp_path,
-        2000,
-        KOOPMAN_INTERP_DATA=str(data),
-        KOOPMAN_INTERP_HOST="kept/host.safetensors",
-    )
-    out = tmp_path / "out"
+    printed = run("02_unlearn_a_class", tmp_path)
+    out = tmp_path / "runs" / "02_unlearn_a_class"
     null = next(line for line in printed.splitlines() if line.startswith("Null edit"))
     assert "bit-identical to the host's" in null
     assert "Outside of the context the host predicts exactly as before" in printed
@@ -93,20 +87,13 @@ def test_unlearn_a_class(tmp_path):
     edit = ki.OperatorEdit.load(out / "edit.safetensors")
     assert edit.description.startswith("erase class 4")
     assert edit.operator == ki.KoopmanAutoencoder.from_pretrained(out / "koopman").digest()
-    for path in (out / "report.html", out / "metrics.json", tmp_path / "kept" / "host.safetensors"):
+    for path in (out / "report.html", out / "metrics.json", out / "host.safetensors"):
         assert path.stat().st_size > 1000
     require_figures(out / "figures", ["output", "fit", "spectrum", "trajectories", "audit-0", "audit-1"])
 
 
 def test_transformer_lens(tmp_path):
-    pytest.importorskip("transformer_lens", reason="transformer-lens is not installed")
-    data = data_with("stories-sampled")
-    models = Path(os.environ.get("KOOPMAN_INTERP_MODELS", data.parent / "models"))
-    if not (models / "stories260K").is_dir():
-        pytest.skip(f"There is no stories260K in {models}; set KOOPMAN_INTERP_MODELS to a folder that has it.")
-    printed = run(
-        "03_transformer_lens.py", tmp_path, 12, KOOPMAN_INTERP_DATA=str(data), KOOPMAN_INTERP_MODELS=str(models)
-    )
+    printed = run("03_transformer_lens", tmp_path)
     assert "What the tap records is what run_with_cache gives: bit-identical." in printed
     assert "An edit of strength 0 leaves the logits bit-identical." in printed
     assert "gives the same: True" in printed
@@ -121,8 +108,8 @@ def test_transformer_lens(tmp_path):
 
 
 def test_is_it_really_gone(tmp_path):
-    printed = run("07_is_it_really_gone.py", tmp_path, 400)
-    out = tmp_path / "out"
+    printed = run("07_is_it_really_gone", tmp_path)
+    out = tmp_path / "runs" / "07_is_it_really_gone"
     require_figures(out / "figures", ["audit", "depth", "relearning"])
     audit = ki.Audit.load(out / "audit.json")
     assert audit.verdict in printed
@@ -135,12 +122,7 @@ def test_is_it_really_gone(tmp_path):
 
 
 def test_modes(tmp_path):
-    pytest.importorskip("transformer_lens", reason="transformer-lens is not installed")
-    data = data_with("stories-sampled")
-    models = Path(os.environ.get("KOOPMAN_INTERP_MODELS", data.parent / "models"))
-    if not (models / "stories260K").is_dir():
-        pytest.skip(f"There is no stories260K in {models}; set KOOPMAN_INTERP_MODELS to a folder that has it.")
-    printed = run("04_modes.py", tmp_path, 300, KOOPMAN_INTERP_DATA=str(data), KOOPMAN_INTERP_MODELS=str(models))
+    printed = run("04_modes", tmp_path)
     known = printed.split("== Known modes ==")[1].split("With noise")[0]
     assert [f"{float(row[1]):.2f}" for row in map(str.split, known.splitlines()[5:8])] == ["0.95", "0.80", "0.40"]
     assert "spurious" not in known
@@ -149,31 +131,27 @@ def test_modes(tmp_path):
     for name in ("the same model, fitted again", "another seed of the model", "an untrained model"):
         assert re.search(rf"^{name} +\d", printed, re.MULTILINE), name
     names = ["spectrum", "residuals", "growth", "classes", "stories-spectrum", "stories-growth"]
-    require_figures(tmp_path / "out" / "figures", names)
+    require_figures(tmp_path / "runs" / "04_modes" / "figures", names)
 
 
 def test_topology(tmp_path):
-    printed = run("05_topology.py", tmp_path, 600)
+    printed = run("05_topology", tmp_path)
     figures = ["diagram-last", "betti-0", "betti-1", "bands-0", "summary-0", "summary-1", "distances-0"]
-    require_figures(tmp_path / "out" / "figures", figures)
+    require_figures(tmp_path / "runs" / "05_topology" / "figures", figures)
     assert len(re.findall(r"^with(?:out)? skips +(?:own|first) +0\.\d+ +\d+ +\d+", printed, re.MULTILINE)) == 12
     assert len(re.findall(r" [01]\.\d{4} +\d+$", printed.split("== What differs ==")[1], re.MULTILINE)) == 7
     for name in ("MLP, isometry 1", "MLP, isometry 0.001", "MLP, isometry 0", "default", "no features"):
         assert re.search(rf"^{name} +0\.\d", printed, re.MULTILINE), name
     assert "Intrinsic dimension" in printed
     assert "Loaded, it reads the same." in printed
-    assert ki.Topology.load(tmp_path / "out" / "topology.safetensors").points == 80
+    assert ki.Topology.load(tmp_path / "runs" / "05_topology" / "topology.safetensors").points == 80
 
 
 def test_concepts_in_a_language_model(tmp_path):
-    data = data_with("stories-sampled")
-    models = Path(os.environ.get("KOOPMAN_INTERP_MODELS", data.parent / "models"))
-    if not (models / "stories260K").is_dir():
-        pytest.skip(f"There is no stories260K in {models}; set KOOPMAN_INTERP_MODELS to a folder that has it.")
-    name = "06_concepts_in_a_language_model.py"
-    printed = run(name, tmp_path, 8, KOOPMAN_INTERP_DATA=str(data), KOOPMAN_INTERP_MODELS=str(models))
-    require_figures(tmp_path / "out" / "figures", ["frontier"])
-    assert ki.EditSet.load(tmp_path / "out" / "gender.safetensors").description.startswith("redirect gender")
+    printed = run("06_concepts_in_a_language_model", tmp_path)
+    out = tmp_path / "runs" / "06_concepts_in_a_language_model"
+    require_figures(out / "figures", ["frontier"])
+    assert ki.EditSet.load(out / "gender.safetensors").description.startswith("redirect gender")
     assert "Chosen on teaching data alone" in printed
     assert "An edit of strength 0 leaves the logits bit-identical." in printed
     assert "Outside of the context the model goes on as before: True" in printed
@@ -193,8 +171,8 @@ def test_concepts_in_a_language_model(tmp_path):
 
 
 def test_modular_addition(tmp_path):
-    printed = run("08_modular_addition.py", tmp_path, 10)
-    require_figures(tmp_path / "out" / "figures", ["clock"])
+    printed = run("08_modular_addition", tmp_path)
+    require_figures(tmp_path / "runs" / "08_modular_addition" / "figures", ["clock"])
     assert "6 ticks of 'block', period 13" in printed
     assert "turns a period" in printed.split("== The input as clock ==")[1].split("==")[0]
     for name in ("base model", "surrogate", "endpoint linear"):
@@ -207,3 +185,22 @@ def test_modular_addition(tmp_path):
     assert re.search(r"^theory +0\.0 +100\.0 +100\.0", erased, re.MULTILINE)
     assert "Outside of the patches the logits are bit-identical: True" in printed
     assert "no forward pass holds two ticks" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "hub"),
+    [
+        ("02_unlearn_a_class", "ylecun/mnist"),
+        ("03_transformer_lens", "EleutherAI/pythia-14m"),
+        ("06_concepts_in_a_language_model", "stanfordnlp/sst2"),
+    ],
+)
+def test_without_models_and_data_the_first_cell_says_what_is_missing(tmp_path, name, hub):
+    if name == "03_transformer_lens":
+        pytest.importorskip("transformer_lens", reason="transformer-lens is not installed")
+    found = started(name, tmp_path)
+    assert found.returncode != 0
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith("RuntimeError: There is no folder")
+    assert hub in last
+    assert "Connect, or copy" in last

@@ -106,9 +106,9 @@ for depth in range(5):
 for depth in range(4):
     arrow(ax, (depth, 1), (depth + 1, 1), f"block {depth + 1}")
     arrow(ax, (depth, 0), (depth + 1, 0), "K", "tab:blue")
-arrow(ax, (0, 1), (0, 0), "E", "tab:blue", (0.12, 0))
+    arrow(ax, (depth, 1), (depth, 0), "E", "tab:blue", (0.12, 0))
 arrow(ax, (4, 0), (4, 1), "D: what P changes is added", "tab:red", (0.78, 0))
-ax.text(0, -0.32, "P: the class taken out", color="tab:red", ha="center", fontsize=11)
+ax.text(3, -0.32, "P takes the class out here", color="tab:red", ha="center", fontsize=11)
 ax.set(xlim=(-0.7, 5.6), ylim=(-0.5, 1.35))
 ax.set_axis_off()
 
