@@ -212,14 +212,15 @@ print(f"\nLoaded, it reads {'the same' if str(loaded) == str(shape) else 'OTHERW
 # %% [markdown]
 # ## Exercises
 #
-# 1. In shares of its own diameter a cloud that only grows does not change. Check it: triple the states at all depths.
+# 1. In shares of its own diameter a cloud that only grows does not change. Check it in both units: multiply the states
+#    at depth $l$ by $l + 1$.
 # 2. Chance: how far apart are two *random halves* of one depth, beside two depths? Draw two sets of disjoint subsets of
 #    the last depth, and test them against each other.
 
 # %% tags=["solution"]
-tripled = replace(held, states=tuple(3 * state for state in held.states))
+grown = replace(held, states=tuple((depth + 1) * state for depth, state in enumerate(held.states)))
 for unit in ("own", "first"):
-    pieces = [ki.topology(each, points=POINTS, unit=unit, max_dimension=0).betti(0.1) for each in (held, tripled)]
+    pieces = [ki.topology(each, points=POINTS, unit=unit, max_dimension=0).betti(0.1) for each in (held, grown)]
     print(f"{unit} diameter: the same pieces at every depth: {pieces[0] == pieces[1]}")
 
 # %% tags=["solution"]

@@ -329,7 +329,7 @@ print(f"Chosen on teaching data alone: {odds:.2f} → {chosen.left:.2f} nats at 
 ax = plot_frontier(frontier, wanted=(1.0, 0.5), dearest=4.0)
 ax.plot(chosen.cost, chosen.left, marker="*", markersize=15, color="k", linestyle="none")
 ax.annotate("chosen", (chosen.cost, chosen.left), (8, 6), textcoords="offset points")
-save_figure(ax, f"{OUT}/figures", "frontier")
+_ = save_figure(ax, f"{OUT}/figures", "frontier")
 
 # %% [markdown]
 # Tying two logits gives the best figure of all, and changes nothing but those two words at the very end: no state is

@@ -272,7 +272,7 @@ right.set(xlabel="frequency of the sum", ylabel="power left in the logits, %")
 right.set_title(f"Frequency {USED[0]} erased before the block")
 right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
 right.spines[["top", "right"]].set_visible(False)
-plotting.save_figure(figure, f"{OUT}/figures", "clock")
+_ = plotting.save_figure(figure, f"{OUT}/figures", "clock")
 
 # %% [markdown]
 # ## Without the context
@@ -302,7 +302,7 @@ except ki.KoopmanInterpError as error:
 # %% tags=["solution"]
 for site in ("block", "block:input"):
     walk = ki.orbit(model, ticks, site=site, period=PRIME, batch_size=4096, progress=False)
-    one = ki.fit(walk, ki.FitConfig(validation=0.2), method="least_squares", progress=False)
+    one = ki.fit(walk, ki.FitConfig(validation=0.2, hidden=()), method="least_squares", progress=False)
     print(f"{site}: {int(ki.spectrum(one, walk[one.is_held_out(walk)]).trusted.sum())} modes pass")
 
 # %% tags=["solution"]
