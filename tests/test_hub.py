@@ -121,7 +121,7 @@ def test_the_code_of_a_card_runs(surrogate, model, yin_yang_data, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     surrogate.save_pretrained("mine")
     code = card_of(tmp_path / "mine")[1].split("```python\n")[1].split("```")[0]
-    assert "from_pretrained('mine')" in code
+    assert 'from_pretrained("mine")' in code
     with torch.no_grad():
         exec(code, {"model": model, "inputs": yin_yang_data[0][:200]})
     assert "surrogate" in capsys.readouterr().out

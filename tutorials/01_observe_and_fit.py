@@ -4,6 +4,13 @@
 # %% [markdown]
 # # 1. Observe and fit
 #
+# **The question:** how far can one linear operator stand for the depth of a small network, and how would one know?
+#
+# **Time and memory:** 100 s and 0.9 GiB, measured on two cores that were shared with other work.
+#
+# **What you will know:** how to record states, fit an operator to them, read its fidelity beside what is free and its
+# spectrum with residuals, and which of its modes not to read.
+#
 # A residual network moves each input through a sequence of states, one state a depth. This tutorial records
 # those states for a small classifier, fits one linear operator K to their motion, and reads K: its
 # fidelity, its spectrum, and the shape of the clouds that it moves.
@@ -313,6 +320,17 @@ for depth, state in enumerate(held_out.states[1:], 1):
 # %% [markdown]
 # ## The answer
 #
-# ANSWER01
+# Far, on this network, at its ends: with K in place of all blocks the model answers as before on 99.45 % of held-out
+# points, where one affine map for the whole span reaches 57.7 %. In between it is worse: at the second depth 9 % of
+# the variance is unexplained, and less than 1 % at the last.
+#
+# **What does as well:** *K per depth* (98.65 %) and *kernel ridge* (98.95 %), which have a map of their own for each
+# depth, come near at the output, and are closer than the one K at all inner depths. Least squares on random features
+# reaches 96.5 % in a quarter of the time. What one K has beside them is that it can be read, and there the price
+# shows.
+#
+# **What failed:** of the 64 modes of the fit that predicts best, none passes the residuals. Of the fit that aims at
+# the spectrum 23 of 32 pass, one of them growing by 1.29 a step, and on each depth's own scale: they are not in the
+# host's units. At 0.1 of the diameter the iterates of K end in 6 pieces, the states in 19.
 #
 # Next: `02_unlearn_a_class.py` edits the operator and patches the edit back into the running network.

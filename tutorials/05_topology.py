@@ -4,6 +4,13 @@
 # %% [markdown]
 # # 5. Topology by depth
 #
+# **The question:** do the pieces and loops of a network's representations grow fewer with depth?
+#
+# **Time and memory:** 55 s and 0.6 GiB, measured on two cores that were shared with other work.
+#
+# **What you will know:** how to count them at all scales, with bands and tests, and why the answer depends on the
+# unit.
+#
 # A classifier has to pull classes apart. *Koopman Autoencoders Learn Neural Representation Dynamics* (arXiv
 # 2505.12809) counts connected pieces at each depth (Betti-0, at one scale) and reports that they fall with depth, and
 # that the iterates of the surrogate's operator repeat this. This tutorial counts them at every scale, on Yin-Yang, with
@@ -232,7 +239,13 @@ print(f"two halves of the last depth: {test.difference:+.3f}, p {test.p_value:.3
 # %% [markdown]
 # ## The answer
 #
-# ANSWER05
+# It depends on the scale and on the unit, and so the plain sentence is wrong. At 0.05 of its own diameter the network
+# with skips goes from 21 pieces to 97, the one without from 22 to 15; in shares of the first cloud's diameter both
+# rise everywhere. Loops do fall: with skips from a total persistence of 0.63 to 0.32, p = 0.008, which is the least
+# that eight pairs can give.
+#
+# **What failed:** the iterates of K keep the shapes less well than the encoder does. Their pieces are some three
+# times as far from those of the states (0.038 against 0.013 diameters), half as far as an empty diagram (0.076).
 #
 # In the full run, in shares of each cloud's own diameter, the first block breaks the cloud up and later blocks draw it
 # together again. Without skips it ends with less total persistence than it began with; with skips it does not get that

@@ -4,6 +4,13 @@
 # %% [markdown]
 # # 8. A clock of one's own
 #
+# **The question:** does an operator find the frequencies by which a network adds, where the right answer is known?
+#
+# **Time and memory:** 70 s and 1.1 GiB, measured on two cores that were shared with other work.
+#
+# **What you will know:** how to take the input as the clock, how residuals part true modes from false ones, and what
+# can be erased before it has been computed.
+#
 # A small network has learned to add modulo a prime. It is known how such networks do it (Nanda et al., arXiv
 # 2301.05217): numbers are put on circles, $\cos(2\pi k a/p)$ and $\sin(2\pi k a/p)$ for a handful of frequencies $k$,
 # and what is added up in the end is $\cos(2\pi k(a+b-c)/p)$ for each output $c$. So there is a right answer to hold an
@@ -312,4 +319,10 @@ print(f"right without frequency {unused}: {accuracy(answers):.1f} %, with it {ac
 # %% [markdown]
 # ## The answer
 #
-# ANSWER08
+# Yes: seven frequencies in the logits, the same seven as trusted modes to two decimals, none false. **What does as
+# well:** Fourier analysis of the logits, for those who know that it is Fourier analysis they want; for the erasure
+# LEACE on the states *after* the block, and random features in place of a trained encoder.
+#
+# **What failed:** through the block no eigenmode passes, since the two depths are different spaces; what can be read
+# there are pairs. The trained encoder erases less cleanly than random features: 1.4 % of the power is left, and the
+# other frequencies keep 97.6 % instead of all.

@@ -5,6 +5,7 @@ Knows the values that are saved with a surrogate, and no tensors.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ TAGS = ("koopman", "interpretability")
 
 _LOAD = """import koopman_interp as ki
 
-koopman = ki.KoopmanAutoencoder.from_pretrained({name!r})  # a folder, or owner/name on the Hub
+koopman = ki.KoopmanAutoencoder.from_pretrained({name})  # a folder, or owner/name on the Hub
 """
 _USE = """print(ki.fidelity(model, koopman, held_out=inputs))  # model: the one above, with these very weights
 """
@@ -151,7 +152,7 @@ def _as_list(lines: Sequence[str]) -> list[str]:
 
 
 def _code(name: str, clock: Clock | None, classes: Sequence[int]) -> str:
-    code = _LOAD.format(name=name)
+    code = _LOAD.format(name=json.dumps(name))
     if clock is not None:
         return code + _ORBIT
     return code + _USE + (_ERASE.format(label=classes[0]) if classes else "")
