@@ -4,6 +4,13 @@
 # %% [markdown]
 # # 4. Modes
 #
+# **The question:** which modes of an operator are there, how well are they known, and what do they mean?
+#
+# **Time and memory:** 155 s and 1.0 GiB, measured on two cores that were shared with other work.
+#
+# **What you will know:** how to tell a mode that the data bear out from one that K only claims, and why a readable
+# mode need not be a true one.
+#
 # Once one operator K stands for the depth of a network, its eigenvectors say what can move without mixing: the
 # amplitude $\varphi(x) = E(x) \cdot w$ of a mode is multiplied by $\lambda$ at every layer, and nothing else happens to
 # it. That is a strong claim, and K makes it for as many modes as it has observables, true or not. This tutorial
@@ -245,4 +252,14 @@ for name, one in (("to predict", predicting), ("for the spectrum", koopman)):
 # %% [markdown]
 # ## The answer
 #
-# ANSWER04
+# Of the network whose modes are known all four are there, to four digits. Of the classifier 23 of 32 pass, and the
+# first of them are about classes, and grow as their eigenvalues say. Of the language model none passes: its modes can
+# be named, and are not there.
+#
+# **What does as well:** any function of the slowest modes near an eigenvalue (the pseudospectra) has a residual of
+# 0.06 to 0.11, where the modes themselves have 0.17 to 0.3: better functions than the eigenvectors of this K exist.
+# To say that two networks differ, the eigenvalues serve only for the untrained one.
+#
+# **What failed:** the yardstick. Two fits of one model lie 0.170 apart, farther than another seed of the model
+# (0.104), so neither distance tells trained networks apart. And the tolerance is wide: with noise of a tenth of the
+# states' scale on every state the slow mode still passes.
