@@ -4,6 +4,14 @@
 # %% [markdown]
 # # 3. TransformerLens
 #
+# **The question:** can one operator, fitted to a language model's residual stream, say what the model is about to
+# say, and take one thing out of it?
+#
+# **Time and memory:** 80 s and 1.2 GiB, measured with stories260K on two cores that were shared with other work.
+#
+# **What you will know:** how to attach to a model of TransformerLens, read and steer it by the lens, and patch an
+# edit that holds under `generate`.
+#
 # The model is stories260K, a Llama of five blocks and width 64 that tells small stories. This tutorial records
 # its residual stream through TransformerLens, fits one operator to its depth, asks how far that operator can
 # be trusted, and takes from the model which of *she* and *he* it is speaking of, while all other words stay, and the
@@ -377,4 +385,16 @@ for factor in (1.0, 2.0):
 # %% [markdown]
 # ## The answer
 #
-# ANSWER03
+# Partly. At block 3, one before the last, the lens names *She* after a girl and *He* after a boy (0.48 and 0.31; the
+# model ends at 0.94 and 0.89), and earlier it does not; in the exercise it names the wrong one there. The edit in
+# place takes the log-odds for the right word from +4.34 to −0.06, at 0.9 % cross-entropy on all other tokens.
+#
+# **What does as well:** tying the words at the output leaves exactly nothing and costs nothing, and changes no state.
+# On the model's own states, without lifting, the same formula goes past zero (−0.35, at 1.3 %). In place of a span,
+# kernel ridge and a K for each depth are nearer to the model than the one K, but for the whole depth, where all are
+# bad.
+#
+# **What failed:** carrying. By K the edit does a tenth of what it does in place (+3.77): attention brings in on the
+# way what was to be taken. As a model of the whole depth the surrogate agrees with the host on one token in five, and
+# none of its 128 modes passes. At twice the strength the edit teaches the wrong word (right on 14.6 %), at 9.2 %
+# cross-entropy.

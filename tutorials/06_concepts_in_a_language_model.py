@@ -4,6 +4,14 @@
 # %% [markdown]
 # # 6. Concepts in a language model
 #
+# **The question:** can a language model be kept from preferring *She* after a girl's name, what does that cost, and
+# does an operator do it better than simpler ways?
+#
+# **Time and memory:** 170 s and 1.4 GiB, measured with stories260K on two cores that were shared with other work.
+#
+# **What you will know:** how to teach a concept by contrasting prompts, choose an edit without looking at what judges
+# it, and read a curve of effect against cost.
+#
 # After "There was a girl named Lily. Lily was very happy." the model stories260K prefers *She* to *He* by some five
 # nats. This tutorial takes that preference away: taught by prompts with other names and other templates, chosen on
 # further ones, written in place, in force under `generate`. It is shown as a curve beside the same formula on the
@@ -445,4 +453,14 @@ for factor in (0.5, 1.0):
 # %% [markdown]
 # ## The answer
 #
-# ANSWER06
+# It can, at the output: on names and templates that nothing has seen 0.50 of 4.98 nats are left, at 0.5 %
+# cross-entropy, chosen on teaching data alone. Continued forty times, *She* after a girl falls from 37 to 14, and
+# *He* after a boy from 36 to 13.
+#
+# **What does as well, or better:** tying two logits, which leaves nothing and costs nothing. Of the ways that act on
+# states the same formula without any lifting leaves 0.36, and LEACE with the corpus's covariance 0.54. So the
+# operator is not what makes it work: in place it is not even used.
+#
+# **What failed:** carried by K the edit makes 17 % of the change that it makes in place. No way brings it to nothing
+# on states: past the best strength each of them overshoots. And of sentiment a probe finds so little in this model
+# (58.3 % against 51.5 %) that its erasure shows nothing.
