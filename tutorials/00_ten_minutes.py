@@ -6,7 +6,8 @@
 #
 # **The question:** can a network be made to forget one class without touching a weight, and is the class then gone?
 #
-# INTRO00
+# **Time and memory:** 50 s and 0.6 GiB, measured on two cores that were shared with other work. The rest of the ten
+# minutes is for reading.
 #
 # **What you will know:** the five calls that everything else here is made of (`attach`, `fit`, `fidelity`,
 # `erase_class` with `patched`, `audit`), what each of them costs, and which figure to look at before you believe one.
@@ -215,4 +216,19 @@ for strength in (1, 2):
 # %% [markdown]
 # ## The answer
 #
-# ANSWER00
+# It can be made to stop naming the class: 98.0 % of the 4s before, none under the patch, 98.0 % after it; of the
+# other digits 96.0 % are right, for 96.1 %. The class is not gone: a linear probe finds it in the last states at 89.8
+# %, ten examples at 82.6 %.
+#
+# **What does as well:** forbidding one logit. It costs nothing, and keeps 96.5 % of the others. Mean difference and
+# LEACE hide the class from a linear probe (51.0 %), which the edit does not. In place of the blocks *K per depth* and
+# *kernel ridge* are as near to the model as the one K.
+#
+# **What failed:** the edit's answers to 4s are farther from those of a network that never saw one (59.1 %) than the
+# logit mask's (25.7 %). Note that the probe finds 4s at 89.8 % in that network too: it has not learnt them, and they
+# still look like no other digit. What sets it apart are ten examples (56.5 %). And pushing harder marks the class: at
+# twice the strength the probe is back at 99.0 %.
+#
+# So what is an edit good for? To ask what a network does without a class, without touching a weight, and to be told
+# what is left. Next: `01_observe_and_fit.py` asks how far an operator can be trusted; `07_is_it_really_gone.py` goes
+# on with the audit.
