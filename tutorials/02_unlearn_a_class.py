@@ -34,7 +34,7 @@ from koopman_interp import plotting
 from koopman_interp.testing import ResidualMLP, train_classifier
 
 SOURCE = MNIST if Path(MNIST).is_dir() else "ylecun/mnist"
-HOST = Path(OUT) / "host.safetensors"
+HOST = Path(OUT) / f"host-{SLICE or 'all'}-rows.safetensors"
 try:
     data = load_dataset(SOURCE)
 except OSError as error:

@@ -6,7 +6,7 @@
 #
 # **The question:** do the pieces and loops of a network's representations grow fewer with depth?
 #
-# **Time and memory:** 55 s and 0.6 GiB, measured on two cores that were shared with other work.
+# **Time and memory:** 50 to 90 s and 0.7 GiB, measured on two cores that were shared with other work.
 #
 # **What you will know:** how to count them at all scales, with bands and tests, and why the answer depends on the
 # unit.

@@ -6,7 +6,7 @@
 #
 # **The question:** does an operator find the frequencies by which a network adds, where the right answer is known?
 #
-# **Time and memory:** 70 s and 1.1 GiB, measured on two cores that were shared with other work.
+# **Time and memory:** 70 to 90 s and 1.1 GiB, measured on two cores that were shared with other work.
 #
 # **What you will know:** how to take the input as the clock, how residuals part true modes from false ones, and what
 # can be erased before it has been computed.
