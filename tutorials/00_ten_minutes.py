@@ -12,7 +12,7 @@
 # **What you will know:** the five calls that everything else here is made of (`attach`, `fit`, `fidelity`,
 # `erase_class` with `patched`, `audit`), what each of them costs, and which figure to look at before you believe one.
 #
-# Nothing is downloaded: the data are scikit-learn's handwritten digits, the model is trained here, in a second.
+# Nothing is downloaded: the data are scikit-learn's handwritten digits, the model is trained here.
 
 # %% tags=["parameters"]
 SLICE = 0  # rows of a trial run, which takes seconds and whose figures mean nothing; 0 takes all
