@@ -4,6 +4,15 @@
 # %% [markdown]
 # # 2. Unlearn a class
 #
+# **The question:** a classifier of MNIST is made to forget one digit by an edit of rank one. What is gone, what
+# stays, and does the edit do better than forbidding a logit?
+#
+# **Time and memory:** 190 s and 2.0 GiB, the two trainings included, measured on two cores that were shared with
+# other work.
+#
+# **What you will know:** how to choose an edit on training rows and judge it on others, what strength buys, and what
+# a figure like "0 % recognised" does not say.
+#
 # Tutorial 1 fitted one linear operator K to the depth of a network. Here K is edited so that an MNIST
 # classifier no longer recognises one digit, and the edit is patched into the running network. The question
 # is not whether "0 % recognised, the rest kept" can be reached: forbidding one logit reaches it. The
@@ -425,4 +434,15 @@ print("Half of it:", edit.scaled(0.5).inverse)
 # %% [markdown]
 # ## The answer
 #
-# ANSWER02
+# Gone is the answer: of the 982 test rows of a 4 one is still named so, and of the other digits 99.00 % are right,
+# for 98.97 % before. So it is for each class, with strengths chosen on training rows. What stays is the class: a
+# linear probe finds it in the last states at 95.5 %, one with a kernel at 98.7 %, ten examples at 98.6 %.
+#
+# **What does as well, or better:** the logit mask forgets all, keeps as much, costs nothing, and its answers lie
+# nearer to those of the retrained reference (15.8 % against 59.3 %). Against a linear probe mean difference and LEACE
+# do better (51 %). Where the edit differs from the mask is in what takes the class's place: 824 of 982 rows become a
+# 9 under the mask, under the edit they spread over seven digits.
+#
+# **What failed:** three classes at one site want half as much strength again until next to nothing is recognised;
+# written at each site 0.75 is enough. And the surrogate in place of the blocks costs every class a little (0.02 to
+# 0.16 points) before anything is edited.
