@@ -112,6 +112,28 @@ def cells(tmp_path_factory):
     return dict(zip(CELLS, notebook.cells, strict=True))
 
 
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory):
+    """Notebooks of all tutorials, of few rows, by name: what was printed and the path; two are built at a time."""
+
+    def build(name):
+        folder = tmp_path_factory.mktemp(name)
+        notebooks.supply(name, folder)
+        command = [TUTORIALS / "build_notebooks.py", name, "--slice", str(notebooks.SLICES[name]), "--out", "made"]
+        cache = str(folder / "cache")
+        return execute(command, folder, MPLBACKEND="Agg", HF_DATASETS_CACHE=cache), folder / "made" / f"{name}.ipynb"
+
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(build, name) for name in SOURCES if notebooks.missing(name) is None}
+
+
+@pytest.mark.tutorial
+def test_each_tutorial_has_a_trial(trials):
+    # The first of the file, so that the trials run beside what follows, and are asked for at its end.
+    assert list(IMAGES) == list(notebooks.SLICES) == SOURCES
+    assert all(name in trials or notebooks.missing(name) for name in SOURCES)
+
+
 @pytest.mark.tutorial
 @pytest.mark.parametrize("name", CELLS)
 def test_a_cell_shows_each_figure_that_it_draws_once(cells, name):
@@ -134,34 +156,6 @@ def test_elsewhere_no_pyplot_is_imported(tmp_path, how, backend, running):
     printed = execute(how, tmp_path, MPLBACKEND=backend, IPYTHONDIR=str(tmp_path / "ipython"))
     assert f"pyplot: False IPython: {running}" in printed
     assert (tmp_path / "figures" / "Topology.png").is_file()
-
-
-@pytest.fixture(scope="module")
-def trials(tmp_path_factory):
-    """Notebooks of all tutorials, of few rows, by name: what was printed and the path; two are built at a time."""
-
-    def build(name):
-        folder = tmp_path_factory.mktemp(name)
-        notebooks.supply(name, folder)
-        command = [TUTORIALS / "build_notebooks.py", name, "--slice", str(notebooks.SLICES[name]), "--out", "made"]
-        cache = str(folder / "cache")
-        return execute(command, folder, MPLBACKEND="Agg", HF_DATASETS_CACHE=cache), folder / "made" / f"{name}.ipynb"
-
-    with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(build, name) for name in SOURCES if notebooks.missing(name) is None}
-
-
-@pytest.mark.tutorial
-@pytest.mark.parametrize("name", SOURCES)
-def test_a_tutorial_becomes_a_notebook_that_holds_its_figures(trials, name):
-    if name not in trials:
-        pytest.skip(notebooks.missing(name))
-    printed, path = trials[name].result()
-    assert re.fullmatch(rf"made/{name}\.ipynb: \d+ s, \d+\.\d GiB at most so far\n", printed)
-    notebook = nbformat.read(path, 4)
-    nbformat.validate(notebook)
-    assert sum(map(images, notebook.cells)) == IMAGES[name]
-    require_clean(notebook, path)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -283,3 +277,16 @@ def test_a_cell_that_fails_is_told_and_what_came_before_is_kept(tmp_path):
     first, second = nbformat.read(tmp_path / "notebooks" / "0_wrong.ipynb", 4).cells
     assert first.outputs[0].text == "before\n"
     assert second.outputs[0].output_type == "error"
+
+
+@pytest.mark.tutorial
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_tutorial_becomes_a_notebook_that_holds_its_figures(trials, name):
+    if name not in trials:
+        pytest.skip(notebooks.missing(name))
+    printed, path = trials[name].result()
+    assert re.fullmatch(rf"made/{name}\.ipynb: \d+ s, \d+\.\d GiB at most so far\n", printed)
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert sum(map(images, notebook.cells)) == IMAGES[name]
+    require_clean(notebook, path)
