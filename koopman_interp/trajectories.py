@@ -20,6 +20,7 @@ from koopman_interp.clocks import Clock
 from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import Json, read_tensors, write_tensors
+from koopman_interp.growing import GrowingRows
 from koopman_interp.hashing import Draw, group_digests, row_digests
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.tokens import Tokenizer, shown_in_text
@@ -179,15 +180,19 @@ class Trajectories:
         return labelled[found != IGNORED] if bool((found == IGNORED).any()) else labelled
 
     @classmethod
-    def concatenate(cls, parts: Iterable[Trajectories], *, same_inputs: bool = False) -> Trajectories:
+    def concatenate(
+        cls, parts: Iterable[Trajectories], *, same_inputs: bool = False, count: int | None = None
+    ) -> Trajectories:
         """Join trajectories of one host, those of `Tap.stream` for instance.
 
-        The parts are read once; beside the result, at most one depth is held twice.
+        The parts are read once; beside the result, at most one depth is held twice, and none where their number is
+        known and all are as large as the first.
 
         Args:
             parts: what to join, in order.
             same_inputs: equal numbers in `sequence` mean the same input, as in parts of one whole. Otherwise each
                 part holds inputs of its own, and where its numbers do not lie after those before, they are counted on.
+            count: how many parts there will be, where that is known.
 
         Returns:
             All their samples.
@@ -196,7 +201,7 @@ class Trajectories:
             InputError: there are none, or they differ in host, sites, times, widths, or in having labels or tokens.
         """
         first: Trajectories | None = None
-        states: list[list[Tensor]] = []
+        states: list[GrowingRows] = []
         sequences: list[Tensor] = []
         rest: dict[str, list[Tensor]] = {"position": [], "labels": [], "tokens": [], "digests": []}
         following = 0
@@ -204,10 +209,10 @@ class Trajectories:
             if first is None:
                 # Its rows are not held on to, so that each depth can be freed as it is joined.
                 first = replace(part[:0], states=tuple(state[:0].clone() for state in part.states))
-                states = [[] for _ in part.states]
+                states = [GrowingRows(count) for _ in part.states]
             _require_alike(first, part)
             for depth, state in zip(states, part.states, strict=True):
-                depth.append(state)
+                depth.add(state)
             sequence = part.sequence
             if len(part):
                 if not same_inputs and int(sequence.min()) < following:
@@ -220,7 +225,7 @@ class Trajectories:
         if first is None:
             raise InputError("There are no trajectories to concatenate.")
         joined: dict[str, Json] = {name: torch.cat(found) if found else None for name, found in rest.items()}
-        return replace(first, states=tuple(map(_drained, states)), sequence=torch.cat(sequences), **joined)
+        return replace(first, states=tuple(depth.joined() for depth in states), sequence=torch.cat(sequences), **joined)
 
     def between(self, source: str | int | None = None, target: str | int | None = None) -> Trajectories:
         """Keep the depths of a span, both ends included; times start where they were."""
@@ -385,10 +390,3 @@ def _require_alike(first: Trajectories, part: Trajectories) -> None:
     for name in ("labels", "tokens"):
         if (getattr(first, name) is None) != (getattr(part, name) is None):
             raise InputError(f"Some parts have {name} and others have none. Give {name} with all or with none.")
-
-
-def _drained(parts: list[Tensor]) -> Tensor:
-    """Join parts and let go of them."""
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    parts.clear()
-    return whole
