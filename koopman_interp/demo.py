@@ -28,6 +28,7 @@ from koopman_interp.patching.motion import Mode
 from koopman_interp.patching.patch import patched
 from koopman_interp.report.run import write_run
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.tables import percent
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 
 CLASSES = ("yin", "yang", "dot")
@@ -73,7 +74,9 @@ def run_demo(
         model = _host(x, y, seed)
     with torch.no_grad():
         accuracy = float((model(x_test).argmax(1) == y_test).double().mean())
-    say(f"Model: residual MLP, {_BLOCKS} blocks of width {_WIDTH}, {accuracy:.2%} on {_HELD_OUT:,} held-out points.\n")
+    say(
+        f"Model: residual MLP, {_BLOCKS} blocks of width {_WIDTH}, {percent(accuracy)} % on {_HELD_OUT:,} held-out points.\n"
+    )
     with _timed("observe", seconds):
         tap = attach(model)
         trajectories = tap.observe(x, y, progress=False)
@@ -109,6 +112,7 @@ def run_demo(
         koopman,
         title=f"Yin-Yang without class {label} ({CLASSES[label]})",
         command=command,
+        class_names=CLASSES,
         trajectories=held_out,
         spectrum=spectra,
         topologies=shapes,
@@ -118,7 +122,7 @@ def run_demo(
         facts={
             "model": f"residual MLP, {_BLOCKS} blocks of width {_WIDTH}",
             "data": f"Yin-Yang, {_POINTS:,} points to fit and {_HELD_OUT:,} held out",
-            "held-out accuracy": f"{accuracy:.2%}",
+            "held-out accuracy": f"{percent(accuracy)} %",
         },
         seconds=seconds,
     )
