@@ -74,9 +74,8 @@ def run_demo(
         model = _host(x, y, seed)
     with torch.no_grad():
         accuracy = float((model(x_test).argmax(1) == y_test).double().mean())
-    say(
-        f"Model: residual MLP, {_BLOCKS} blocks of width {_WIDTH}, {percent(accuracy)} % on {_HELD_OUT:,} held-out points.\n"
-    )
+    judged = f"{percent(accuracy)} % on {_HELD_OUT:,} held-out points"
+    say(f"Model: residual MLP, {_BLOCKS} blocks of width {_WIDTH}, {judged}.\n")
     with _timed("observe", seconds):
         tap = attach(model)
         trajectories = tap.observe(x, y, progress=False)

@@ -111,6 +111,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
 
 
 def _read(folder: Path, values: Mapping[str, Json]) -> Run:
+    figures = {name: _svg(folder, name) for name in values["figures"]}
     topologies = enumerate(values["topologies"].items())
     return Run(
         title=values["title"],
@@ -125,7 +126,7 @@ def _read(folder: Path, values: Mapping[str, Json]) -> Run:
         lens=None if values["lens"] is None else LensReading.load(folder / LENS),
         edits=None if values["edits"] is None else EditSet.load(folder / EDIT),
         audits=tuple(map(Audit.from_dict, values["audits"])),
-        figures={name: _svg(folder, name) for name in values["figures"]},
+        figures=figures,
         made=values.get("made", {}),  # runs of 0.4 and before say neither
         class_names={int(label): name for label, name in values.get("class_names", {}).items()},
     )

@@ -35,7 +35,7 @@ a { color: var(--link); }
 .result { font-size: 1.15rem; }
 .primer { padding-left: 1.4rem; }
 #primer { margin-top: 1.5rem; font-size: 1.05rem; }
-nav ol { columns: 17rem; column-gap: 2rem; padding-left: 1.4rem; margin: 1.5rem 0 0; }
+nav ol { columns: 17rem; column-gap: 2rem; padding-left: 2rem; margin: 1.5rem 0 0; }
 .plain { border-left: 4px solid var(--edge); padding: .4rem .9rem; background: var(--mark); }
 /* What goes on past the right edge casts a shade there; the first column stays. */
 .scroll { overflow-x: auto; margin: 1rem 0; max-width: 100%; scrollbar-width: thin;
@@ -43,7 +43,8 @@ nav ol { columns: 17rem; column-gap: 2rem; padding-left: 1.4rem; margin: 1.5rem 
   linear-gradient(to left, var(--shade), transparent) right / 1.1rem 100% no-repeat scroll; }
 table { border-collapse: separate; border-spacing: 0; font-size: .88rem; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
-caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
+caption { text-align: left; color: var(--soft); padding-bottom: .4rem; position: sticky; left: 0;
+  max-width: calc(100vw - 3rem); }
 th, td { padding: .35rem .55rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 thead th { vertical-align: bottom; white-space: normal; }

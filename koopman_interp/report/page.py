@@ -60,7 +60,7 @@ def framed(title: str, result: str, sections: Sequence[Section], *, primer: str 
 
     Args:
         title: of the page, not yet escaped.
-        result: its lead, as HTML.
+        result: its lead, as paragraphs of HTML.
         sections: in their order.
         primer: what stands between lead and contents, as HTML.
 
@@ -93,7 +93,9 @@ def _page(run: Run) -> str:
         section("files", "Files in this folder", FILES),
         provenance_section(run),
     ]
-    return framed(run.title, lead(run), [each for each in sections if each is not None], primer=PRIMER)
+    return framed(
+        run.title, f'<p class="result">{lead(run)}</p>', [each for each in sections if each is not None], primer=PRIMER
+    )
 
 
 def provenance_section(run: Run) -> Section:

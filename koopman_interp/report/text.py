@@ -84,7 +84,7 @@ PAGE = """<!DOCTYPE html>
 <body>
 <header>
 <h1>$title</h1>
-<p class="result">$result</p>
+$result
 </header>
 <main>
 $primer
