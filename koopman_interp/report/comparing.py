@@ -87,8 +87,8 @@ def _page(a: Run, b: Run) -> str:
         for which, run in (("A", a), ("B", b))
     )
     key = (
-        f"<p>{marked:,} of the cells below differ, provenance aside; they are marked, with the value of A above that of "
-        "B. A cell with one value has it in both.</p>"
+        f"<p>{marked:,} of the cells below differ, provenance aside; they are marked, with the value of A above that "
+        "of B. A cell with one value has it in both.</p>"
     )
     return framed(f"{a.title} | {b.title}", leads + key, sections)
 
@@ -104,7 +104,7 @@ def _tables(run: Run) -> dict[str, tuple[str, Sequence[Table]]]:
     for index, made in enumerate(joined(run.audits)):
         found[f"audit-{index}"] = (f"Audit {index + 1}" if index else "Audit", made.tables())
     if run.edits is not None:
-        found["edit"] = ("Edit", run.edits[0].tables() if len(run.edits) == 1 else run.edits.tables())
+        found["edit"] = ("Edit", [edit_table(run.edits)])
     for name, heading, result in (
         ("fidelity", "Fidelity", run.fidelity),
         ("lens", "Lens", run.lens),

@@ -45,7 +45,7 @@ table { border-collapse: separate; border-spacing: 0; font-size: .88rem; font-va
   overflow-wrap: normal; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; position: sticky; left: 0;
   max-width: calc(100vw - 3rem); }
-th, td { padding: .35rem .55rem; text-align: right; white-space: nowrap;
+th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 thead th { vertical-align: bottom; white-space: normal; }
 th:first-child, .words, tfoot td { text-align: left; }
@@ -69,7 +69,7 @@ svg { display: block; max-width: 100%; min-width: 30rem; height: auto; margin: 0
 figcaption { color: var(--soft); font-size: .92rem; margin-top: .4rem; max-width: 52rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); gap: 1rem; }
 .pair figure { min-width: 0; }
-.run { display: block; } .run b { color: var(--soft); font-weight: 600; margin-right: .4rem; }
+.run { display: block; } .run b { color: var(--soft); font-size: .8em; margin-right: .25em; }
 .differs { background: var(--mark); }
 :focus-visible { outline: 2px solid var(--edge); outline-offset: 2px; }
 @media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }

@@ -24,7 +24,8 @@ def paired(a: Table | None, b: Table | None) -> str:
         + "</tr>"
         for row in rows
     )
-    return f"<table>\n<caption>{escaped(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
+    above = f"<caption>{escaped(caption)}</caption>\n<thead><tr>{head}</tr></thead>"
+    return f"<table>\n{above}\n<tbody>\n{body}\n</tbody></table>"
 
 
 def differing(a: Table | None, b: Table | None) -> int:

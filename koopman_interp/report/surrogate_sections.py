@@ -36,9 +36,13 @@ def trajectories_section(description: str, figures: Mapping[str, bytes]) -> Sect
 def edit_section(edits: EditSet) -> Section:
     """Show what is known of an edit, or of several, a row a site."""
     where = edits[0].site if len(edits) == 1 else f"{len(edits)} sites"
+    return section("edit", f"Edit: {edits.description}, at {where}", shown(edit_table(edits)))
+
+
+def edit_table(edits: EditSet) -> Table:
+    """Tabulate what is known of an edit, or of several, a row a site."""
     (table,) = edits[0].tables() if len(edits) == 1 else edits.tables()
-    caption = "What can be said of the edit without running the model."
-    return section("edit", f"Edit: {edits.description}, at {where}", shown(replace(table, caption=caption)))
+    return replace(table, caption="What can be said of the edit without running the model.")
 
 
 def fidelity_section(fidelity: Fidelity, figures: Mapping[str, bytes]) -> Section:
