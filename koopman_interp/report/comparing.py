@@ -18,6 +18,7 @@ from koopman_interp.report.lead import lead
 from koopman_interp.report.page import framed, said_of_fact
 from koopman_interp.report.paired_tables import differing, paired
 from koopman_interp.report.parts import figure, scrolling, section
+from koopman_interp.report.surrogate_sections import edit_table
 from koopman_interp.tables import Column, Table, digits, escaped
 
 _FIGURES = {
@@ -142,6 +143,9 @@ def _figures(a: Run, b: Run, section_name: str) -> str:
     pairs = []
     for name in names:
         what = _FIGURES.get(name.partition("-")[0], name)
+        if a.figures.get(name) == b.figures.get(name):
+            pairs.append(figure(a.figures, name, f"A and B: {what}.", "The same in A and B."))
+            continue
         drawn = (
             figure(run.figures, name, f"{which}: {what}.", which, within=f"{which}-")
             for which, run in (("A", a), ("B", b))

@@ -14,13 +14,14 @@ def paired(a: Table | None, b: Table | None) -> str:
     """Return two tables as one `<table>`: rows and columns of both, A's first."""
     ours, theirs = _cells(a), _cells(b)
     rows, columns = (list(dict.fromkeys(key[place] for key in [*ours, *theirs])) for place in (0, 1))
+    words = {column.name for each in (a, b) if each is not None for column in each.columns if column.left}
     captions = list(dict.fromkeys(each.caption for each in (a, b) if each is not None))
     caption = captions[0] if len(captions) == 1 else f"A: {captions[0]} B: {captions[1]}"
     first = next(each.columns[0].name for each in (a, b) if each is not None)
     head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in [first, *columns])
     body = "\n".join(
         f'<tr><th scope="row">{escaped(row)}</th>'
-        + "".join(_cell(ours.get((row, column)), theirs.get((row, column))) for column in columns)
+        + "".join(_cell(ours.get((row, name)), theirs.get((row, name)), name in words) for name in columns)
         + "</tr>"
         for row in rows
     )
@@ -34,14 +35,16 @@ def differing(a: Table | None, b: Table | None) -> int:
     return sum(ours.get(key, NOTHING) != theirs.get(key, NOTHING) for key in {**ours, **theirs})
 
 
-def _cell(ours: str | None, theirs: str | None) -> str:
+def _cell(ours: str | None, theirs: str | None, words: bool) -> str:
     shown = [NOTHING if text is None else text for text in (ours, theirs)]
     if shown[0] == shown[1]:
-        return f"<td>{escaped(shown[0])}</td>"
+        look = ' class="words"' if words else ""
+        return f"<td{look}>{escaped(shown[0])}</td>"
     both = "".join(
         f'<span class="run"><b>{which}</b>{escaped(text)}</span>' for which, text in zip("AB", shown, strict=True)
     )
-    return f'<td class="differs">{both}</td>'
+    look = "differs words" if words else "differs"
+    return f'<td class="{look}">{both}</td>'
 
 
 def _cells(table: Table | None) -> Cells:
