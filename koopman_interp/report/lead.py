@@ -56,9 +56,9 @@ def _of_probe(found: float | None, classes: str) -> str:
 
 
 def _of_fidelity(fidelity: Fidelity) -> Sequence[str]:
-    if not fidelity.outputs:
+    ours = next((row for row in fidelity.outputs if row.name == SURROGATE), None)
+    if ours is None:
         return ()
-    ours = next(row for row in fidelity.outputs if row.name == SURROGATE)
     return (
         f"With the surrogate substituted for its span, the model predicts as before on {strong(ours.agreement)} of "
         f"{fidelity.rows:,} held-out rows.",
