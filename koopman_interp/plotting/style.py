@@ -53,8 +53,9 @@ def of_all(shown: Sequence[int], whole: Sequence[object] | ndarray, what: str) -
 
 
 def plain_text(text: str) -> str:
-    """Keep a text from being read as mathematics, and from holding what no font can draw."""
-    return readable(text).replace("$", r"\$")
+    """Keep a text from being read as mathematics, left out of legends, or holding what no font can draw."""
+    drawn = readable(text).replace("$", r"\$")
+    return f" {drawn}" if drawn.startswith("_") else drawn  # legends pass over what starts so
 
 
 def short(name: str, most: int = 22) -> str:
