@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from koopman_interp.analysis.shapes.topology import topology
+from koopman_interp.analysis.shapes.topology_bands import topology_bands
 from koopman_interp.analysis.spectra.decomposing import spectrum
 from koopman_interp.analysis.substitutes.fidelity import fidelity
 from koopman_interp.auditing.audit import audit
@@ -36,6 +36,8 @@ CLASSES = ("yin", "yang", "dot")
 _POINTS, _HELD_OUT = 5000, 2000
 _WIDTH, _BLOCKS = 10, 5
 _EPOCHS = 40
+_RUNS, _POINTS_A_RUN = 5, 200
+"""Disjoint subsets of the rows held out, of which topologies have bands."""
 _FIT = FitConfig(aim="spectrum", observables=32)
 """Its spectrum is to be read."""
 
@@ -86,7 +88,10 @@ def run_demo(
     say(f"{koopman!r}\n")
     with _timed("read", seconds):
         spectra = spectrum(koopman, held_out)
-        shapes = {"model": topology(held_out), "surrogate": topology(held_out, koopman)}
+        shapes = {
+            "model": topology_bands(held_out, subsets=_RUNS, points=_POINTS_A_RUN),
+            "surrogate": topology_bands(held_out, koopman, subsets=_RUNS, points=_POINTS_A_RUN),
+        }
         faith = fidelity(model, koopman, held_out=(x_test, y_test), fitted=trajectories, spans="to_target")
     say(f"{spectra}\n\nBetti numbers of the model, by depth:\n{shapes['model']}\n")
     say(f"Betti numbers of the surrogate's iterates:\n{shapes['surrogate']}\n\n{faith}\n")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import dataclass
 from html import unescape
 
@@ -167,6 +168,19 @@ def test_every_public_result_that_is_kept_comes_back_from_its_file(results, tmp_
         assert str(type(result).load(tmp_path / name)) == str(result), name
         with pytest.raises((FileFormatError, FileNotFoundError)):
             type(result).load(tmp_path / "nothing")
+
+
+def test_without_pandas_a_frame_is_refused_with_a_sentence(results, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for result in results.values():
+        with pytest.raises(InputError, match="pip install pandas"):
+            result.to_frame()
+
+
+def test_what_cannot_be_seen_is_written_out():
+    table = Table((Column("a\u202eb", ("\0",)),), "c\u200f", marked=(0,))
+    assert all(f"⟨U+{code}⟩" in table.html() for code in ("202E", "0000", "200F"))
+    assert '<tr class="marked">' in table.html()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,18 @@ from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.figures import new_figure
 from koopman_interp.plotting.hovering import hovered
-from koopman_interp.plotting.style import BLUE, GREEN, GREY, LINES, ORANGE, PURPLE, plain, plain_text, ticks_of_sites
+from koopman_interp.plotting.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    LINES,
+    LONGEST,
+    ORANGE,
+    PURPLE,
+    plain,
+    short,
+    ticks_of_sites,
+)
 
 _LOOKS = {
     BASE: ("k", "o", LINES[0]),
@@ -61,7 +72,7 @@ def plot_audit(audit: Audit, axes: ndarray | None = None) -> ndarray:
     for ax, (measure, title, colour, chance) in zip(axes, measures, strict=True):
         _dots(ax, audit.rows, measure, colour, chance)
         ax.set_title(title, fontsize=9.5)
-    axes[0].set_yticks(range(len(audit.rows)), [plain_text(row.name) for row in audit.rows])
+    axes[0].set_yticks(range(len(audit.rows)), [short(row.name, LONGEST) for row in audit.rows])
     axes[0].set_ylim(len(audit.rows) - 0.5, -0.6)
     for label, row in zip(axes[0].get_yticklabels(), audit.rows, strict=True):
         label.set_fontweight("bold" if is_edit(audit.rows, row) else "normal")
@@ -94,7 +105,7 @@ def plot_forgetting_by_depth(audit: Audit, axes: ndarray | None = None) -> ndarr
             shares = [one.prototypes[10] if kernel is None else one.probes[kernel] for one in row.depths]
             (line,) = ax.plot(
                 [sites.index(one.site) for one in row.depths], [100 * share for share in shares], color=colour,
-                marker=marker, linestyle=line, markersize=11 if row is rows[0] else 6, label=plain_text(row.name),
+                marker=marker, linestyle=line, markersize=11 if row is rows[0] else 6, label=short(row.name, LONGEST),
                 markerfacecolor=colour if row is rows[-1] else "white",
             )  # fmt: skip
             told = zip(shares, (one.site for one in row.depths), strict=True)
@@ -102,11 +113,11 @@ def plot_forgetting_by_depth(audit: Audit, axes: ndarray | None = None) -> ndarr
         if kernel is not None:
             ax.axhline(50, color="k", linestyle="--", linewidth=1)
             ax.text(0, 51, "at chance", fontsize=8, ha="left", va="bottom")
-        title = "10-shot prototype" if kernel is None else f"{plain_text(_KERNELS.get(kernel, kernel))} probe"
+        title = "10-shot prototype" if kernel is None else f"{short(_KERNELS.get(kernel, kernel), LONGEST)} probe"
         ax.set_title(title, fontsize=10)
         plain(ax)
         ticks_of_sites(ax, sites)
-    axes[0].set(ylim=(-3, 104), ylabel=f"{plain_text(audit.classes)} found, %")
+    axes[0].set(ylim=(-3, 104), ylabel=f"{short(audit.classes, LONGEST)} found, %")
     axes[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return axes
 
@@ -135,7 +146,7 @@ def plot_relearning(audit: Audit, axes: ndarray | None = None) -> ndarray:
         own = name not in _LOOKS
         look = {"color": colour, "marker": marker, "linestyle": ":" if curve.moved == OPERATOR else line}
         look["markerfacecolor"] = colour if own and curve.moved != OPERATOR else "white"
-        label = plain_text(f"{name}, {curve.moved}" if own else name)
+        label = short(f"{name}, {curve.moved}" if own else name, LONGEST)
         for ax, shares in zip(axes, (curve.forget_accuracy, curve.retain_accuracy), strict=True):
             ax.plot([100 * share for share in shares], markersize=6, label=label, **look)
     for ax, level in zip(axes, (base.forget_accuracy, base.retain_accuracy), strict=True):

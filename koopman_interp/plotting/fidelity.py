@@ -17,6 +17,7 @@ from koopman_interp.plotting.style import (
     FLOOR,
     GREEN,
     GREY,
+    LONGEST,
     ORANGE,
     PURPLE,
     SKY,
@@ -25,7 +26,6 @@ from koopman_interp.plotting.style import (
     mark_first,
     own_axes,
     plain,
-    plain_text,
     share,
     short,
     ticks_of_sites,
@@ -54,7 +54,7 @@ def plot_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
             x, y = zip(*known, strict=True)
             width = 2.4 if name == "surrogate" else 1.4
             look: dict[str, Json] = {"color": colour, "marker": marker, "linestyle": style, "linewidth": width}
-            (line,) = ax.plot(x, y, label=plain_text(name), **look)
+            (line,) = ax.plot(x, y, label=short(name, LONGEST), **look)
             hovered(line, *(f"{name}: FVU {shares[index]:.4f} at {fidelity.depths[index].site}" for index in x))
             ends[name] = (y[-1], colour)
     log_ticks(ax)
@@ -82,7 +82,7 @@ def plot_output_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
     for row, agree, label in zip(rows, agreement, right, strict=True):
         text = f"{agree:.1f}" if math.isnan(label) else f"{agree:.1f} / {label:.1f}"
         ax.text(1.02, row, text, va="center", transform=ax.get_yaxis_transform())
-    ax.set_yticks(list(rows), [plain_text(row.name) for row in fidelity.outputs])
+    ax.set_yticks(list(rows), [short(row.name, LONGEST) for row in fidelity.outputs])
     ax.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5), xlabel="share of held-out rows, %")
     ax.set_title("At the model's output, each predictor substituted for the span")
     plain(ax)
@@ -112,7 +112,7 @@ def plot_span_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
         x, y = zip(*((index, max(kl, FLOOR)) for index, kl in known), strict=True)
         width = 2.4 if name == "surrogate" else 1.4
         look: dict[str, Json] = {"color": colour, "marker": marker, "linestyle": style, "linewidth": width}
-        (line,) = ax.plot(x, y, label=plain_text(name), **look)
+        (line,) = ax.plot(x, y, label=short(name, LONGEST), **look)
         hovered(line, *(f"{name}: KL {kl:.4f} nats from {spans[index].source}" for index, kl in known))
         ends[name] = (y[-1], colour)
     log_ticks(ax)

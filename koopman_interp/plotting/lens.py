@@ -16,6 +16,7 @@ from koopman_interp.plotting.style import (
     GREEN,
     GREY,
     LINES,
+    LONGEST,
     ORANGE,
     PURPLE,
     label_ends,
@@ -23,7 +24,6 @@ from koopman_interp.plotting.style import (
     mark_first,
     own_axes,
     plain,
-    plain_text,
     shade_cells,
     short,
     ticks_of_sites,
@@ -74,7 +74,7 @@ def plot_lens(reading: LensReading, ax: Axes | None = None, *, start: int = 0) -
     ax.grid(which="minor", color="#c8c8c8", linewidth=0.6)
     ax.tick_params(which="minor", length=0)
     ax.set(xlabel="read at", ylabel="site, in order of depth")
-    ax.set_title(f"{plain_text(reading.lens)}: likeliest output, and its probability in % (bold: the model's own)")
+    ax.set_title(f"{short(reading.lens, LONGEST)}: likeliest output, and its probability in % (bold: the model's own)")
     return ax
 
 
@@ -91,7 +91,7 @@ def plot_lens_comparison(comparison: LensComparison, ax: Axes | None = None) -> 
             continue
         x, y = zip(*known, strict=True)
         colour, marker, style = (choice[index % len(choice)] for choice in (_COLOURS, _MARKERS, LINES))
-        ax.plot(x, y, color=colour, marker=marker, linestyle=style, linewidth=1.8, label=plain_text(name))
+        ax.plot(x, y, color=colour, marker=marker, linestyle=style, linewidth=1.8, label=short(name, LONGEST))
         ends[f"{name} ({parameters:,})"] = (y[-1], colour)
     log_ticks(ax)
     ticks_of_sites(ax, comparison.sites)
@@ -107,11 +107,12 @@ def plot_lens_vectors(vectors: LensVectors, ax: Axes | None = None) -> Axes:
     for index, name in enumerate(vectors.names):
         colour, marker, style = (choice[index % len(choice)] for choice in (_COLOURS, _MARKERS, LINES))
         cosines = vectors.agreement[:, index].tolist()
-        label = plain_text(name)
+        label = short(name, LONGEST)
         ax.plot(cosines, color=colour, marker=marker, linestyle=style, linewidth=1.8, label=label)
     ax.set_ylim(min(0.0, float(vectors.agreement.min())), 1.02)
     ticks_of_sites(ax, vectors.sites)
-    ax.set(ylabel="mean cosine with the mean direction", title=f"{plain_text(vectors.lens)}: is a token one direction?")
+    ax.set(ylabel="mean cosine with the mean direction")
+    ax.set_title(f"{short(vectors.lens, LONGEST)}: is a token one direction?")
     ax.legend(frameon=False)
     plain(ax)
     return ax

@@ -16,6 +16,7 @@ from koopman_interp.plotting.style import (
     FLOOR,
     GREEN,
     GREY,
+    LONGEST,
     ORANGE,
     PURPLE,
     label_ends,
@@ -23,9 +24,9 @@ from koopman_interp.plotting.style import (
     of_all,
     own_axes,
     plain,
-    plain_text,
     round_log_ticks,
     shade_cells,
+    short,
     thinned,
     ticks_of_sites,
 )
@@ -75,7 +76,7 @@ def plot_class_amplitudes(
     ax.set_xticks(range(len(columns)), [str(index) for index in columns])
     for tick, index in zip(ax.get_xticklabels(), columns, strict=True):
         tick.set_fontweight("bold" if spectrum.trusted[index] else "normal")
-    ax.set_yticks(range(len(rows)), [plain_text(named_class(amplitudes.labels[row], class_names)) for row in rows])
+    ax.set_yticks(range(len(rows)), [short(named_class(amplitudes.labels[row], class_names), LONGEST) for row in rows])
     ax.set(xlabel="mode, slowest first (bold: trusted)")
     ax.set_title(
         f"Distance of class means, in standard deviations{of_all(rows, amplitudes.labels, 'classes')}", fontsize=10

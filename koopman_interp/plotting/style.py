@@ -27,6 +27,8 @@ FLOOR = 1e-8
 """Shares below this are drawn here, since a logarithmic axis has no zero."""
 MOST_DEPTHS = 8
 """Lines or panels of a figure; of more depths a part is drawn, both ends included."""
+LONGEST = 40
+"""Characters of a method's or a class's name; of longer ones the end is drawn."""
 _MOST_TICKS = 14
 
 
@@ -60,7 +62,8 @@ def plain_text(text: str) -> str:
 
 def short(name: str, most: int = 22) -> str:
     """Cut a name to its end, which tells sites apart, and keep it plain text."""
-    return plain_text(name if len(name) <= most else f"…{name[1 - most :]}")
+    whole = readable(name)
+    return plain_text(whole if len(whole) <= most else f"…{whole[1 - most :]}")
 
 
 def named_class(label: int, names: Mapping[int, str] | None) -> str:

@@ -15,11 +15,11 @@ from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
     BLUE,
     GREEN,
+    LONGEST,
     ORANGE,
     PURPLE,
     own_axes,
     plain,
-    plain_text,
     share,
     short,
     ticks_of_sites,
@@ -54,7 +54,7 @@ def plot_topology_summary(
         colour, marker, style = _SERIES[order % len(_SERIES)]
         low, mean, high = each.band(each.statistic(statistic, dimension))
         depths = np.arange(len(mean))
-        ax.plot(depths, mean, style, color=colour, marker=marker, label=plain_text(name))
+        ax.plot(depths, mean, style, color=colour, marker=marker, label=short(name, LONGEST))
         hatch = _HATCHES[order % len(_HATCHES)]
         ax.fill_between(depths, low, high, facecolor=colour, edgecolor=colour, alpha=0.18, hatch=hatch, linewidth=0)
     first = next(iter(several.values()))
@@ -96,7 +96,7 @@ def plot_topology_distances(
     for order, (name, each) in enumerate(several.items()):
         colour, marker, style = _SERIES[order % len(_SERIES)]
         values = getattr(each, kind)[:, dimension]
-        ax.plot(np.arange(len(values)), values, style, color=colour, marker=marker, label=plain_text(name))
+        ax.plot(np.arange(len(values)), values, style, color=colour, marker=marker, label=short(name, LONGEST))
     first = next(iter(several.values()))
     ticks_of_sites(ax, [short(a) if a == b else f"{short(a, 12)} | {short(b, 12)}" for a, b in first.names])
     ax.set(ylabel=f"{kind} distance of H{dimension} ({first.scale_name})")
@@ -124,7 +124,7 @@ def plot_intrinsic_dimension(estimates: IntrinsicDimension, ax: Axes | None = No
             marker=marker,
             linestyle=style,
             capsize=3,
-            label=plain_text(estimator),
+            label=short(estimator, LONGEST),
         )
     ticks_of_sites(ax, estimates.names)
     ax.set(ylabel="intrinsic dimension")

@@ -15,7 +15,7 @@ from numpy import ndarray
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.figures import new_figure
 from koopman_interp.plotting.hovering import hovered
-from koopman_interp.plotting.style import GREY, MOST_DEPTHS, named_class, plain, plain_text, share, short, thinned
+from koopman_interp.plotting.style import GREY, LONGEST, MOST_DEPTHS, named_class, plain, share, short, thinned
 from koopman_interp.trajectories import Trajectories
 
 # Tol's muted palette, whose colours are told apart by colour-blind readers; each with its own marker.
@@ -68,7 +68,7 @@ def plot_trajectories(
         points, explained = _plane(subset.states[depth].double().numpy(), before)
         before = points
         for (name, rows), (colour, marker) in zip(groups.items(), _CLASSES.items(), strict=False):
-            look = {"marker": marker, "color": GREY if name == OTHERS else colour, "label": plain_text(name)}
+            look = {"marker": marker, "color": GREY if name == OTHERS else colour, "label": short(name, LONGEST)}
             drawn_class = ax.scatter(*points[rows].T, s=14, alpha=0.75, linewidths=0, **look)
             hovered(drawn_class, f"{name} at depth {depth}, {len(rows):,} rows drawn")
         title = f"{depth}  {short(trajectories.sites[depth])}\n{share(explained)} of variance"

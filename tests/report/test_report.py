@@ -420,7 +420,7 @@ def test_numbers_that_are_missing_foreign_or_broken_are_refused(copy, tmp_path):
 
 
 def test_a_missing_figure_is_named(copy):
-    with pytest.raises(FileNotFoundError, match=r"spectrum\.svg"):
+    with pytest.raises(FileNotFoundError, match=r"topology-0-0\.svg"):
         build_page(copy)
 
 
