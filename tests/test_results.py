@@ -53,6 +53,7 @@ def results(trained, trajectories, surrogate):
     options = {"held_out": (x, y), "label": 2, "candidates": [edit]}
     scores = LanguageScores(0.9, None, 0.8, 3.5, ("once upon",), {"reliability": (0.7, 0.95)})
     made = [
+        fitted,
         ki.audit(ki.patched(model, koopman, edit), held_out=(x, y)),
         ki.LanguageAudit("erase", {"base model": scores, "edit": scores}),
         koopman.record,
