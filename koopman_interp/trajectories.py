@@ -25,7 +25,7 @@ from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.tokens import Tokenizer, shown_in_text
 from koopman_interp.labels import IGNORED, forms_of, spread_labels
 from koopman_interp.results import Result
-from koopman_interp.sequences import Sequences
+from koopman_interp.sequences import Sequences, whole_pieces
 from koopman_interp.tables import Column, Table
 
 
@@ -366,28 +366,6 @@ class Trajectories(Result):
             )
         except KeyError as error:
             raise FileFormatError(f"{path} lacks parts of trajectories. Write it again from its source.") from error
-
-
-def whole_pieces(sequence: Int[Tensor, " row"], rows: int) -> Iterator[Int[Tensor, " _"]]:
-    """Cut rows into pieces of whole sequences, in the order of their numbers: of `rows` rows, or of one sequence.
-
-    Args:
-        sequence: the sequence that each row belongs to.
-        rows: of a piece, at most, but where a single sequence has more.
-
-    Yields:
-        Numbers of the rows of a piece.
-    """
-    order = sequence.argsort(stable=True)
-    counts = torch.unique(sequence, return_counts=True)[1].tolist()
-    start = stop = 0
-    for count_ in counts:
-        if stop > start and stop + count_ - start > rows:
-            yield order[start:stop]
-            start = stop
-        stop += count_
-    if stop > start:
-        yield order[start:stop]
 
 
 def _require_alike(first: Trajectories, part: Trajectories) -> None:

@@ -24,7 +24,7 @@ from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import Json, read_tensors, write_json, write_tensors, write_text
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.sequences import Sequences
+from koopman_interp.sequences import Sequences, whole_pieces
 from koopman_interp.surrogates.context import CausalEncoder, ContextShape
 from koopman_interp.surrogates.coordinates import Coordinates
 from koopman_interp.surrogates.moments import Moments
@@ -33,7 +33,7 @@ from koopman_interp.surrogates.normalization import Normalization
 from koopman_interp.surrogates.operators import operator
 from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.surrogates.record import FitRecord
-from koopman_interp.trajectories import Trajectories, whole_pieces
+from koopman_interp.trajectories import Trajectories
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
