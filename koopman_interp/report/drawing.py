@@ -12,20 +12,40 @@ from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.shapes.topology_bands import TopologyBands
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
+from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.auditing.result import Audit
 from koopman_interp.report.joined_audits import joined
+from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.trajectories import Trajectories
 
 Drawn = dict[str, Axes | ndarray]
 """Axes of figures by the names of their files."""
 
 
-def of_spectrum(spectrum: Spectrum) -> Drawn:
-    """Draw the eigenvalues."""
-    return {"spectrum": plotting.plot_spectrum(spectrum)}
+def of_surrogate(
+    koopman: KoopmanAutoencoder | None,
+    trajectories: Trajectories | None,
+    spectrum: Spectrum | None,
+    lens: LensReading | None,
+    names: Mapping[int, str],
+) -> Drawn:
+    """Draw states, eigenvalues, what a lens reads and the fit, as far as there are such."""
+    drawn: Drawn = {}
+    if spectrum is not None:
+        drawn["spectrum"] = plotting.plot_spectrum(spectrum)
+    if trajectories is not None:
+        drawn["trajectories"] = plotting.plot_trajectories(trajectories, class_names=names)
+    if lens is not None:
+        drawn["lens"] = plotting.plot_lens(lens)
+    if koopman is not None and koopman.record.history:
+        drawn["fit"] = plotting.plot_fit(koopman.record)
+    return drawn
 
 
-def of_fidelity(fidelity: Fidelity) -> Drawn:
+def of_fidelity(fidelity: Fidelity | None) -> Drawn:
     """Draw the fidelity by depth, at the output and by span, as far as it was measured."""
+    if fidelity is None:
+        return {}
     drawn: Drawn = {"fidelity": plotting.plot_fidelity(fidelity)}
     if fidelity.outputs:
         drawn["output"] = plotting.plot_output_fidelity(fidelity)

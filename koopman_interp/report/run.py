@@ -108,15 +108,8 @@ def write_run(
             if value is not None:
                 value.save(new / name)
         with unseen():
-            drawn = drawing.of_topologies(topologies) | drawing.of_audits(audits)
-            drawn |= {} if spectrum is None else drawing.of_spectrum(spectrum)
-            drawn |= {} if fidelity is None else drawing.of_fidelity(fidelity)
-            if trajectories is not None:
-                drawn["trajectories"] = plotting.plot_trajectories(trajectories, class_names=names)
-            if lens is not None:
-                drawn["lens"] = plotting.plot_lens(lens)
-            if koopman is not None and koopman.record.history:
-                drawn["fit"] = plotting.plot_fit(koopman.record)
+            drawn = drawing.of_surrogate(koopman, trajectories, spectrum, lens, names) | drawing.of_fidelity(fidelity)
+            drawn |= drawing.of_topologies(topologies) | drawing.of_audits(audits)
         for name, axes in drawn.items():
             plotting.save_figure(axes, new / places.FIGURES, name)
         write_json(new / places.METRICS, jsonable(values | {"figures": list(drawn)}))
