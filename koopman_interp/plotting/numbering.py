@@ -10,7 +10,9 @@ from numpy import ndarray
 
 _SIZE = 7.5
 _DISTANCES = (8.0, 11.0, 15.0, 20.0, 27.0, 36.0, 48.0)
-"""How far from its mark a number may stand, in points; from the second on a stroke leads to it."""
+"""How far from its mark a number may stand, in points."""
+_BESIDE = 16.0
+"""Up to here it is plain whose number it is, in points."""
 _ANGLES = np.arange(16) * (2 * np.pi / 16) + np.pi / 4
 _MARK = 4.0
 """Radius of a mark, in points."""
@@ -34,7 +36,7 @@ def number_marks(ax: Axes, points: ndarray, numbers: Sequence[str], *, clear: nd
         half = np.array([0.32 * _SIZE * len(number) + 0.5, 0.5 * _SIZE])
         shift = _free_place(point, half, marks, boxes)
         boxes = np.vstack([boxes, np.r_[point + shift - half, point + shift + half]])
-        far = np.hypot(*shift) > _DISTANCES[0]
+        far = np.hypot(*shift) > _BESIDE
         line = {"arrowstyle": "-", "linewidth": 0.5, "color": "black", "shrinkA": 0, "shrinkB": 3} if far else None
         ax.annotate(
             number, tuple(place), tuple(shift), textcoords="offset points", ha="center", va="center", fontsize=_SIZE,

@@ -87,7 +87,8 @@ def spectrum_section(spectrum: Spectrum, figures: Mapping[str, bytes]) -> Sectio
     alt = f"Eigenvalues of K in the complex plane with the unit circle: {trusted} trusted of {modes}."
     caption = (
         "Circles: trusted; hollow squares: not trusted. Numbers are those of the table, of a conjugate pair the upper "
-        "one's; a pointer that rests on a mark is told of its mode."
+        "one's; a pointer that rests on a mark is told of its mode. Black strokes: where the data put |λ| and arg λ of "
+        "trusted modes, over resampled inputs."
     )
     return section(
         "spectrum",
