@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from koopman_interp.analysis.shapes.topology import topology
+from koopman_interp.analysis.shapes.topology_bands import topology_bands
 from koopman_interp.analysis.spectra.decomposing import spectrum
 from koopman_interp.analysis.substitutes.fidelity import fidelity
 from koopman_interp.auditing.audit import audit
@@ -28,6 +28,7 @@ from koopman_interp.patching.motion import Mode
 from koopman_interp.patching.patch import patched
 from koopman_interp.report.run import write_run
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.tables import percent
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 
 CLASSES = ("yin", "yang", "dot")
@@ -35,6 +36,8 @@ CLASSES = ("yin", "yang", "dot")
 _POINTS, _HELD_OUT = 5000, 2000
 _WIDTH, _BLOCKS = 10, 5
 _EPOCHS = 40
+_RUNS, _POINTS_A_RUN = 5, 200
+"""Disjoint subsets of the rows held out, of which topologies have bands."""
 _FIT = FitConfig(aim="spectrum", observables=32)
 """Its spectrum is to be read."""
 
@@ -73,7 +76,8 @@ def run_demo(
         model = _host(x, y, seed)
     with torch.no_grad():
         accuracy = float((model(x_test).argmax(1) == y_test).double().mean())
-    say(f"Model: residual MLP, {_BLOCKS} blocks of width {_WIDTH}, {accuracy:.2%} on {_HELD_OUT:,} held-out points.\n")
+    judged = f"{percent(accuracy)} % on {_HELD_OUT:,} held-out points"
+    say(f"Model: residual MLP, {_BLOCKS} blocks of width {_WIDTH}, {judged}.\n")
     with _timed("observe", seconds):
         tap = attach(model)
         trajectories = tap.observe(x, y, progress=False)
@@ -84,7 +88,10 @@ def run_demo(
     say(f"{koopman!r}\n")
     with _timed("read", seconds):
         spectra = spectrum(koopman, held_out)
-        shapes = {"model": topology(held_out), "surrogate": topology(held_out, koopman)}
+        shapes = {
+            "model": topology_bands(held_out, subsets=_RUNS, points=_POINTS_A_RUN),
+            "surrogate": topology_bands(held_out, koopman, subsets=_RUNS, points=_POINTS_A_RUN),
+        }
         faith = fidelity(model, koopman, held_out=(x_test, y_test), fitted=trajectories, spans="to_target")
     say(f"{spectra}\n\nBetti numbers of the model, by depth:\n{shapes['model']}\n")
     say(f"Betti numbers of the surrogate's iterates:\n{shapes['surrogate']}\n\n{faith}\n")
@@ -109,6 +116,7 @@ def run_demo(
         koopman,
         title=f"Yin-Yang without class {label} ({CLASSES[label]})",
         command=command,
+        class_names=CLASSES,
         trajectories=held_out,
         spectrum=spectra,
         topologies=shapes,
@@ -118,7 +126,7 @@ def run_demo(
         facts={
             "model": f"residual MLP, {_BLOCKS} blocks of width {_WIDTH}",
             "data": f"Yin-Yang, {_POINTS:,} points to fit and {_HELD_OUT:,} held out",
-            "held-out accuracy": f"{accuracy:.2%}",
+            "held-out accuracy": f"{percent(accuracy)} %",
         },
         seconds=seconds,
     )

@@ -8,7 +8,7 @@ models; what it remembers of its model is a fingerprint.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,12 +25,13 @@ from koopman_interp.hashing import Draw, group_digests, row_digests
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.tokens import Tokenizer, shown_in_text
 from koopman_interp.labels import IGNORED, forms_of, spread_labels
-from koopman_interp.results import plotted
-from koopman_interp.sequences import Sequences
+from koopman_interp.results import Result
+from koopman_interp.sequences import Sequences, whole_pieces
+from koopman_interp.tables import Column, Table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trajectories:
+class Trajectories(Result):
     """States of samples over depth.
 
     Attributes:
@@ -105,13 +106,26 @@ class Trajectories:
             f"{self.sites[-1]!r}, width {shown}, {labelled})"
         )
 
-    def plot(self, **options: Any) -> Any:
-        """Draw the states at each depth by `koopman_interp.plotting.plot_trajectories`, and return its axes.
+    def tables(self) -> Sequence[Table]:
+        """Return the depths and, where there are labels, how many rows each class has."""
+        depths = (
+            Column("site", self.sites),
+            Column("time", self.times, "{:g}".format),
+            Column("width", self.widths),
+            Column("shape in the model", self.shapes, lambda shape: " × ".join(map(str, shape))),
+        )
+        tables = [Table(depths, f"{len(self):,} rows at each depth.")]
+        if self.labels is not None:
+            classes, counts = torch.unique(self.labels, return_counts=True)
+            counted = (Column("class", tuple(classes.tolist())), Column("rows", tuple(counts.tolist()), "{:,}".format))
+            tables.append(Table(counted, "Rows of each class."))
+        return tables
 
-        Args:
-            **options: of that function, such as `axes=` to draw on.
-        """
-        return plotted(self, **options)
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON: what they are of, without the states."""
+        of = {"samples": len(self), "sites": list(self.sites), "times": list(self.times), "widths": list(self.widths)}
+        clock = None if self.clock is None else str(self.clock)
+        return of | {"classes": list(self.classes), "host": asdict(self.host), "clock": clock}
 
     @property
     def depths(self) -> int:
@@ -357,28 +371,6 @@ class Trajectories:
             )
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"{path} lacks parts of trajectories. Write it again from its source.") from error
-
-
-def whole_pieces(sequence: Int[Tensor, " row"], rows: int) -> Iterator[Int[Tensor, " _"]]:
-    """Cut rows into pieces of whole sequences, in the order of their numbers: of `rows` rows, or of one sequence.
-
-    Args:
-        sequence: the sequence that each row belongs to.
-        rows: of a piece, at most, but where a single sequence has more.
-
-    Yields:
-        Numbers of the rows of a piece.
-    """
-    order = sequence.argsort(stable=True)
-    counts = torch.unique(sequence, return_counts=True)[1].tolist()
-    start = stop = 0
-    for count_ in counts:
-        if stop > start and stop + count_ - start > rows:
-            yield order[start:stop]
-            start = stop
-        stop += count_
-    if stop > start:
-        yield order[start:stop]
 
 
 def _require_alike(first: Trajectories, part: Trajectories) -> None:

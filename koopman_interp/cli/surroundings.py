@@ -1,4 +1,4 @@
-"""Verbs about what is installed and what can be set, and the demo and the page, which need nothing else."""
+"""Verbs about what is installed and what can be set, and the demo, which needs nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from koopman_interp.cli.hints import example, say_next
 from koopman_interp.cli.installed import parts, usable
 from koopman_interp.cli.names import NAME, called
-from koopman_interp.cli.paths import IN_FOLDER, OUT_FOLDER
+from koopman_interp.cli.paths import OUT_FOLDER
 from koopman_interp.cli.settings import settings_of
 
 
@@ -105,12 +105,3 @@ def sites_(model: str, as_json: bool) -> None:
     table = sites(host)
     click.echo(json.dumps(table.as_dict()) if as_json else str(table))
     say_next("observe", model, "DATA", "--out", "trajectories.safetensors")
-
-
-@click.command(epilog=example("koopman-interp report koopman-run"))
-@click.argument("folder", type=IN_FOLDER)
-def report(folder: Path) -> None:
-    """Build the page of a run FOLDER anew from its metrics and figures."""
-    from koopman_interp.report.page import build_page
-
-    click.echo(f"Report: {build_page(folder)}")

@@ -68,7 +68,7 @@ WRITERS = [
 
 def test_verbs_that_write_are_known():
     """Those below are all: none writes to a path that is only looked at afterwards."""
-    assert {verb for verb, _ in WRITERS} == {"demo", "observe", "fit", "lens", "edit", "forget", "audit"}
+    assert {verb for verb, _ in WRITERS} == {"demo", "observe", "fit", "lens", "edit", "forget", "audit", "compare"}
 
 
 @pytest.mark.parametrize(("verb", "option"), WRITERS)
