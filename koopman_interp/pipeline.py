@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from koopman_interp.analysis.substitutes.lens import koopman_lens
 from koopman_interp.auditing.audit import LEAST_ROWS, Retrained, audit
 from koopman_interp.auditing.language import LanguageChecks, audit_language
 from koopman_interp.auditing.result import Audit
+from koopman_interp.edits.concept import erase_concept
 from koopman_interp.edits.edit_set import EditSet, each_site
 from koopman_interp.edits.erase import erase_class
 from koopman_interp.edits.operator_edit import OperatorEdit
@@ -55,6 +56,7 @@ class Plan:
 
     Attributes:
         label: the class to forget, or a token id where each token is labelled by the next.
+        name: what to call it in words; empty is by its number.
         config: of the fit.
         method: of the fit.
         sites: as in `attach`.
@@ -74,6 +76,7 @@ class Plan:
     """
 
     label: int
+    name: str = ""
     config: FitConfig = field(default_factory=FitConfig)
     method: Method = "gradient"
     sites: Any = None
@@ -137,6 +140,10 @@ def run_pipeline(
     # Kept at once: what comes next takes a while, and can be interrupted.
     koopman.save_pretrained(Path(folder) / KOOPMAN)
     say(repr(koopman))
+    with _timed("edit", seconds):  # before what takes longer, since it can be refused
+        edit = _edited(koopman, plan, trajectories, held_out)
+    say(edit)
+    say(_null_edit(tap.host, koopman, held, plan.batch_size))
     with _timed("read", seconds):
         read = _read(tap, koopman, plan, trajectories, held_out, held)
     say(read["spectrum"])
@@ -144,10 +151,6 @@ def run_pipeline(
         say(f"Of the {name}:")
         say(shapes)
     say(read["fidelity"])
-    with _timed("edit", seconds):
-        edit = _edited(koopman, plan, held_out)
-    say(edit)
-    say(_null_edit(tap.host, koopman, held, plan.batch_size))
     with _timed("audit", seconds):
         audits = _judged(folder, tap.host, koopman, edit, plan, (rows, held), say)
     return write_run(
@@ -212,10 +215,26 @@ def _read(
     return read
 
 
-def _edited(koopman: KoopmanAutoencoder, plan: Plan, held_out: Trajectories) -> OperatorEdit | EditSet:
-    erase = partial(erase_class, koopman, label=plan.label, strength=plan.strength, held_out=held_out)
+def _edited(
+    koopman: KoopmanAutoencoder, plan: Plan, fitted: Trajectories, held_out: Trajectories
+) -> OperatorEdit | EditSet:
+    """Erase the class; a token, of which there are more than observables, as what is so or not of each row."""
+    erase: Callable[..., OperatorEdit]
+    if plan.next_token:
+        erase = partial(_erased_token, koopman, plan, fitted)
+    else:
+        erase = partial(erase_class, koopman, label=plan.label, strength=plan.strength, held_out=held_out)
     in_place = bool(held_out.position.any()) if plan.at is None else plan.at == IN_PLACE
     return each_site(koopman, lambda depth: erase(site=depth)) if in_place else erase()
+
+
+def _erased_token(
+    koopman: KoopmanAutoencoder, plan: Plan, fitted: Trajectories, site: int | None = None
+) -> OperatorEdit:
+    follows = torch.as_tensor(fitted.labels == plan.label).long()
+    name = f"{plan.name or f'token {plan.label}'} as the next token"
+    made = erase_concept(koopman, fitted, attribute=follows, site=site, strength=plan.strength, name=name)
+    return replace(made, labels=(plan.label,))
 
 
 def _null_edit(host: Host, koopman: KoopmanAutoencoder, rows: Any, batch_size: int) -> str:

@@ -143,7 +143,7 @@ def audit(
     forget_training_rows, retain_training_rows = (0, 0) if base.training is None else base.training.counts
     return Audit(
         labels=labels,
-        edit=", then ".join(edit.description for edit in patch.edits),
+        edit=", then ".join(dict.fromkeys(edit.description for edit in patch.edits)),
         rows=tuple(audited),
         forget_rows=forget_rows,
         retain_rows=retain_rows,

@@ -58,14 +58,14 @@ class DataSource:
     name: DataName
     make: Any
 
-    def read(self, role: Role | None = None) -> Any:
+    def read(self, role: Role | None = None) -> tuple[str, Any]:
         """Read it.
 
         Args:
             role: what the rows are for, which says what split is taken where none was named.
 
         Returns:
-            What the callable gives; else columns by name, or a split of a data set.
+            Its name, with the split, and what the callable gives; else columns by name, or a split of a data set.
 
         Raises:
             InputError: there is no such data set or split, or several of which none was named.
@@ -74,18 +74,18 @@ class DataSource:
         from koopman_interp.cli import reading_files
 
         if self.make is not None:
-            return self.make()
+            return self.name.text, self.make()
         if self.name.kind == "file":
             path = Path(self.name.where)
             if path.suffix in TEXTS:
-                return {"text": reading_files.texts(path)}
-            return reading_files.tensors(path) if path.suffix in TENSORS else reading_files.rows(path)
+                return self.name.text, {"text": reading_files.texts(path)}
+            return self.name.text, (reading_files.tensors if path.suffix in TENSORS else reading_files.rows)(path)
         splits = reading_files.splits(self.name.where)
         chosen = self.name.split or self._usual(splits, role)
         plain = chosen.partition("[")[0]
         if plain not in splits:
             raise InputError(f"{self.name.where} has no split {plain!r}. {nearest(plain, splits)}")
-        return reading_files.data_set(self.name.where, chosen)
+        return f"{self.name.where}:{chosen}", reading_files.data_set(self.name.where, chosen)
 
     def _usual(self, splits: list[str], role: Role | None) -> str:
         usual = [split for split in _SPLITS.get(role, ()) if split in splits] if role is not None else []

@@ -6,6 +6,7 @@ The only module of the package that imports transformers, and only when such a m
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,10 @@ def load(name: str) -> nn.Module:
         InputError: transformers is missing, there is no such model, or it is of a kind that is not served.
     """
     transformers = _transformers(name)
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        bars.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         model: nn.Module = getattr(transformers, _class_for(name, config.architectures)).from_pretrained(name)
@@ -66,6 +71,9 @@ def load(name: str) -> nn.Module:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{name} could not be loaded: {_first_sentence(error)}") from error
+    finally:
+        if shown:
+            bars.enable_progress_bar()
     return model.eval()
 
 

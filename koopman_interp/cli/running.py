@@ -12,7 +12,7 @@ from koopman_interp.cli.classes import label_of
 from koopman_interp.cli.data import DATA, DataName
 from koopman_interp.cli.hints import example, say_next
 from koopman_interp.cli.models import MODEL, ModelName
-from koopman_interp.cli.paths import OUT_FOLDER, SETTINGS
+from koopman_interp.cli.paths import EDIT, KOOPMAN, OUT_FOLDER, SETTINGS
 from koopman_interp.cli.printing import laid_out
 from koopman_interp.cli.rows import Rows, require_class
 from koopman_interp.cli.run_folder import typed
@@ -108,8 +108,10 @@ def run(
         _require_labels(fitted, train, speaks)
         require_class(number, fitted, str(train))
         require_class(number, held_out, str(test))
+    named = _named(number, fitted, host, next_token=next_token)
     plan = Plan(
         label=number,
+        name=named,
         config=settings,
         method=method,
         sites=sites or None,
@@ -125,7 +127,6 @@ def run(
         text=held_out.texts[0] if speaks and held_out.texts else "",
         batch_size=taking.batch_size,
     )
-    named = _named(number, fitted, host, next_token=next_token)
     page = run_pipeline(
         out,
         host,
@@ -142,7 +143,12 @@ def run(
         say=lambda found: click.echo(f"{laid_out(found)}\n"),
     )
     click.echo(f"Report: {page}")
-    say_next("forget", model, "VALIDATION", out / "koopman", "TRAJECTORIES", "--label", label, "--run", out)
+    in_place = ["--each-site"] if each_site or (each_site is None and fitted.texts) else []
+    if speaks:
+        say_next("generate", model, out / KOOPMAN, out / EDIT, "PROMPT", *in_place, "--run", out)
+    else:
+        how = [*in_place, "--training", train, "--relearn"]
+        say_next("audit", model, test, out / KOOPMAN, out / EDIT, *how, "--run", out)
 
 
 def _hears(speaks: bool, method: str, aim: str) -> bool:
@@ -178,6 +184,6 @@ def _named(number: int, rows: Rows, model: nn.Module, *, next_token: bool) -> st
         from koopman_interp.hosts.finding import host_for
         from koopman_interp.hosts.tokens import token_names
 
-        return f"the token {token_names(host_for(model).tokenizer)(number)!r}"
+        return f"token {token_names(host_for(model).tokenizer)(number)!r}"
     name = rows.names[number] if number < len(rows.names) else ""
     return f"class {number} ({name})" if name and name != str(number) else f"class {number}"

@@ -79,12 +79,12 @@ class Taking:
         names = names or class_names(model)
         columns = Columns(self.inputs, self.labels, wanted, names, self.batch_size)
         rows = list[Rows]()
-        for source, value in zip(sources, read, strict=True):
-            if source is None:
+        for source, one in zip(sources, read, strict=True):
+            if source is None or one is None:
                 rows.append(Rows(None))
                 continue
             made = source.make is not None
-            found = rows_of(str(source.name), value, columns, made=made, prepare=lambda: image_preparation(model))
+            found = rows_of(*one, columns, made=made, prepare=lambda: image_preparation(model))
             columns = replace(columns, names=columns.names or found.names)
             rows.append(found)
             if found.told:
