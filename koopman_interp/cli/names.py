@@ -97,6 +97,6 @@ def _in_module(name: str) -> str:
         body = ast.parse(path.read_text(encoding="utf-8")).body
     except (SyntaxError, ValueError):
         return ""
-    made = [each.name for each in body if isinstance(each, (ast.FunctionDef, ast.ClassDef))]
+    made = [each.name for each in body if isinstance(each, (ast.FunctionDef, ast.ClassDef)) and each.name[0] != "_"]
     module = ".".join(path.with_suffix("").parts)
     return f" Did you mean {', '.join(f'{module}:{each}' for each in made[:6])}?" if made else ""

@@ -13,12 +13,13 @@ import click
 
 if TYPE_CHECKING:
     from koopman_interp.results import Result
-    from koopman_interp.tables import Column, Table
+    from koopman_interp.tables import Table
 
 WIDTH = 100
 """Columns of a terminal that a table fits, unless all of it is asked for."""
 
-_LEAST = 12
+_LEAST = 20
+"""Characters that words are cut to at most, so that they can still be told apart."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,15 @@ def folded(text: str, width: int = WIDTH) -> str:
 
 
 def fitted(table: Table, width: int = WIDTH) -> str:
-    """Show a table within a width: columns are left out from the right, and named; words are cut where it must be."""
+    """Show a table within a width: headings are broken, words cut, and columns left out from the right, and named."""
     caption, body = folded(table.caption, width), replace(table, caption="")
+    if _width(body) > width:
+        body = _cut(_headed(body), width)
     kept = list(body.columns)
-    while len(kept) > 2 and _wide(replace(body, columns=tuple(kept))) > width:
+    while len(kept) > 2 and _width(replace(body, columns=tuple(kept))) > width:
         kept.pop()
-    narrow = replace(body, columns=tuple(kept))
-    if (over := _wide(narrow) - width) > 0:
-        narrow = replace(narrow, columns=_cut(narrow.columns, over))
-    lines = [caption] * bool(caption) + [narrow.text()]
-    if left := [column.name for column in body.columns[len(kept) :]]:
+    lines = [caption] * bool(caption) + [replace(body, columns=tuple(kept)).text()]
+    if left := [column.name for column in table.columns[len(kept) :]]:
         lines.append(folded(f"Not shown: {', '.join(left)}. --wide shows all.", width))
     return "\n".join(lines)
 
@@ -94,15 +94,36 @@ def _whole(table: Table) -> str:
     return table.text()
 
 
-def _wide(table: Table) -> int:
+def _width(table: Table) -> int:
     return max(map(len, table.text().split("\n")))
 
 
-def _cut(columns: tuple[Column, ...], over: int) -> tuple[Column, ...]:
-    """Cut the cells of the widest column, which holds words, by so many characters."""
-    widths = [max(len(column.name), *map(len, column.cells())) for column in columns]
-    place = widths.index(max(widths))
-    most = max(widths[place] - over, _LEAST)
-    cells = tuple(cell if len(cell) <= most else f"{cell[: most - 1]}…" for cell in columns[place].cells())
-    cut = replace(columns[place], values=cells, show=str, parts=())
-    return (*columns[:place], cut, *columns[place + 1 :])
+def _headed(table: Table) -> Table:
+    """Break headings at blanks, as wide as what stands below them; the lines past the first become rows."""
+    broken = []
+    for column in table.columns:
+        cells = column.cells()
+        most = max(map(len, [*cells, *column.name.split()]))
+        broken.append((column, cells, textwrap.wrap(column.name, most, break_on_hyphens=False) or [""]))
+    height = max(len(lines) for _, _, lines in broken)
+    columns = []
+    for column, cells, lines in broken:
+        first, *others = [""] * (height - len(lines)) + lines
+        columns.append(replace(column, name=first, values=(*others, *cells), show=str, parts=()))
+    most = None if table.most is None else table.most + height - 1
+    return replace(table, columns=tuple(columns), most=most, marked=None)
+
+
+def _cut(table: Table, width: int) -> Table:
+    """Cut words, those of the widest column first, as far as it helps and they can still be told apart."""
+    columns = list(table.columns)
+    words = [place for place, column in enumerate(columns) if column.left or place == 0]
+    while (over := _width(replace(table, columns=tuple(columns))) - width) > 0:
+        widths = {place: max(map(len, columns[place].cells())) for place in words}
+        place = max(widths, key=lambda each: widths[each])
+        if widths[place] <= _LEAST:
+            break
+        most = max(widths[place] - over, _LEAST)
+        cells = tuple(cell if len(cell) <= most else f"{cell[: most - 1]}…" for cell in columns[place].cells())
+        columns[place] = replace(columns[place], values=cells, show=str, parts=())
+    return replace(table, columns=tuple(columns))

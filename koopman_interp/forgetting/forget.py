@@ -113,7 +113,7 @@ class Forgetting(Result):
         trials = self.trials
         columns = (
             Column("edit", tuple(trial.name for trial in trials)),
-            Column("site", tuple(trial.site for trial in trials)),
+            Column("site", tuple(trial.site for trial in trials), left=True),
             Column("forget accuracy ↓ %", tuple(trial.forget_accuracy for trial in trials), percents()),
             Column("retain accuracy ↑ %", tuple(trial.retain_accuracy for trial in trials), percents()),
             Column("KL to base model", tuple(trial.kl for trial in trials), digits(4)),
