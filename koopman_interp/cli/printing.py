@@ -110,8 +110,8 @@ def _headed(table: Table) -> Table:
     for column, cells, lines in broken:
         first, *others = [""] * (height - len(lines)) + lines
         columns.append(replace(column, name=first, values=(*others, *cells), show=str, parts=()))
-    most = None if table.most is None else table.most + height - 1
-    return replace(table, columns=tuple(columns), most=most, marked=None)
+    rows = None if table.most is None else table.most + height - 1
+    return replace(table, columns=tuple(columns), most=rows, marked=None)
 
 
 def _cut(table: Table, width: int) -> Table:
