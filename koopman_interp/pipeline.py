@@ -44,6 +44,7 @@ from koopman_interp.report.folder import KOOPMAN
 from koopman_interp.report.parts_of_run import LANGUAGE
 from koopman_interp.report.run import write_run
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.tables import percent
 from koopman_interp.trajectories import Trajectories
 
 _LENS_TOKENS = 16
@@ -134,6 +135,10 @@ def run_pipeline(
         held_out = tap.observe(held, batch_size=plan.batch_size)
     say(repr(trajectories))
     _require_rows(trajectories, held_out, plan)
+    facts = dict(facts or {})
+    if both := _seen(trajectories, held_out):
+        facts["not held out"] = both
+        say(both)
     with _timed("fit", seconds):
         given: dict[str, Any] = {"model": tap.host, "batches": rows} if plan.at_output else {}
         koopman = fit(trajectories, plan.config, method=plan.method, **given)
@@ -188,6 +193,17 @@ def _require_rows(trajectories: Trajectories, held_out: Trajectories, plan: Plan
     few = int(torch.as_tensor(held_out.labels == plan.label).sum())
     if few < LEAST_ROWS:
         raise InputError(f"{few} rows of class {plan.label} are too few to judge by; {LEAST_ROWS} are needed.")
+
+
+def _seen(fitted: Trajectories, held_out: Trajectories) -> str:
+    """Say how many of the rows to judge by are of inputs that were fitted on; empty where none are."""
+    share = float(torch.isin(held_out.digests, fitted.digests).double().mean())
+    if not share:
+        return ""
+    return (
+        f"{percent(share, 1)} % of the rows to judge by are of inputs that were fitted on, so figures of them flatter. "
+        "Judge by other rows."
+    )
 
 
 def _read(

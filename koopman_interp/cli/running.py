@@ -173,8 +173,8 @@ def _checks(held_out: Rows, label: int, *, next_token: bool) -> LanguageChecks |
 
     if not held_out.texts:
         return None
-    starts = tuple(" ".join(text.split()[:_WORDS]) for text in held_out.texts[:_SAMPLES])
-    checks = LanguageChecks(text=held_out.texts[:_TEXTS], samples=starts)
+    starts = dict.fromkeys(" ".join(text.split()[:_WORDS]) for text in held_out.texts)
+    checks = LanguageChecks(text=held_out.texts[:_TEXTS], samples=tuple(starts)[:_SAMPLES])
     return replace(checks, unwanted=(label,)) if next_token else checks
 
 

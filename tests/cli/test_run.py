@@ -49,6 +49,7 @@ def test_one_command_goes_from_a_model_to_the_page(run, tmp_path):
     assert all(any(row["name"] == "retrained reference" for row in audit["rows"]) for audit in told["audits"])
     assert {"observe", "fit", "read", "edit", "audit"} == set(told["seconds"])
     assert "--set steps=20" in told["command"]
+    assert "not held out" not in told["facts"]
     koopman = ki.KoopmanAutoencoder.from_pretrained(tmp_path / "whole" / "koopman")
     assert koopman.record.settings["steps"] == 20
     assert ki.OperatorEdit.load(tmp_path / "whole" / "edit.safetensors").operator == koopman.digest()
@@ -76,6 +77,7 @@ def test_what_the_end_would_refuse_is_refused_before_the_fit(run, monkeypatch, c
     assert sentence in " ".join(err.split())
 
 
+@pytest.mark.tutorial
 @pytest.mark.usefixtures("points")
 def test_verbs_add_to_a_run_folder_part_by_part(run, tmp_path):
     assert "holds no run yet" in run("spectrum", "koopman", "t", "--run", "made")[2]
@@ -133,6 +135,24 @@ def test_a_language_model_says_side_by_side_what_it_says_under_an_edit(run, tmp_
 
 
 @pytest.mark.tutorial
+def test_texts_with_labels_are_judged_by_what_the_model_says(run, tmp_path):
+    told = {"she": ("Lily", "Sue"), "he": ("Tom", "Ben")}
+    lines = [
+        {"text": f"There was a child named {name}. The ball of {name} was red {number}.", "label": label}
+        for label, names in told.items()
+        for name in names
+        for number in range(6)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    given = ("--train", "rows.jsonl", "--test", "rows.jsonl", "--label", "she", "--skip", "1")
+    code, _, err = run("run", str(stories()), *given, "--method", "least_squares", "--out", "r")
+    assert code == 0, err
+    spoken = ki.LanguageAudit.load(tmp_path / "r" / "language.json")
+    assert spoken.edit == "erase class 1"
+    assert read_json(tmp_path / "r" / "metrics.json")["audits"] == []  # its outputs are no such classes
+
+
+@pytest.mark.tutorial
 def test_stories_go_the_whole_way_by_the_tokens_that_follow(run, tmp_path):
     model = str(stories())
     tellings = [f"Once upon a time, there was a little girl named Lily. She had a red ball {n}." for n in range(40)]
@@ -145,6 +165,7 @@ def test_stories_go_the_whole_way_by_the_tokens_that_follow(run, tmp_path):
     assert audit["rows"][-1]["name"] == "edit (each site)"
     assert audit["rows"][0]["forget_accuracy"] > audit["rows"][-1]["forget_accuracy"]
     assert told["lens"] is not None
+    assert told["facts"]["not held out"].startswith("100.0 % of the rows to judge by")
     assert "zebra" in run("run", model, *given, "--label", "zebra", "--out", "r")[2]
 
 
