@@ -70,7 +70,8 @@ def load(name: str) -> nn.Module:
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{name} could not be loaded: {_first_sentence(error)}") from error
+        where = "" if Path(name).is_dir() else "is no folder here, and as a name on the Hub "
+        raise InputError(f"{name} {where}could not be loaded: {_first_sentence(error)}") from error
     finally:
         if shown:
             bars.enable_progress_bar()

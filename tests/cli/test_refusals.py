@@ -31,6 +31,13 @@ from koopman_interp.cli.paths import OUT_FILE
         (("fit", "own_host.py", "--out", "k", "--set", "learning_rate=fast"), 1, "of another kind"),
         (("config", "stepz"), 1, "Nearest: steps"),
         (("report", "nowhere"), 1, "nowhere"),
+        (("sites", "owner/nothing"), 1, "is no folder here, and as a name on the Hub could not be loaded"),
+        (("observe", "own_hst:model", "own_host:data", "--out", "t"), 1, "There is no module 'own_hst'"),
+        (("observe", "own_host:model", "none.txt", "--out", "t"), 1, "There is no file none.txt"),
+        (("observe", "own_host:model", "own_host:data", "--out", "t", "--inputs", "x"), 1, "has no columns"),
+        (("observe", "own_host:model", "own_host:data"), 2, "--out, or --run"),
+        (("lens", "own_host:model", "owner/k"), 2, "one of the two"),
+        (("obsrve",), 2, "Nearest: observe"),
         (("demo", "--label", "7"), 1, "0 (yin)"),
     ],
 )
