@@ -16,7 +16,7 @@ from typing import Any
 from koopman_interp.errors import HostMismatchError
 from koopman_interp.files import read_json, write_json
 from koopman_interp.report.folder import KOOPMAN, METRICS, read_run
-from koopman_interp.report.page import PAGE_FILE, build_page
+from koopman_interp.report.page import build_page
 from koopman_interp.report.run import write_run
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
@@ -55,10 +55,9 @@ def add_to_run(folder: str | os.PathLike[str], koopman: KoopmanAutoencoder, **pa
         new = {(audit.edit, audit.rows[-1].name) for audit in parts["audits"]}
         parts["audits"] = [*(a for a in there.audits if (a.edit, a.rows[-1].name) not in new), *parts["audits"]]
     with TemporaryDirectory() as beside:
-        write_run(beside, koopman, **parts)
+        write_run(beside, koopman, **parts).unlink()  # the page is made anew of all parts
         joined = _joined(read_json(to / METRICS), read_json(Path(beside) / METRICS))
         (Path(beside) / METRICS).unlink()
-        (Path(beside) / PAGE_FILE).unlink()
         shutil.copytree(beside, to, dirs_exist_ok=True)
     write_json(to / METRICS, joined)
     return build_page(to)

@@ -75,7 +75,7 @@ WRITERS = [
 
 def test_verbs_that_write_are_known():
     """Those below are all: none writes to a path that is only looked at afterwards."""
-    silent = {"doctor", "hosts", "sites", "config", "report", "completion"}
+    silent = {"doctor", "hosts", "sites", "config", "report", "completion"}  # which write nothing but a page
     assert {verb for verb, _ in WRITERS} == {*cli.commands} - silent
 
 
