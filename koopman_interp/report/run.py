@@ -74,7 +74,8 @@ def write_run(
 
     Raises:
         InputError: the folder is the one that the process works in, or holds it.
-        StorageError: another process is writing the folder, or it cannot be written. What stood there is as it was.
+        LockedError: another process is writing the folder.
+        StorageError: it cannot be written. What stood there is as it was.
     """
     topologies = topologies or {}
     names = class_names if isinstance(class_names, Mapping) else dict(enumerate(class_names))

@@ -1,8 +1,7 @@
 """A folder that is whole or not there: written beside its place, then swapped into it.
 
 A kill at any moment leaves the old folder or the new one, never a mix of both; what it leaves beside them is cleared
-by the next write of the same folder. One process writes a folder at a time, by a lock beside it, an empty file that
-stays. Knows nothing of what a folder holds.
+by the next write of the same folder. One process writes a folder at a time. Knows nothing of what a folder holds.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from koopman_interp.errors import InputError, StorageError
+from koopman_interp.errors import InputError, LockedError, StorageError
+from koopman_interp.locks import locked
 
 _HERE, _EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2."""
@@ -35,7 +33,8 @@ def swapped(folder: str | os.PathLike[str], *, ours: Callable[[str], bool]) -> I
 
     Raises:
         InputError: it is the folder that the process works in, or holds it.
-        StorageError: another process is writing it, or it cannot be written. What stood there is as it was.
+        LockedError: another process is writing it.
+        StorageError: it cannot be written. What stood there is as it was.
     """
     target = Path(folder).resolve()
     if Path.cwd().is_relative_to(target):
@@ -47,7 +46,7 @@ def swapped(folder: str | os.PathLike[str], *, ours: Callable[[str], bool]) -> I
         raise StorageError(f"{target} is a file, and not a folder. Name another folder; the file is as it was.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target):
+        with locked(target):
             new = _beside(target, "new")
             _recover(target)
             _clear(new)
@@ -59,7 +58,7 @@ def swapped(folder: str | os.PathLike[str], *, ours: Callable[[str], bool]) -> I
             finally:
                 _clear(new)  # after the swap, the old one
     except OSError as error:
-        if isinstance(error, StorageError):
+        if isinstance(error, (StorageError, LockedError)):
             raise
         raise StorageError(
             f"The folder {target} could not be written ({error.strerror or error}). Choose a folder that is yours, or "
@@ -71,25 +70,8 @@ def recover(folder: str | os.PathLike[str]) -> None:
     """Bring a folder back that a kill left between two names, unless it is just being written."""
     target = Path(folder).resolve()
     if not target.exists() and _beside(target, "old").exists():
-        with _alone(target):
+        with locked(target):
             _recover(target)
-
-
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Hold the lock of a folder, or refuse."""
-    lock = FileLock(_beside(target, "lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise StorageError(
-            f"Another process is writing {target}. Wait until it is done, or name another folder; what stands there is "
-            "whole."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _beside(target: Path, what: str) -> Path:

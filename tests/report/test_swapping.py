@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import koopman_interp as ki
-from koopman_interp.errors import InputError, StorageError
+from koopman_interp.errors import InputError, LockedError, StorageError
 from koopman_interp.files import read_json
 from koopman_interp.report import swapping
 from koopman_interp.report.folder import is_part
@@ -38,7 +38,7 @@ def test_the_new_folder_takes_the_place_of_the_old_and_leaves_nothing_beside(way
     write(folder, "old", "part-a", "part-gone")
     write(folder, "new")
     assert held(folder) == {"part-a": "new", "part-b": "new"}
-    assert sorted(path.name for path in folder.parent.iterdir()) == [".run.lock", "run"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["run"]
 
 
 def test_what_no_run_wrote_stays(ways, tmp_path):
@@ -96,7 +96,7 @@ def test_a_kill_leaves_the_old_folder_or_the_new_one_and_the_next_write_clears_u
     assert set(held(folder).values()) in ({"old"}, {"new"})
     write(folder, "newest")
     assert set(held(folder).values()) == {"newest"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.lock", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_one_writer_at_a_time(tmp_path):
@@ -111,7 +111,7 @@ def test_one_writer_at_a_time(tmp_path):
     writer = threading.Thread(target=slowly)
     writer.start()
     inside.wait(20)
-    with pytest.raises(StorageError, match="Another process is writing"):
+    with pytest.raises(LockedError, match="is being written to by"):
         write(folder, "fast")
     go.set()
     writer.join(20)
