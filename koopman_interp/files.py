@@ -199,9 +199,19 @@ def write_tensors(
 
     Raises:
         StorageError: the folder cannot be written to, or the disk is full. The old files are as they were.
+        TooLargeError: memory does not hold a copy of what is stored.
     """
     described = json.dumps({"kind": kind, "version": FORMAT_VERSION, **header})
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TooLargeError(
+            f"{os.fspath(path)} was not written: memory does not hold a copy of the "
+            f"{sum(tensor.nbytes for tensor in tensors.values()) / 1e6:,.1f} MB to store. Let go of something else, or "
+            "store it in parts; what stood there is as it was."
+        ) from error
     size = sum(tensor.nbytes for tensor in plain.values()) + len(described)
     texts = {path: _json_text(value) for path, value in (beside or {}).items()}
     with replacing_together(path, *texts, needed=size) as (temporary, *others):
@@ -245,7 +255,7 @@ def read_tensors(
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
     except PermissionError as error:
-        raise _unreadable(source, error) from error
+        raise unreadable(source, error) from error
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise _too_large(source) from error
@@ -300,7 +310,8 @@ def _lacking(path: str | os.PathLike[str], what: str) -> FileFormatError:
     return FileFormatError(f"{os.fspath(path)} lacks parts of {what}. Write it again from its source.")
 
 
-def _unreadable(source: Path, error: OSError) -> StorageError:
+def unreadable(source: Path, error: OSError) -> StorageError:
+    """Say in a sentence that the system does not let a file be read."""
     return StorageError(f"{source} could not be read: {error.strerror}. Change its rights, or copy it elsewhere.")
 
 
@@ -365,7 +376,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _unreadable(source, error) from error
+        raise unreadable(source, error) from error
     except MemoryError as error:
         raise _too_large(source) from error
     except (ValueError, RecursionError) as error:

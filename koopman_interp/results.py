@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get
 import numpy as np
 from numpy import ndarray
 
+from koopman_interp.annotations import as_annotated
 from koopman_interp.errors import FileFormatError
 from koopman_interp.files import json_digest, jsonable, read_json, write_json
 from koopman_interp.tables import Table
@@ -116,7 +117,7 @@ class PlainResult(Result):
                 f"{path} does not hold what was written to it: its digest differs. Write it again from its source."
             )
         try:
-            return cls.from_dict(values)
+            return as_annotated(cls.from_dict(values))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(
                 f"{path} lacks parts of the {cls.__name__} that it holds ({type(error).__name__} {error}). Write it "

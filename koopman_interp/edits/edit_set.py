@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
+from koopman_interp.annotations import as_annotated
 from koopman_interp.depths import depth_of
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import HostMismatchError, InputError
@@ -145,7 +146,7 @@ class EditSet(Sequence[OperatorEdit], Result):
                 start = f"{place}."
                 own = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
                 edits.append(OperatorEdit.of_parts(own, facts))
-            return cls(tuple(edits), header["description"])
+            return as_annotated(cls(tuple(edits), header["description"]))
 
     def _each(self, change: Callable[[OperatorEdit], OperatorEdit], description: str) -> EditSet:
         return replace(self, edits=tuple(change(edit) for edit in self.edits), description=description)

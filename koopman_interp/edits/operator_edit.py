@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from koopman_interp.annotations import as_annotated
 from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.errors import HostMismatchError, InputError
 from koopman_interp.files import Json, read_tensors, rebuilding, write_tensors
@@ -267,4 +268,4 @@ class OperatorEdit(Result):
         """
         tensors, header = read_tensors(path, kind="edit")
         with rebuilding(path, "an edit"):
-            return cls.of_parts(tensors, header)
+            return as_annotated(cls.of_parts(tensors, header))

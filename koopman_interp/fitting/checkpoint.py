@@ -16,10 +16,14 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from torch import Tensor
 
-from koopman_interp.errors import FileFormatError, FitInterrupted, InputError
+from koopman_interp.errors import FileFormatError, FitInterrupted, InputError, TooLargeError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.locks import locked
+<<<<<<< HEAD
 from koopman_interp.processes import Processes
+=======
+from koopman_interp.memory import is_out_of_memory
+>>>>>>> w-14-faults
 
 Resume = bool | Literal["auto"]
 """Whether to go on from a checkpoint; `auto` is where there is one."""
@@ -135,7 +139,8 @@ class Checkpoint:
 def with_checkpoint(function: Callable[_Arguments, _Returned]) -> Callable[_Arguments, _Returned]:
     """Wrap a public function that descends: its `checkpoint` is its own while it runs, and Ctrl-C says what was kept.
 
-    That of the steps is said by the descent; this says it of what comes before and after them.
+    That of the steps is said by the descent; this says it of what comes before and after them, and of memory that runs
+    out there.
     """
 
     @functools.wraps(function)
@@ -150,6 +155,13 @@ def with_checkpoint(function: Callable[_Arguments, _Returned]) -> Callable[_Argu
         except KeyboardInterrupt as interrupt:
             kept = _what_was_kept(function.__name__, path, _step_in(path))
             raise FitInterrupted(f"Interrupted before the first step or after the last; {kept}") from interrupt
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TooLargeError(
+                f"Memory does not hold what {function.__name__} needs before its first step or after its last. Give it "
+                "fewer rows or, of a surrogate, fewer observables; or run it where there is more memory."
+            ) from error
 
     return wrapped
 

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from koopman_interp.fitting.callbacks import Callback, require_callbacks
 from koopman_interp.fitting.checkpoint import Checkpoint, Kept, Resume
 from koopman_interp.fitting.config import DescentConfig
 from koopman_interp.fitting.moved_weights import MovedWeights
+from koopman_interp.fitting.progress import Progress
 from koopman_interp.fitting.schedules import is_level, last_step, latest_decay, learning_rate
 from koopman_interp.hashing import generator_of
 from koopman_interp.memory import is_out_of_memory
@@ -41,31 +42,6 @@ Judge = Callable[[torch.Generator], Look]
 _LOG = logging.getLogger(__name__)
 _LEVEL = "level."
 """Before the names of tensors from where the rate began to fall, beside those of where a descent stands."""
-
-
-@dataclass
-class Progress:
-    """Where a descent stands.
-
-    Attributes:
-        step: steps taken.
-        best: smallest figure so far.
-        stale: looks since then.
-        history: figures of all looks.
-        decay_from: the step at which the learning rate began to fall, under a schedule that decides so on its way.
-        seconds: that steps and looks have taken.
-        halvings: how often the batch was halved, for want of memory.
-        notes: what else happened on its way, in words.
-    """
-
-    step: int = 0
-    best: float = math.inf
-    stale: int = 0
-    history: list[Look] = field(default_factory=list)
-    decay_from: int | None = None
-    seconds: float = 0.0
-    halvings: int = 0
-    notes: list[str] = field(default_factory=list)
 
 
 class Descent:
@@ -347,15 +323,15 @@ class Descent:
             else:
                 self._take_up(kept.tensors, progress)
                 self._level = None if level is None else (level, of_level)
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             raise self._checkpoint.misshapen() from error
-        self._kept_step = progress["step"]
+        self._kept_step = int(progress["step"])
         if kept.before:
             self._prolong(kept.before)
 
     def _take_up(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         self._moved.take_up(tensors)
-        self.progress = Progress(**progress)
+        self.progress = Progress.of(progress)
         for _ in range(self.progress.halvings):
             self._objective.halve_batch()  # type: ignore[attr-defined]  # it had it then
 

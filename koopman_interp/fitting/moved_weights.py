@@ -14,6 +14,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from koopman_interp.fitting.config import DescentConfig
 
+_ADAM = {"step", "exp_avg", "exp_avg_sq"}
+"""Names of what AdamW keeps of a parameter."""
+
 
 class MovedWeights:
     """Parameters under AdamW.
@@ -82,7 +85,7 @@ class MovedWeights:
 
         Raises:
             KeyError: one is missing.
-            RuntimeError: one is of another shape.
+            ValueError: one is of another shape or name.
         """
 
         def kept(name: str) -> list[Tensor]:
@@ -97,6 +100,8 @@ class MovedWeights:
                 _, index, key = name.split(".")
                 own = self.parameters[int(index)]
                 adam.setdefault(int(index), {})[key] = value if key == "step" else _laid_out(value, own)
+        if any(state.keys() != _ADAM for state in adam.values()):
+            raise KeyError(f"Of each parameter AdamW keeps {', '.join(sorted(_ADAM))}.")
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": adam})
 
     def _latest(self) -> list[Tensor]:
@@ -110,4 +115,6 @@ class MovedWeights:
 
 def _laid_out(value: Tensor, like: Tensor) -> Tensor:
     """Lay a tensor out in memory as another, which the fused optimizer takes for granted; a file keeps no layout."""
+    if value.shape != like.shape:
+        raise ValueError(f"A tensor of shape {tuple(like.shape)} is kept as {tuple(value.shape)}.")
     return torch.empty_like(like).copy_(value)

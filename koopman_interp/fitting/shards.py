@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from koopman_interp.annotations import as_annotated
 from koopman_interp.errors import InputError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.fitting.config import FitConfig
@@ -109,7 +110,8 @@ class ShardStatistics:
         with rebuilding(path, "a shard's statistics"):
             classes = tuple(header["classes"])
             fitted, held_out = (RowSums.of_tensors(tensors, side, classes) for side in ("fitted", "held_out"))
-            return cls(fitted, held_out, tensors["inputs"], tensors["held_out_inputs"], header["surrogate"])
+            own = cls(fitted, held_out, tensors["inputs"], tensors["held_out_inputs"], header["surrogate"])
+            return as_annotated(own)
 
 
 @torch.no_grad()

@@ -20,12 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from koopman_interp.errors import FileFormatError
-from koopman_interp.files import replacing
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import rebuilding, replacing, unreadable
 
 BLOCK_ROWS = 1024
 """Rows of a block, at least: of 64 numbers each a depth, a quarter of a MB lies in one place."""
 _HEADER = "koopman_interp_shard"
+_PARSED = 256
+"""Headers that are kept as they were parsed, of some ten kB each."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,12 @@ class Shard:
     first: int
     bytes: int
     digest: str
+
+    def __post_init__(self) -> None:
+        if not self.name.endswith(".safetensors") or Path(self.name).name != self.name:
+            raise InputError(f"{self.name!r} is no name of a shard in its store's folder.")
+        if len(self.blocks) < 2 or self.blocks[0] != 0 or any(a >= b for a, b in itertools.pairwise(self.blocks)):
+            raise InputError(f"Blocks of {self.name} begin at 0 and come one after the other; got {self.blocks!r:.60}.")
 
     @property
     def rows(self) -> int:
@@ -82,6 +90,7 @@ def read_block(folder: Path, shard: Shard, block: int, names: Iterable[str]) -> 
     Raises:
         FileNotFoundError: the shard is gone.
         FileFormatError: it was cut short or changed.
+        StorageError: the system does not let it be read.
     """
     path = folder / shard.name
     if not path.is_file():
@@ -91,14 +100,16 @@ def read_block(folder: Path, shard: Shard, block: int, names: Iterable[str]) -> 
         with safe_open(path, framework="pt") as opened:
             digests = _block_digests(path, (opened.metadata() or {}).get(_HEADER, ""), shard.digest)
             tensors = {name: opened.get_slice(name)[rows].clone() for name in names}
-    except (SafetensorError, OSError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, FileFormatError):
-            raise
+    except FileFormatError:
+        raise
+    except PermissionError as error:
+        raise unreadable(path, error) from error
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise FileFormatError(
             f"{path} is not a whole shard ({error}). Copy it again, or delete the store and observe anew."
         ) from error
     for name, tensor in tensors.items():
-        if name not in digests or digests[name][block] != _digest(tensor):
+        if _digest(tensor) != digests.get(name, {}).get(block):
             raise FileFormatError(
                 f"{path} does not hold what was written to it: rows {rows.start} to {rows.stop - 1} of {name} differ. "
                 "A bit flipped, or somebody changed a part. Copy it again from where it is whole, or observe anew."
@@ -106,15 +117,15 @@ def read_block(folder: Path, shard: Shard, block: int, names: Iterable[str]) -> 
     return tensors
 
 
-@lru_cache(maxsize=4096)
-def _block_digests(path: Path, header: str, digest: str) -> dict[str, list[str]]:
+@lru_cache(maxsize=_PARSED)
+def _block_digests(path: Path, header: str, digest: str) -> dict[str, dict[int, str]]:
     """Return the digests of all blocks; parsed once a shard, as often as its header stays the same."""
     if xxhash.xxh3_128(header.encode()).hexdigest() != digest:
         raise FileFormatError(
             f"{path} is not the shard that the store's index names: its header differs. Copy the store again, whole."
         )
-    parsed: dict[str, list[str]] = json.loads(header)["digests"]
-    return parsed
+    with rebuilding(path, "a shard"):
+        return {name: dict(enumerate(each)) for name, each in json.loads(header)["digests"].items()}
 
 
 def _cuts(sequence: Int[Tensor, " row"]) -> list[int]:

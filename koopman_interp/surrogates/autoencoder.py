@@ -18,6 +18,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from koopman_interp.annotations import as_annotated
 from koopman_interp.clocks import Clock
 from koopman_interp.depths import depth_of, span
 from koopman_interp.errors import InputError
@@ -377,8 +378,9 @@ class KoopmanAutoencoder(
         try:
             # Without memory of its own: what a file says of its sizes is believed only once its tensors have them.
             with torch.device("meta"):
-                surrogate = cls(SurrogateConfig.from_dict(header["config"]))
-            surrogate.record = FitRecord.from_dict(header["record"] | {"held_out": tensors.pop(_HELD_OUT)})
+                surrogate = cls(as_annotated(SurrogateConfig.from_dict(header["config"])))
+            record = FitRecord.from_dict(header["record"] | {"held_out": tensors.pop(_HELD_OUT)})
+            surrogate.record = as_annotated(record)
             # Assigned, not copied, so that the dtype that was saved is the dtype that comes back.
             surrogate.load_state_dict(tensors, assign=True)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -94,7 +94,24 @@ def test_a_state_of_other_weights_is_refused_with_the_path(tmp_path):
         (tensors | {"adam.7.step": torch.zeros(1)}, header),
         (tensors | {"adam": torch.zeros(1)} | {"adam.x.step": torch.zeros(1)}, header),
         (tensors, header | {"progress": header["progress"] | {"more": 1}}),
+        (tensors | {"now.0": torch.tensor(3.5)}, header),
+        ({name: x for name, x in tensors.items() if name != "adam.0.exp_avg"}, header),
         (tensors, header | {"progress": []}),
+        *(
+            (tensors, header | {"progress": header["progress"] | {name: value}})
+            for name, value in (
+                ("halvings", 10**30),
+                ("step", -1),
+                ("step", True),
+                ("stale", "x"),
+                ("best", None),
+                ("decay_from", 0.5),
+                ("history", [{"step": 0, "loss": "x"}]),
+                ("history", [1]),
+                ("notes", [1]),
+                ("notes", "x"),
+            )
+        ),
         (tensors, header | {"identity": None}),
     ]
     for bad, said in wrong:

@@ -1,13 +1,17 @@
 """A surrogate composes its parts, and comes back from a folder as it went in."""
 
 import copy
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import koopman_interp as ki
-from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.errors import FileFormatError, InputError, StorageError
 from koopman_interp.files import read_json, write_tensors
 from koopman_interp.hosts.layouts import shaped_like, to_rows
 from koopman_interp.surrogates.folder import CONFIG_FILE, WEIGHTS_FILE
@@ -201,3 +205,63 @@ def test_tokens_and_their_dtype_come_back_from_rows():
     assert predicted.shape == (2, 3, 6)
     assert predicted.dtype == torch.bfloat16
     assert torch.equal(predicted[1, 2], surrogate.predict(state[1, 2:], 0, 1)[0].to(torch.bfloat16))
+
+
+# --- the configuration beside the weights ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other(trajectories, quick_config):
+    return ki.fit(trajectories, replace(quick_config, seed=1), method="least_squares")
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_a_kill_between_the_files_leaves_no_configuration_of_another_fit(
+    surrogate, other, tmp_path, monkeypatch, renamed
+):
+    surrogate.save_pretrained(tmp_path)
+    rename, left = Path.replace, renamed
+
+    def dies(self, target):
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dies)
+        if renamed == 2:
+            other.save_pretrained(tmp_path)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                other.save_pretrained(tmp_path)
+    loaded = ki.KoopmanAutoencoder.from_pretrained(tmp_path)
+    assert loaded.digest() == (other if renamed else surrogate).digest()
+    if (tmp_path / CONFIG_FILE).exists():
+        assert read_json(tmp_path / CONFIG_FILE)["record"]["settings"]["seed"] == loaded.record.settings["seed"]
+    other.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", CONFIG_FILE, WEIGHTS_FILE}
+
+
+def test_a_full_disk_leaves_both_files(surrogate, other, tmp_path, monkeypatch):
+    surrogate.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        other.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_configuration_of_other_weights_is_refused_and_none_is_not(surrogate, other, tmp_path):
+    surrogate.save_pretrained(tmp_path / "ours")
+    other.save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / CONFIG_FILE).replace(tmp_path / "ours" / CONFIG_FILE)
+    with pytest.raises(FileFormatError, match=r"config\.json is not of the model\.safetensors beside it"):
+        ki.KoopmanAutoencoder.from_pretrained(tmp_path / "ours")
+    (tmp_path / "ours" / CONFIG_FILE).unlink()
+    assert ki.KoopmanAutoencoder.from_pretrained(tmp_path / "ours").digest() == surrogate.digest()

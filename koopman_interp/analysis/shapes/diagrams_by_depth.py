@@ -18,6 +18,7 @@ from torch import Tensor
 
 from koopman_interp.analysis.shapes.diagrams import STATISTICS, Statistic, betti_curve
 from koopman_interp.analysis.shapes.persistence import Diagrams
+from koopman_interp.annotations import as_annotated
 from koopman_interp.errors import InputError
 from koopman_interp.files import Json, read_tensors, rebuilding, write_tensors
 from koopman_interp.results import Result
@@ -246,7 +247,7 @@ class Topology(Result):
         """
         tensors, header = read_tensors(path, kind="topology")
         with rebuilding(path, "a topology"):
-            return cls.of_parts(tensors, header)
+            return as_annotated(cls.of_parts(tensors, header))
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Part it into tensors by name, and what JSON holds."""

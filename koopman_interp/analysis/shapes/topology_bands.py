@@ -22,6 +22,7 @@ from torch import Tensor
 from koopman_interp.analysis.shapes.diagrams import Statistic
 from koopman_interp.analysis.shapes.diagrams_by_depth import REPORTED_SCALES, Topology, beyond
 from koopman_interp.analysis.shapes.topology import of_class, topology
+from koopman_interp.annotations import as_annotated
 from koopman_interp.errors import InputError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.results import PlainResult, Result
@@ -149,7 +150,7 @@ class TopologyBands(Result):
                 run, _, rest = name.partition(".")
                 by_run[int(run)][rest] = tensor
             runs = tuple(Topology.of_parts(*own) for own in zip(by_run, header["runs"], strict=True))
-            return cls(runs, header["independent"], header["level"])
+            return as_annotated(cls(runs, header["independent"], header["level"]))
 
 
 def _band(ends: tuple[float, float, float]) -> str:

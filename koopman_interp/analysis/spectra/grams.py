@@ -19,6 +19,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from koopman_interp.analysis.encoding import Encoded, encoded
+from koopman_interp.annotations import as_annotated
 from koopman_interp.errors import InputError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.sources.opening import Rows
@@ -164,13 +165,14 @@ class Grams:
         """
         tensors, header = read_tensors(path, kind="grams")
         with rebuilding(path, "Gram matrices"):
-            return cls(
+            own = cls(
                 **{name: tensors[name] for name in _TENSORS},
                 spans=tuple(Span(gap, tuple(starts)) for gap, starts in header["spans"]),
                 classes=tuple(header["classes"]),
                 basis=tensors.get("basis"),
                 operator=header["operator"],
             )
+            return as_annotated(own)
 
 
 def gather_grams(

@@ -21,6 +21,7 @@ from numpy import ndarray
 from koopman_interp.analysis.spectra.eigen import PRINTED, real_basis
 from koopman_interp.analysis.spectra.grams import Grams
 from koopman_interp.analysis.spectra.spectrum import Spectrum
+from koopman_interp.annotations import as_annotated
 from koopman_interp.errors import InputError
 from koopman_interp.files import Json, read_tensors, rebuilding, write_tensors
 from koopman_interp.results import Result
@@ -116,7 +117,7 @@ class Pseudospectra(Result):
             values = torch.view_as_complex(tensors["eigenvalues"]).numpy()
             kept: dict[str, Json] = {name: tensors[name].numpy() for name in ("real", "imag", "residual")}
             kept |= {name: header[name] for name in ("directions", "samples", "gap")}
-        return cls(**kept, eigenvalues=values)
+            return as_annotated(cls(**kept, eigenvalues=values))
 
 
 def pseudospectra(

@@ -23,6 +23,7 @@ from koopman_interp.analysis.spectra.intervals import Intervals
 from koopman_interp.analysis.spectra.residuals import ALIVE
 from koopman_interp.analysis.spectra.spaces import apart
 from koopman_interp.analysis.spectra.verdicts import DRIFT, Verdict, sentences, verdicts
+from koopman_interp.annotations import as_annotated
 from koopman_interp.clocks import Clock
 from koopman_interp.errors import InputError
 from koopman_interp.files import Json, read_tensors, rebuilding, write_tensors
@@ -353,7 +354,7 @@ class Spectrum(Result):
             if "labels" in header:
                 kept = {name: parts[f"amplitudes.{name}"] for name in _AMPLITUDES}
                 own["amplitudes"] = Amplitudes(**kept, labels=tuple(header["labels"]))
-            return cls(**own, **{name: header[name] for name in ("condition", "samples", "tolerance")})
+            return as_annotated(cls(**own, **{name: header[name] for name in ("condition", "samples", "tolerance")}))
 
 
 _VECTORS = ("operator_eigenvalues", "modes", "readers", "residuals")

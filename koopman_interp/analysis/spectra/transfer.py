@@ -29,6 +29,7 @@ from numpy import ndarray
 
 from koopman_interp.analysis.encoding import encoded
 from koopman_interp.analysis.spectra.eigen import PRINTED
+from koopman_interp.annotations import as_annotated
 from koopman_interp.depths import span
 from koopman_interp.errors import InputError
 from koopman_interp.files import Json, jsonable, read_tensors, rebuilding, write_tensors
@@ -169,7 +170,7 @@ class TransferModes(Result):
         with rebuilding(path, "transfer modes"):
             values: dict[str, Json] = {name: tensor.numpy() for name, tensor in tensors.items()}
             values |= header
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
+            return as_annotated(cls(**{field.name: values[field.name] for field in fields(cls)}))
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from koopman_interp.analysis.substitutes.layers import Layers, depths_of_layers
 from koopman_interp.analysis.substitutes.lenses import KoopmanLens, lens_of
 from koopman_interp.analysis.substitutes.stand_ins import substituted
+from koopman_interp.annotations import as_annotated
 from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import InputError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
@@ -154,7 +155,7 @@ class LensReading(Result):
         with rebuilding(path, "a lens"):
             names = {int(number): name for number, name in header["names"].items()}
             sites, inputs = tuple(header["sites"]), tuple(header["inputs"])
-            return cls(lens=header["lens"], sites=sites, inputs=inputs, names=names, **tensors)
+            return as_annotated(cls(lens=header["lens"], sites=sites, inputs=inputs, names=names, **tensors))
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from koopman_interp.analysis.substitutes.layers import Layers, depths_of_layers
 from koopman_interp.analysis.substitutes.lenses import KoopmanLens, lens_of
 from koopman_interp.analysis.substitutes.stand_ins import StandIn, substituted
+from koopman_interp.annotations import as_annotated
 from koopman_interp.errors import InputError, UnsupportedHostError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.hosts.finding import host_for
@@ -149,7 +150,7 @@ class LensVectors(Result):
         tensors, header = read_tensors(path, kind=KIND)
         with rebuilding(path, "lens vectors"):
             vectors = tuple(tensors[f"vectors.{depth}"] for depth in range(len(header["sites"])))
-            return cls(vectors, tensors["agreement"], tensors["size"], **_from_header(header))
+            return as_annotated(cls(vectors, tensors["agreement"], tensors["size"], **_from_header(header)))
 
 
 def _from_header(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from koopman_interp.analysis.substitutes.affine import AffineMap, AffineSums
 from koopman_interp.analysis.substitutes.stand_ins import StandIn, in_context
+from koopman_interp.annotations import as_annotated
 from koopman_interp.errors import InputError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.hashing import tensor_digest
@@ -224,7 +225,9 @@ class AffineLens:
                 AffineMap(*(tensors[f"{part}.{depth}"] for part in _PARTS)) for depth in range(len(header["sites"]) - 1)
             )
             host = HostFingerprint(**header["host"])
-            return cls(maps, tuple(header["sites"]), host, header["skip"], header["layout"], header["name"])
+            return as_annotated(
+                cls(maps, tuple(header["sites"]), host, header["skip"], header["layout"], header["name"])
+            )
 
     def digest(self) -> str:
         """Digest all maps."""
