@@ -19,11 +19,8 @@ from torch import Tensor
 from koopman_interp.errors import FileFormatError, FitInterrupted, InputError, TooLargeError
 from koopman_interp.files import read_tensors, write_tensors
 from koopman_interp.locks import locked
-<<<<<<< HEAD
-from koopman_interp.processes import Processes
-=======
 from koopman_interp.memory import is_out_of_memory
->>>>>>> w-14-faults
+from koopman_interp.processes import Processes
 
 Resume = bool | Literal["auto"]
 """Whether to go on from a checkpoint; `auto` is where there is one."""

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from koopman_interp.errors import InputError
 from koopman_interp.fitting.normalizing import Normalizer
 from koopman_interp.fitting.row_order import RowOrder
 from koopman_interp.fitting.rows import HeldRows, Ordered, chunk_rows
@@ -105,7 +106,7 @@ class StreamedRows:
         thinned = shared(self.whole.thinned(self._statistics), self._processes)
         for batch in thinned.batches(depths=self._read, part=self.part):
             for piece in batch.pieces(rows, whole=self.looks_back):
-                kept = self.normalizer.kept(piece)
+                kept = self.normalizer.kept(piece, self._read)
                 states = torch.stack(
                     [self.normalizer(state, depth) for state, depth in zip(kept.states, self._kept, strict=True)]
                 )
@@ -114,7 +115,8 @@ class StreamedRows:
     def spaced(self, rows: int) -> HeldRows:
         """Draw rows from all of the source; every process draws the same."""
         thinned = self.whole.thinned(min(4 * rows, self._statistics))
-        return self.normalizer.held(some_rows(thinned, rows, self.part, whole=self.looks_back), self._kept)
+        drawn = self.normalizer.kept(some_rows(thinned, rows, self.part, whole=self.looks_back))
+        return self.normalizer.held(drawn, self._kept)
 
     def ends(self) -> StreamedRows:
         """Keep the first depth and the last."""
@@ -193,10 +195,16 @@ class WindowBatches:
         """Go through the windows of all epochs."""
         first = epoch = 0
         while True:
+            before = first
             for number, (rows, depths) in enumerate(self._of_epoch(epoch)):
                 window = self._made(rows, depths, first, f"{self._seed}/{epoch}/{number}")
                 first += window.steps
                 yield window
+            if first == before:
+                raise InputError(
+                    "A process has no rows to fit on: all inputs of its share are held out, or outlie. Start fewer "
+                    "processes, or observe more."
+                )
             epoch += 1
 
     def _of_epoch(self, epoch: int) -> Iterator[tuple[Trajectories, tuple[int, ...]]]:

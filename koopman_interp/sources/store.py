@@ -17,9 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from koopman_interp.annotations import as_annotated
 from koopman_interp.clocks import Clock
 from koopman_interp.errors import FileFormatError
-from koopman_interp.files import Json, json_digest, read_json, read_tensors, write_json
+from koopman_interp.files import Json, json_digest, read_json, read_tensors, rebuilding, write_json
+from koopman_interp.hashing import generator_of
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.sources.protocol import Blocks
 from koopman_interp.sources.shards import Shard, read_block
@@ -85,12 +87,12 @@ class Index:
         if values.pop("digest", None) != json_digest(values):
             raise FileFormatError(f"{path} does not hold what was written to it: its digest differs. Copy it again.")
         values = {name: value for name, value in values.items() if name not in ("kind", "version")}
-        try:
+        with rebuilding(path, "an index of a store"):
             shards = tuple(Shard(**(each | {"blocks": tuple(each["blocks"])})) for each in values["shards"])
             lists = {name: tuple(values[name]) for name in ("widths", "dtypes", "classes")}
-            return cls(**(values | lists | {"shards": shards}))
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(f"{path} lacks a part of an index ({error}). Observe anew.") from error
+            index = as_annotated(cls(**(values | lists | {"shards": shards})))
+            as_annotated(index.empty())
+            return index
 
     def empty(self) -> Trajectories:
         """Return trajectories without rows, with all that is said of them."""
@@ -229,6 +231,7 @@ class Store(Blocks):
                 said(self.counts[block])
         named = {INDEX, COORDINATES, *(shard.name for shard in self.index.shards)}
         foreign = sorted(path.name for path in self.folder.iterdir() if path.name not in named)
+        wrong = list(dict.fromkeys(wrong))  # of a shard that is gone, all blocks say so
         return wrong + [f"{self.folder / name} is not of the store." for name in foreign if not name.startswith(".")]
 
     def as_dataset(self, *, shuffle: int | None = None, epoch: int = 0) -> Any:
@@ -241,10 +244,11 @@ class Store(Blocks):
         Returns:
             The data set: a column a depth, by its site, and `sequence`, `position`, `label`, `token`.
         """
+        seed = None if shuffle is None else f"{shuffle}/{epoch}"
         from datasets import IterableDataset  # here, since it takes a second to import
 
         return IterableDataset.from_generator(
-            _rows, gen_kwargs={"folder": str(self.folder), "blocks": self.order(shuffle, epoch), "shuffle": shuffle}
+            _rows, gen_kwargs={"folder": str(self.folder), "blocks": self.order(shuffle, epoch), "shuffle": seed}
         )
 
     def _restored(self, states: Tensor, depth: int) -> Float[Tensor, "row width"]:
@@ -257,17 +261,18 @@ class Store(Blocks):
 
 def _read_maps(folder: Path, depths: int) -> list[tuple[Tensor, Tensor]]:
     tensors, _ = read_tensors(folder / COORDINATES, kind="coordinates of a store")
-    return [(tensors[f"mean.{depth}"], tensors[f"inverse.{depth}"]) for depth in range(depths)]
+    with rebuilding(folder / COORDINATES, "coordinates of a store"):
+        return [(tensors[f"mean.{depth}"], tensors[f"inverse.{depth}"]) for depth in range(depths)]
 
 
-def _rows(folder: str, blocks: list[int], shuffle: int | None) -> Iterator[dict[str, Any]]:
+def _rows(folder: str, blocks: list[int], shuffle: str | None) -> Iterator[dict[str, Any]]:
     """Go through the rows of blocks as samples of a data set."""
     store = Store(folder)
     for block in blocks:
         batch = store.read(block)
         order = torch.arange(len(batch))
         if shuffle is not None:
-            order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(shuffle + block))
+            order = torch.randperm(len(batch), generator=generator_of(f"{shuffle}/{block}"))
         for row in order.tolist():
             states = zip(batch.sites, batch.states, strict=True)
             sample: dict[str, object] = {site: state[row].float().numpy() for site, state in states}
