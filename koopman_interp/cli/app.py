@@ -14,6 +14,7 @@ from koopman_interp.cli.editing import audit_, edit, forget_
 from koopman_interp.cli.hints import example
 from koopman_interp.cli.reading import fidelity_, lens, spectrum_, topology_
 from koopman_interp.cli.recording import fit_, observe
+from koopman_interp.cli.storing import store_
 from koopman_interp.cli.surroundings import config_, demo, doctor, hosts, report, sites_
 
 
@@ -41,7 +42,7 @@ def cli(traceback: bool) -> None:
 
 
 _SURROUNDINGS = (doctor, demo, hosts, sites_)
-_WORK = (observe, config_, fit_, spectrum_, topology_, fidelity_, lens, edit, forget_, audit_, report)
+_WORK = (observe, store_, config_, fit_, spectrum_, topology_, fidelity_, lens, edit, forget_, audit_, report)
 for verb in (*_SURROUNDINGS, *_WORK):
     cli.add_command(verb)
 

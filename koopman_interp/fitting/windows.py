@@ -68,7 +68,6 @@ class StreamedRows:
         statistics: rows that a solve goes through, at most.
         looks_back: whether the encoder does, so that rows are taken in whole sequences.
         ends: whether only the first depth and the last are wanted.
-        window: bytes of a window.
         processes: that each go through a share of the source's blocks.
     """
 
@@ -81,13 +80,12 @@ class StreamedRows:
         statistics: int,
         looks_back: bool = False,
         ends: bool = False,
-        window: int = WINDOW_BYTES,
         processes: Processes | None = None,
     ) -> None:
         self.whole, self.part, self.normalizer = source, part, normalizer
         self._processes = processes or Processes()
         self.source = shared(source, self._processes)
-        self.looks_back, self.window = looks_back, window
+        self.looks_back = looks_back
         self._statistics, self._ends = statistics, ends
         self._kept = (0, source.depths - 1) if ends else tuple(range(source.depths))
 
@@ -127,7 +125,6 @@ class StreamedRows:
             statistics=self._statistics,
             looks_back=self.looks_back,
             ends=True,
-            window=self.window,
             processes=self._processes,
         )
 
@@ -236,7 +233,7 @@ class WindowBatches:
     def _most_rows(self, depths: Sequence[int]) -> int:
         widths = [self._rows.source.widths[depth] for depth in depths]
         row = sum(widths) * self._rows.source.empty.states[0].element_size()
-        return max(_LEAST_BATCHES * self._size, self._rows.window // row)
+        return max(_LEAST_BATCHES * self._size, WINDOW_BYTES // row)
 
     def _chosen(self, key: str) -> tuple[int, ...]:
         """Draw the depths of a window."""

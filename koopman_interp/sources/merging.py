@@ -94,6 +94,6 @@ def _joined(indices: Sequence[Index]) -> Index:
 
 def _linked(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)  # on the Hub's cache, names are links
     except OSError:  # another disk, or one without links
         shutil.copyfile(source, target)

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from koopman_interp.annotations import as_annotated
 from koopman_interp.clocks import Clock
-from koopman_interp.errors import FileFormatError
+from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import Json, json_digest, read_json, read_tensors, rebuilding, write_json
 from koopman_interp.hashing import generator_of
 from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.sources.hub import fetched, sent
 from koopman_interp.sources.protocol import Blocks
 from koopman_interp.sources.shards import Shard, read_block
 from koopman_interp.trajectories import Trajectories
@@ -229,10 +230,47 @@ class Store(Blocks):
                 wrong.append(str(error))
             if said is not None:
                 said(self.counts[block])
-        named = {INDEX, COORDINATES, *(shard.name for shard in self.index.shards)}
-        foreign = sorted(path.name for path in self.folder.iterdir() if path.name not in named)
+        foreign = sorted({path.name for path in self.folder.iterdir()} - set(self._files))
         wrong = list(dict.fromkeys(wrong))  # of a shard that is gone, all blocks say so
         return wrong + [f"{self.folder / name} is not of the store." for name in foreign if not name.startswith(".")]
+
+    @classmethod
+    def from_hub(cls, repo: str, **download: Any) -> Store:
+        """Fetch a store from the Hub, and open it where it lies on this machine then.
+
+        Args:
+            repo: owner/name of the data set.
+            **download: for `huggingface_hub.snapshot_download`, such as `revision=` or `local_dir=`.
+
+        Raises:
+            FileNotFoundError: there is no such data set, or no store in it.
+            FileFormatError: its index was changed, or is of something else.
+        """
+        return cls(fetched(repo, **download))
+
+    def push_to_hub(self, repo: str, *, private: bool | None = None, **upload: Any) -> str:
+        """Send the store to the Hub, as a data set.
+
+        Args:
+            repo: owner/name of the data set, made where it is not there yet.
+            private: whether others may not see it; None is as the owner has set.
+            **upload: for `huggingface_hub.upload_folder`, such as `commit_message=`.
+
+        Returns:
+            Where it is to be seen.
+
+        Raises:
+            InputError: the observation did not come to its end.
+        """
+        if not self.index.complete:
+            raise InputError(f"The observation of {self.folder} did not come to its end. Observe to it again first.")
+        return sent(self.folder, self._files, repo, private=private, **upload)
+
+    @property
+    def _files(self) -> list[str]:
+        """Names of all files that belong to the store."""
+        beside = [] if self._maps is None else [COORDINATES]
+        return [INDEX, *beside, *(shard.name for shard in self.index.shards)]
 
     def as_dataset(self, *, shuffle: int | None = None, epoch: int = 0) -> Any:
         """Return the rows as a `datasets.IterableDataset`, a row a sample, for what reads such.

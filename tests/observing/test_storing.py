@@ -49,7 +49,6 @@ ki.attach(mlp()).observe((INPUTS, LABELS), batch_size=5, store=sys.argv[1], prog
 def small_shards(monkeypatch):
     monkeypatch.setattr(shards, "BLOCK_ROWS", 16)
     monkeypatch.setattr(writing, "SHARD_ROWS", 64)
-    monkeypatch.setattr(writing, "_INDEX_SECONDS", 0.002)
 
 
 def observed(folder, x=INPUTS, y=LABELS, *, model=None, **how):

@@ -19,7 +19,7 @@ def two(tmp_path, small_shards):
     parts = [batched(rows(100, 4)), [(x, y + 3) for x, y in batched(rows(70, 4, seed=1))]]
     for name, part in zip("ab", parts, strict=True):
         tap.observe(part, store=tmp_path / name, progress=False)
-    return tmp_path / "a", tmp_path / "b", tap.observe(sum(parts, []), progress=False)
+    return tmp_path / "a", tmp_path / "b", tap.observe(parts[0] + parts[1], progress=False)
 
 
 def test_a_joined_store_holds_all(two, tmp_path):

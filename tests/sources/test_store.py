@@ -134,9 +134,7 @@ def test_a_shard_that_is_gone_or_another_is_noticed(store):
     first.write_bytes(second.read_bytes())
     assert ["its header differs" in each for each in store.verify()] == [True]
     first.unlink()
-    assert store.verify() == [
-        f"There is no file {first}, which the store's index names. Copy the store again, whole."
-    ]
+    assert store.verify() == [f"There is no file {first}, which the store's index names. Copy the store again, whole."]
     with pytest.raises(FileNotFoundError, match=first.name):
         store.trajectories()
     first.write_bytes(whole)

@@ -66,7 +66,7 @@ def test_so_it_is_where_there_are_fewer(tap):
 @pytest.mark.parametrize("size", [20, 100])
 def test_a_generator_that_has_come_to_its_end_is_refused(tap, size):
     begun = tap.stream(rows(100, 4), batch_size=size)
-    with pytest.raises(InputError, match="cannot be begun anew|gave other inputs"):
+    with pytest.raises(InputError, match=r"cannot be begun anew|gave other inputs"):
         ki.fit(lambda: begun, ki.FitConfig(steps=5), progress=False)
 
 
