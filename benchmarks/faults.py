@@ -36,6 +36,7 @@ def main() -> int:
     """Try, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=60, help="of each job (default: %(default)s)")
+    parser.add_argument("--jobs", nargs="+", metavar="JOB", help="those to kill, by name (default: all)")
     parser.add_argument("--bits", type=int, default=100, help="of each kind of file (default: %(default)s)")
     parser.add_argument("--files", type=int, default=300, help="hostile ones a kind, at most (default: %(default)s)")
     parser.add_argument("--smoke", action="store_true", help="4 kills, 10 bits, 40 hostile files")
@@ -47,8 +48,11 @@ def main() -> int:
     matplotlib.use("Agg")
     started, values = time.perf_counter(), Values()
     kinds, jobs = values.kinds(), tuple(make(values) for make in JOBS)
+    names = [job.name for job in jobs]
+    if unknown := set(told.jobs or ()) - set(names):
+        parser.error(f"there is no job {', '.join(sorted(unknown))}; there are {', '.join(names)}")
 
-    by_job = {job.name: killed(job, kills, told.seed) for job in jobs}
+    by_job = {job.name: killed(job, kills, told.seed) for job in jobs if job.name in (told.jobs or names)}
     print(_shown("killed at random moments", by_job), flush=True)
     raw: list[str] = []
     by_bit, by_file = dict[str, dict[str, int]](), dict[str, dict[str, int]]()

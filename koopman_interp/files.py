@@ -15,7 +15,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,17 @@ FORMAT_VERSION = 2
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, needed: int = 0, lasting: bool = True) -> Iterator[Path]:
     """Yield a temporary path that takes the place of `path` when the block ends without an exception.
 
     Args:
         path: the file to write; missing parent folders are made.
         needed: bytes that it will take, where they are known.
+        lasting: flush it to the disk, which takes its time; of many files that nothing names yet, `made_lasting` does
+            it at once for all.
 
     Yields:
-        A path in the same folder, with the same suffix, to write to.
+        A path with the same name, in a folder beside it, to write to.
 
     Raises:
         StorageError: the folder cannot be written to, or the disk is full. The old file is as it was.
@@ -55,24 +57,42 @@ def replacing(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[Path
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(target)
         _require_room(target, needed)
-        handle, name = tempfile.mkstemp(
-            prefix=f"{_prefix(target)}{os.getpid()}-", suffix=target.suffix, dir=target.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
+        # A folder, since some writers put temporary files of their own beside the one that they write.
+        own = Path(tempfile.mkdtemp(prefix=f"{_prefix(target)}{os.getpid()}-", suffix=target.suffix, dir=target.parent))
+        temporary = own / target.name
         try:
+            temporary.touch()
             yield temporary
             # Only now: some writers put a file of their own, with other rights, in this one's place.
             temporary.chmod(0o666 & ~_umask())
-            _flush(temporary)
+            if lasting:
+                _flush(temporary)
             temporary.replace(target)
-            _flush_folder(target.parent)
+            if lasting:
+                _flush_folder(target.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(own, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         if isinstance(error, StorageError):
             raise
         raise storage_error(target, needed, error) from error
+
+
+def made_lasting(paths: Iterable[Path]) -> None:
+    """Flush files of one folder to the disk, and their names.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    folder: Path | None = None
+    for path in paths:
+        try:
+            _flush(path)
+        except OSError as error:
+            raise storage_error(path, 0, error) from error
+        folder = path.parent
+    if folder is not None:
+        _flush_folder(folder)
 
 
 @contextmanager
@@ -116,7 +136,7 @@ def _clear_leftovers(target: Path) -> None:
         if left.name.startswith(prefix) and left.suffix == target.suffix:
             process = left.name.removeprefix(prefix).partition("-")[0]
             if process.isdecimal() and not _is_alive(int(process)):
-                left.unlink(missing_ok=True)
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _is_alive(process: int) -> bool:

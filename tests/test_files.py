@@ -203,6 +203,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
         "from koopman_interp.files import replacing\n"
         "with replacing(sys.argv[1]) as temporary:\n"
         "    temporary.write_text('half')\n"
+        "    temporary.with_name('.tmpOwn').touch()\n"  # as safetensors does, which then renames it
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     path = tmp_path / "x.txt"

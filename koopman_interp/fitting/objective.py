@@ -28,7 +28,8 @@ from koopman_interp.sequences import Sequences
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.operators import Propagator
 
-_HELD_OUT_ROWS = 2048
+_HELD_OUT_ROWS, _LEAST_HELD_OUT_ROWS, _HELD_OUT_PAIRS = 2048, 256, 2**18
+"""Rows that a look judges by, at most and at least, and pairs of their depths: those of 13 depths are 78."""
 _DRAWN_ROWS = 0.5
 """Part of a batch on which the drawn pair of depths is fitted: it is there to keep the depths between in line."""
 
@@ -55,7 +56,7 @@ class FitObjective:
         surrogate: what is fitted, on the device of the states.
         config: weights of the losses, pairs of depths, batches.
         train: rows to fit on.
-        held_out: rows to judge by; the first 2,048 are.
+        held_out: rows to judge by; the first 2,048 are, or fewer where there are more than 13 depths to pair.
         batch_size: samples a step; where the encoder looks back, as many whole sequences as come nearest to them.
     """
 
@@ -75,7 +76,9 @@ class FitObjective:
         self.surrogate = surrogate
         self._config = config
         self._train = train.ends() if endpoints else train
-        self._held_out, self._held_out_order = (held_out.ends() if endpoints else held_out).first(_HELD_OUT_ROWS)
+        self._held_out, self._held_out_order = (held_out.ends() if endpoints else held_out).first(
+            judged_rows(2 if endpoints else held_out.depths)
+        )
         self._times = (times[0], times[-1]) if endpoints else times
         self._sampled = config.pairs == "sampled" and self._train.depths > 2
         self._batches = self._train.batches(batch_size, config.seed, every_depth=not self._sampled or self._needs_all)
@@ -161,6 +164,12 @@ class FitObjective:
             case _:
                 isometry = chord_isometry(surrogate.encoder, states, generator)
         return total + weight * isometry
+
+
+def judged_rows(depths: int) -> int:
+    """Return how many rows a look takes: all pairs of depths are judged, and there are many of these."""
+    pairs = depths * (depths - 1) // 2
+    return min(_HELD_OUT_ROWS, max(_LEAST_HELD_OUT_ROWS, _HELD_OUT_PAIRS // pairs))
 
 
 def drawn_pair(depths: Sequence[int], generator: torch.Generator) -> tuple[int, int]:

@@ -47,7 +47,11 @@ class Progress:
         made = cls(**values)
         looks = made.history if isinstance(made.history, list) else [None]
         fits = (
-            all(map(_is_count, (made.step, made.stale, made.halvings, made.decay_from or 0)))
+            all(
+                map(
+                    _is_count, (made.step, made.stale, made.halvings, 0 if made.decay_from is None else made.decay_from)
+                )
+            )
             and made.halvings <= 1
             and all(map(_is_number, (made.best, made.seconds)))
             and all(isinstance(look, dict) and _is_count(look.get("step")) for look in looks)

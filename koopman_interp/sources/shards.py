@@ -23,8 +23,8 @@ from torch import Tensor
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import rebuilding, replacing, unreadable
 
-BLOCK_ROWS = 1024
-"""Rows of a block, at least: of 64 numbers each a depth, a quarter of a MB lies in one place."""
+BLOCK_ROWS, BLOCK_BYTES = 1024, 2**22
+"""Rows of a block, at least, and bytes: what is read at once is to be large beside what it costs to begin."""
 _HEADER = "koopman_interp_shard"
 _PARSED = 256
 """Headers that are kept as they were parsed, of some ten kB each."""
@@ -61,7 +61,7 @@ class Shard:
 
 
 def write_shard(folder: Path, name: str, tensors: Mapping[str, Tensor], first: int) -> Shard:
-    """Write a shard, whole or not at all.
+    """Write a shard, whole or not at all; it outlasts a power cut once `files.made_lasting` was called.
 
     Args:
         folder: of the store.
@@ -74,11 +74,13 @@ def write_shard(folder: Path, name: str, tensors: Mapping[str, Tensor], first: i
         StorageError: the disk is full, or the folder is not to be written to.
     """
     plain = {each: tensor.detach().cpu().contiguous() for each, tensor in tensors.items()}
-    blocks = _cuts(plain["sequence"])
+    row = sum(tensor[:1].nbytes for tensor in plain.values())
+    blocks = _cuts(plain["sequence"], max(BLOCK_ROWS, BLOCK_BYTES // max(1, row)))
     digests = {each: _digests(tensor, blocks) for each, tensor in plain.items()}
     header = json.dumps({"blocks": blocks, "digests": digests})
     path = folder / name
-    with replacing(path, needed=sum(tensor.nbytes for tensor in plain.values()) + len(header)) as temporary:
+    size = sum(tensor.nbytes for tensor in plain.values()) + len(header)
+    with replacing(path, needed=size, lasting=False) as temporary:
         save_file(plain, temporary, metadata={_HEADER: header})
     digest = xxhash.xxh3_128(header.encode()).hexdigest()
     return Shard(name, tuple(blocks), first, path.stat().st_size, digest)
@@ -99,7 +101,7 @@ def read_block(folder: Path, shard: Shard, block: int, names: Iterable[str]) -> 
     try:
         with safe_open(path, framework="pt") as opened:
             digests = _block_digests(path, (opened.metadata() or {}).get(_HEADER, ""), shard.digest)
-            tensors = {name: opened.get_slice(name)[rows].clone() for name in names}
+            tensors = {name: opened.get_slice(name)[rows] for name in names}
     except FileFormatError:
         raise
     except PermissionError as error:
@@ -128,15 +130,15 @@ def _block_digests(path: Path, header: str, digest: str) -> dict[str, dict[int, 
         return {name: dict(enumerate(each)) for name, each in json.loads(header)["digests"].items()}
 
 
-def _cuts(sequence: Int[Tensor, " row"]) -> list[int]:
-    """Cut rows into blocks that end where an input does."""
+def _cuts(sequence: Int[Tensor, " row"], least: int) -> list[int]:
+    """Cut rows into blocks of so many or more that end where an input does."""
     ends = [*(torch.nonzero(sequence.diff())[:, 0] + 1).tolist(), len(sequence)]
     cuts = [0]
     for end in ends:
-        if end - cuts[-1] >= BLOCK_ROWS or end == len(sequence):
+        if end - cuts[-1] >= least or end == len(sequence):
             cuts.append(end)
     # A short rest is joined to the block before it.
-    if len(cuts) > 2 and cuts[-1] - cuts[-2] < BLOCK_ROWS // 2:
+    if len(cuts) > 2 and cuts[-1] - cuts[-2] < least // 2:
         del cuts[-2]
     return cuts
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from koopman_interp.errors import InputError
-from koopman_interp.files import Json, write_tensors
+from koopman_interp.files import Json, made_lasting, write_tensors
 from koopman_interp.hashing import in_share, tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.sources.shards import write_shard
@@ -94,6 +94,8 @@ class StoreWriter:
         self._batches, self._inputs, self._bytes = 0, 0, 0
         self._unnamed, self._written = 0, time.monotonic()
         self.index = self._found()
+        self._lasting = 0 if self.index is None else len(self.index.shards)
+        """Shards that are flushed to the disk and named by the index that lies there."""
 
     @property
     def is_complete(self) -> bool:
@@ -220,7 +222,9 @@ class StoreWriter:
 
     def _write_index(self) -> None:
         assert self.index is not None, "an index without a batch"
+        made_lasting(self._folder / shard.name for shard in self.index.shards[self._lasting :])
         self.index.write(self._path)
+        self._lasting = len(self.index.shards)
         self._unnamed, self._written = 0, time.monotonic()
 
     def _begun(self, batch: Trajectories) -> Index:

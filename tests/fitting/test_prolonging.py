@@ -106,6 +106,7 @@ def test_a_state_of_other_weights_is_refused_with_the_path(tmp_path):
                 ("stale", "x"),
                 ("best", None),
                 ("decay_from", 0.5),
+                ("decay_from", {}),
                 ("history", [{"step": 0, "loss": "x"}]),
                 ("history", [1]),
                 ("notes", [1]),

@@ -39,7 +39,7 @@ import koopman_interp as ki
 from koopman_interp.sources import shards, writing
 from tests.sources.conftest import mlp
 from tests.observing.test_storing import INPUTS, LABELS
-shards.BLOCK_ROWS, writing.SHARD_ROWS, writing._INDEX_SECONDS = 16, 64, 0.002
+shards.BLOCK_ROWS, shards.BLOCK_BYTES, writing.SHARD_ROWS, writing._INDEX_SECONDS = 16, 1, 64, 0.002
 print("begun", flush=True)
 ki.attach(mlp()).observe((INPUTS, LABELS), batch_size=5, store=sys.argv[1], progress=False)
 """
@@ -48,6 +48,7 @@ ki.attach(mlp()).observe((INPUTS, LABELS), batch_size=5, store=sys.argv[1], prog
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(shards, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(shards, "BLOCK_BYTES", 1)
     monkeypatch.setattr(writing, "SHARD_ROWS", 64)
 
 

@@ -74,6 +74,7 @@ OBSERVED: dict[str, Callable[[], tuple[ki.Tap, object]]] = {
 def small_shards(monkeypatch) -> None:
     """Blocks of 16 rows or a few more, shards of 64."""
     monkeypatch.setattr(shards, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(shards, "BLOCK_BYTES", 1)
     monkeypatch.setattr(writing, "SHARD_ROWS", 64)
 
 

@@ -42,6 +42,7 @@ def test_some_depths_are_those_of_all(store):
 @pytest.mark.parametrize("counts", [(16,), (40, 3), (3,) * 30, (1, 50, 2, 2, 17, 9, 1), (100, 1)])
 def test_blocks_end_where_inputs_do(tmp_path, monkeypatch, counts):
     monkeypatch.setattr(shards, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(shards, "BLOCK_BYTES", 1)
     observed = of_inputs(*counts)
     tensors = {"state.0": observed.states[0], "sequence": observed.sequence}
     shard = write_shard(tmp_path, "000000.safetensors", tensors, 0)
