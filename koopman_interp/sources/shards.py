@@ -25,7 +25,7 @@ from koopman_interp.files import rebuilding, replacing, unreadable
 
 BLOCK_ROWS, BLOCK_BYTES = 1024, 2**22
 """Rows of a block, at least, and bytes: what is read at once is to be large beside what it costs to begin."""
-_HEADER = "koopman_interp_shard"
+_HEADER, _MOST = "koopman_interp_shard", 2**62
 _PARSED = 256
 """Headers that are kept as they were parsed, of some ten kB each."""
 
@@ -53,6 +53,9 @@ class Shard:
             raise InputError(f"{self.name!r} is no name of a shard in its store's folder.")
         if len(self.blocks) < 2 or self.blocks[0] != 0 or any(a >= b for a, b in itertools.pairwise(self.blocks)):
             raise InputError(f"Blocks of {self.name} begin at 0 and come one after the other; got {self.blocks!r:.60}.")
+
+        if not 0 <= self.first < _MOST or self.blocks[-1] >= _MOST:
+            raise InputError(f"{self.name} has more rows or inputs than a store can have.")
 
     @property
     def rows(self) -> int:
@@ -106,7 +109,7 @@ def read_block(folder: Path, shard: Shard, block: int, names: Iterable[str]) -> 
         raise
     except PermissionError as error:
         raise unreadable(path, error) from error
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise FileFormatError(
             f"{path} is not a whole shard ({error}). Copy it again, or delete the store and observe anew."
         ) from error

@@ -210,6 +210,8 @@ class Store(Blocks):
             rows: how many, from evenly spaced blocks; None is all.
         """
         source: Blocks = self if rows is None else self.thinned(rows)
+        if not len(self):  # of an observation that was stopped early
+            return self.empty
         found = Trajectories.concatenate(source.batches(), same_inputs=True)
         return found if rows is None else found[:rows]
 
@@ -298,6 +300,10 @@ class Store(Blocks):
 
 
 def _read_maps(folder: Path, depths: int) -> list[tuple[Tensor, Tensor]]:
+    if not (folder / COORDINATES).is_file():
+        raise FileNotFoundError(
+            f"There is no {COORDINATES} in {folder}, which its {INDEX} names. Copy it again, whole."
+        )
     tensors, _ = read_tensors(folder / COORDINATES, kind="coordinates of a store")
     with rebuilding(folder / COORDINATES, "coordinates of a store"):
         return [(tensors[f"mean.{depth}"], tensors[f"inverse.{depth}"]) for depth in range(depths)]
