@@ -11,6 +11,7 @@ import torch
 
 import koopman_interp as ki
 from koopman_interp.errors import FitInterrupted, InputError
+from koopman_interp.files import read_tensors
 from koopman_interp.fitting import data as fit_data
 from koopman_interp.fitting import windows
 from koopman_interp.fitting.descent import Descent
@@ -205,16 +206,18 @@ def test_what_reads_trajectories_reads_a_source(store, tap, way, tmp_path):
     np.testing.assert_allclose(one.eigenvalues, other.eigenvalues, rtol=1e-12)
     np.testing.assert_allclose(one.residuals, other.residuals, rtol=1e-6)
     assert str(ki.topology(way, points=30)) == str(ki.topology(rows, points=30))
-    for number, make in enumerate(
-        (
-            lambda given: ki.redirect(koopman, fitted=given, label=0, site=1),
-            lambda given: ki.erase_concept(koopman, given, site=1),
-        )
+    for make in (
+        lambda given: ki.redirect(koopman, fitted=given, label=0, site=1),
+        lambda given: ki.erase_concept(koopman, given, site=1),
     ):
-        files = [tmp_path / f"{number} of {name}.safetensors" for name in ("source", "rows")]
-        for path, given in zip(files, (way, rows), strict=True):
-            make(given).save(path)
-        assert files[0].read_bytes() == files[1].read_bytes()
+        for name, given in (("of source", way), ("of rows", rows)):
+            make(given).save(tmp_path / name)
+        (tensors, said), (expected, header) = (
+            read_tensors(tmp_path / name, kind="edit") for name in ("of source", "of rows")
+        )
+        assert said == header
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
     config = ki.DistilConfig(steps=2, batch_size=16)
     digests = [ki.distil(model, koopman, x, config, fitted=given, progress=False).digest() for given in (way, rows)]
     assert digests[0] == digests[1]
