@@ -271,7 +271,7 @@ def read_tensors(
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
     except PermissionError as error:
-        raise _unreadable(source, error) from error
+        raise unreadable(source, error) from error
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise _too_large(source) from error
@@ -326,7 +326,8 @@ def _lacking(path: str | os.PathLike[str], what: str) -> FileFormatError:
     return FileFormatError(f"{os.fspath(path)} lacks parts of {what}. Write it again from its source.")
 
 
-def _unreadable(source: Path, error: OSError) -> StorageError:
+def unreadable(source: Path, error: OSError) -> StorageError:
+    """Say in a sentence that the system does not let a file be read."""
     return StorageError(f"{source} could not be read: {error.strerror}. Change its rights, or copy it elsewhere.")
 
 
@@ -391,7 +392,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _unreadable(source, error) from error
+        raise unreadable(source, error) from error
     except MemoryError as error:
         raise _too_large(source) from error
     except (ValueError, RecursionError) as error:

@@ -17,6 +17,7 @@ from koopman_interp.cli.reading import describe_modes_, fidelity_, lens, spectru
 from koopman_interp.cli.recording import fit_, observe
 from koopman_interp.cli.reporting import compare, report
 from koopman_interp.cli.running import run
+from koopman_interp.cli.storing import store_
 from koopman_interp.cli.surroundings import completion, config_, demo, doctor, hosts, sites_
 from koopman_interp.errors import nearest
 
@@ -52,7 +53,7 @@ def cli(traceback: bool) -> None:
 
 
 _SURROUNDINGS = (doctor, demo, hosts, sites_, run)
-_MADE = (observe, config_, fit_)
+_MADE = (observe, store_, config_, fit_)
 _READ = (spectrum_, describe_modes_, topology_, fidelity_, lens)
 _CHANGED = (edit, forget_, audit_, audit_language_, generate)
 for verb in (*_SURROUNDINGS, *_MADE, *_READ, *_CHANGED, report, compare, completion):

@@ -45,6 +45,18 @@ class _Source(_Kind):
             raise FileNotFoundError(f"There is no {'folder' if self.dir_okay else 'file'} {path}.")
 
 
+class _Rows(_Source):
+    """A file of trajectories, or the folder of a store."""
+
+    def __init__(self) -> None:
+        super().__init__(folder=True)
+        self.file_okay = True
+
+    def look(self, path: Path) -> None:
+        if not path.exists():
+            raise FileNotFoundError(f"There is no file of trajectories, and no folder of a store, {path}.")
+
+
 class _Saved(_Kind):
     """A folder of a surrogate, or a name on the Hub."""
 
@@ -97,7 +109,7 @@ class _Settings(_Source):
         return settings
 
 
-IN_FILE, IN_FOLDER = _Source(folder=False), _Source(folder=True)
+IN_FILE, IN_FOLDER, IN_ROWS = _Source(folder=False), _Source(folder=True), _Rows()
 OUT_FILE, OUT_FOLDER = _Target(folder=False), _Target(folder=True)
 BEGUN_RUN = _BegunRun(folder=True)
 SURROGATE = _Saved(folder=True)

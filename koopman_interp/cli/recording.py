@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from koopman_interp.cli.data import DATA, DataName
-from koopman_interp.cli.hints import example, say_next
+from koopman_interp.cli.hints import example, require_alone, said
 from koopman_interp.cli.models import MODEL, ModelName
-from koopman_interp.cli.paths import IN_FILE, KOOPMAN, METRICS, OUT_FILE, OUT_FOLDER, SETTINGS, TRAJECTORIES
+from koopman_interp.cli.paths import IN_ROWS, KOOPMAN, METRICS, OUT_FILE, OUT_FOLDER, SETTINGS, TRAJECTORIES
 from koopman_interp.cli.run_folder import begins_run, keep, place
 from koopman_interp.cli.settings import ASSIGNMENT, Assignment, assigned
 from koopman_interp.cli.taking import Taking, takes
@@ -21,6 +21,7 @@ from koopman_interp.cli.taking import Taking, takes
         "koopman-interp observe my:model my:batches --out trajectories.safetensors",
         "koopman-interp observe path/to/model owner/name:train[:500] --labels label --run run",
         "koopman-interp observe gpt2 texts.txt --skip 1 --next-token --run run",
+        "torchrun --nproc-per-node 2 -m koopman_interp observe my:model my:batches --store states",
     )
 )
 @click.argument("model", type=MODEL)
@@ -29,6 +30,8 @@ from koopman_interp.cli.taking import Taking, takes
 @click.option("--skip", type=int, default=0, show_default=True, help="Leading positions to leave out from here on.")
 @click.option("--next-token", is_flag=True, help="Label each token by the one that follows, to erase tokens later.")
 @click.option("--out", type=OUT_FILE, help="Trajectories to write (.safetensors).")
+@click.option("--store", type=OUT_FOLDER, help="Folder to write to instead: more than memory holds, and resumable.")
+@click.option("--keep", "share", type=float, help="Share of the rows that --store keeps.")
 @begins_run
 @takes()
 def observe(
@@ -38,6 +41,8 @@ def observe(
     skip: int,
     next_token: bool,
     out: Path | None,
+    store: Path | None,
+    share: float | None,
     run: Path | None,
     taking: Taking,
 ) -> None:
@@ -47,7 +52,11 @@ def observe(
     (.txt, one a line, or a paragraph where empty lines part them), of rows (.jsonl, .csv, .parquet) or of tensors
     (.safetensors, .npz); or a data set, by folder or by its name on the Hub, with a split: data:train[:500].
     """
-    target = place(out, run, TRAJECTORIES)
+    if store is not None and (out is not None or run is not None):
+        raise click.UsageError("Give --out FILE or --run FOLDER, or --store FOLDER alone.")
+    if share is not None and store is None:
+        raise click.UsageError("--keep is the share of the rows that a store keeps. Give --store FOLDER with it.")
+    target = place(out, run, TRAJECTORIES) if store is None else store
     from koopman_interp.observing.next_tokens import labelled_by_next_token
     from koopman_interp.observing.tap import attach
 
@@ -55,10 +64,14 @@ def observe(
     tap, batches = attach(host, sites or None, skip=skip), rows.given
     if next_token:
         batches = labelled_by_next_token(tap.host, batches, skip=skip, batch_size=taking.batch_size)
+    if store is not None:
+        kept = tap.observe(batches, batch_size=taking.batch_size, store=store, keep=share)
+        said(kept, "fit", store, "--out", "koopman")
+        return
+    require_alone("--store FOLDER")
     trajectories = tap.observe(batches, batch_size=taking.batch_size)
     trajectories.save(target)
-    click.echo(repr(trajectories))
-    say_next("fit", target, *(["--out", "koopman"] if run is None else ["--run", run]))
+    said(repr(trajectories), "fit", target, *(["--out", "koopman"] if run is None else ["--run", run]))
 
 
 @click.command(
@@ -69,7 +82,7 @@ def observe(
         "koopman-interp fit run/trajectories.safetensors --run run --model gpt2 texts.txt",
     ),
 )
-@click.argument("trajectories", type=IN_FILE)
+@click.argument("trajectories", type=IN_ROWS)
 @click.option("--out", type=OUT_FOLDER, help="Folder for the surrogate.")
 @click.option("--config", type=SETTINGS, help="JSON with settings; `koopman-interp config` lists them.")
 @click.option("--set", "assignments", type=ASSIGNMENT, multiple=True, help="One setting, over --config; repeatable.")
@@ -89,22 +102,25 @@ def fit_(
     taking: Taking,
     **options: Any,
 ) -> None:
-    """Fit a surrogate to TRAJECTORIES."""
+    """Fit a surrogate to TRAJECTORIES: a file of them, or the folder of a store."""
     target = place(out, run, KOOPMAN)
     from koopman_interp.fitting.config import FitConfig
     from koopman_interp.fitting.fit import fit
-    from koopman_interp.trajectories import Trajectories
+    from koopman_interp.processes import Processes
 
     settings = FitConfig.from_dict(assigned(config or {}, assignments))
     host: dict[str, Any] = {}
     if model is not None:
         loaded, (rows,) = taking.all(*model)
         host = {"model": loaded, "batches": rows.given}
-    observed = Trajectories.load(trajectories)
-    koopman = fit(observed, settings, **host, **options)
+    koopman = fit(trajectories, settings, **host, **options)
+    if not Processes.here().is_first:
+        return
     koopman.save_pretrained(target)
-    click.echo(f"{koopman!r}\n{koopman.record!r}")
     if run is not None:
+        from koopman_interp.sources.opening import in_memory
+
         (run / METRICS).unlink(missing_ok=True)  # another surrogate begins another run
-        keep(run, koopman, trajectories=observed, seconds={"fit": koopman.record.seconds})
-    say_next("spectrum", target, trajectories, *([] if run is None else ["--run", run]))
+        keep(run, koopman, trajectories=in_memory(trajectories), seconds={"fit": koopman.record.seconds})
+    following: list[str | Path] = [] if run is None else ["--run", run]
+    said(f"{koopman!r}\n{koopman.record!r}", "spectrum", target, trajectories, *following)
