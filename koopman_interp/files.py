@@ -37,14 +37,12 @@ FORMAT_VERSION = 2
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], *, needed: int = 0, lasting: bool = True) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[Path]:
     """Yield a temporary path that takes the place of `path` when the block ends without an exception.
 
     Args:
         path: the file to write; missing parent folders are made.
         needed: bytes that it will take, where they are known.
-        lasting: flush it to the disk, which takes its time; of many files that nothing names yet, `made_lasting` does
-            it at once for all.
 
     Yields:
         A path with the same name, in a folder beside it, to write to.
@@ -65,11 +63,9 @@ def replacing(path: str | os.PathLike[str], *, needed: int = 0, lasting: bool = 
             yield temporary
             # Only now: some writers put a file of their own, with other rights, in this one's place.
             temporary.chmod(0o666 & ~_umask())
-            if lasting:
-                _flush(temporary)
+            _flush(temporary)
             temporary.replace(target)
-            if lasting:
-                _flush_folder(target.parent)
+            _flush_folder(target.parent)
         finally:
             shutil.rmtree(own, ignore_errors=True)
     except (OSError, SafetensorError) as error:

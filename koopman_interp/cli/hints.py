@@ -14,13 +14,18 @@ def example(*lines: str) -> str:
     return "\b\n" + "\n".join(["Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
 
 
-def say_next(*words: str | Path) -> None:
+def say_next(*words: object) -> None:
     """Say which command to write next, to a person: neither a file nor a pipe gets it."""
     if sys.stdout.isatty():
         click.echo(f"next: koopman-interp {shlex.join(map(str, words))}", err=True)
 
 
-def said(result: object, *words: str | Path) -> None:
+def in_run(run: Path | None) -> list[str]:
+    """Return the words that keep the next result in the same run, where there is one."""
+    return [] if run is None else ["--run", str(run)]
+
+
+def said(result: object, *words: object) -> None:
     """Show a result and what to write next; of several processes, the first does."""
     from koopman_interp.processes import Processes
 

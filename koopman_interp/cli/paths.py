@@ -14,7 +14,11 @@ from typing import Any
 
 import click
 
-from koopman_interp.errors import FileFormatError, StorageError
+from koopman_interp.errors import FileFormatError, InputError, StorageError
+
+METRICS, TRAJECTORIES, KOOPMAN = "metrics.json", "trajectories.safetensors", "koopman"
+EDIT, LENS = "edit.safetensors", "lens.safetensors"
+"""Where `report.folder` keeps parts of a run; told again, since to ask it costs an import of torch."""
 
 
 class _Kind(click.Path, ABC):
@@ -80,6 +84,15 @@ class _Target(_Kind):
             ) from error
 
 
+class _BegunRun(_Target):
+    """A run folder that holds a surrogate already, by which results are kept."""
+
+    def look(self, path: Path) -> None:
+        super().look(path)
+        if not (path / METRICS).is_file():
+            raise InputError(f"{path} holds no run yet. Begin one: koopman-interp fit TRAJECTORIES --run {path}.")
+
+
 class _Settings(_Source):
     """A JSON file that holds values by name."""
 
@@ -98,5 +111,6 @@ class _Settings(_Source):
 
 IN_FILE, IN_FOLDER, IN_ROWS = _Source(folder=False), _Source(folder=True), _Rows()
 OUT_FILE, OUT_FOLDER = _Target(folder=False), _Target(folder=True)
+BEGUN_RUN = _BegunRun(folder=True)
 SURROGATE = _Saved(folder=True)
 SETTINGS = _Settings(folder=False)

@@ -23,7 +23,7 @@ from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.listing import SiteTable
 from koopman_interp.hosts.protocol import Host, SiteSelection
 from koopman_interp.hosts.tokens import Tokenizer
-from koopman_interp.observing.batches import BATCH_SIZE, Inputs, calls
+from koopman_interp.observing.batches import BATCH_SIZE, Inputs, batches_in, calls
 from koopman_interp.observing.model_inputs import Batch
 from koopman_interp.observing.pass_record import warn_of_train_mode
 from koopman_interp.observing.recording import OnNonfinite, Recording
@@ -259,7 +259,7 @@ class Tap:
                     found.append(labels_of_samples(y, samples))
                 yield part
 
-        whole = Trajectories.concatenate(parts(), same_inputs=True)
+        whole = Trajectories.concatenate(parts(), same_inputs=True, count=batches_in(batches, batch_size))
         y = labels_of_samples(given, seen) if given is not None else torch.cat(found) if found else None
         if y is not None and len(y) != len(whole):
             raise InputError("Some batches came with labels and others without. Give labels with all or with none.")

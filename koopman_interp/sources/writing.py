@@ -7,18 +7,21 @@ name are deleted then.
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 import xxhash
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.files import Json, made_lasting, write_tensors
+from koopman_interp.growing import GrowingRows
 from koopman_interp.hashing import in_share, tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.sources.shards import write_shard
@@ -30,7 +33,7 @@ _NUMBER = "[0-9]" * 6
 _RANK_INDEX = re.compile(r"index-\d+-of-(\d+)\.json")
 _OURS = re.compile(
     rf"(\d{{3}}-)*\d{{6}}\.safetensors|{re.escape(INDEX)}|{_RANK_INDEX.pattern}|{re.escape(COORDINATES)}|"
-    r"\..*(\.lock|\.safetensors|\.json)"
+    r"\.writing-\d+|\..*(\.lock|\.safetensors|\.json)"
 )
 """Names in the folder of a store; those with a point are locks, and what a killed writer left."""
 _SHARD_BYTES = 64 * 2**20
@@ -89,7 +92,8 @@ class StoreWriter:
         self._folder, self._share, self._coordinates = folder, share, coordinates
         self._path, self._prefix = index_path(folder, rank, ranks), f"{rank:03d}-" if ranks > 1 else ""
         self._facts, self._settings = facts, {**settings, "share": share, "ranks": ranks}
-        self._parts: list[Trajectories] = []
+        self._through = folder / f".writing-{rank}"
+        self._gathered: dict[str, GrowingRows] = {}
         self._seen = xxhash.xxh3_128()
         self._batches, self._inputs, self._bytes = 0, 0, 0
         self._unnamed, self._written = 0, time.monotonic()
@@ -154,10 +158,9 @@ class StoreWriter:
             self.index = self._begun(batch)
         _require_alike(self.index, batch)
         kept = batch if self._share is None else batch[in_share(batch.digests, batch.position, self._share)]
-        self._parts.append(replace(kept, sequence=kept.sequence + self._inputs))
-        self._bytes += sum(state.nbytes for state in kept.states)
+        self._gather(replace(kept, sequence=kept.sequence + self._inputs))
         self._count(inputs, digests)
-        if self._bytes >= _SHARD_BYTES or sum(map(len, self._parts)) >= SHARD_ROWS:
+        if self._bytes >= _SHARD_BYTES or self._rows >= SHARD_ROWS:
             self._flush()
             if self._unnamed >= _INDEX_BYTES or time.monotonic() - self._written >= _INDEX_SECONDS:
                 self._write_index()
@@ -169,7 +172,7 @@ class StoreWriter:
             StorageError: the disk is full.
             InputError: the store has more than was observed now, or no row was kept of all that was.
         """
-        if self.index is not None and not self.index.shards and not any(map(len, self._parts)):
+        if self.index is not None and not self.index.shards and not self._rows:
             raise InputError(
                 "No row was kept: all are padding, among the leading positions that skip= leaves out, labelled -100, "
                 f"or not in the share that keep={self._share} keeps. Observe more, or keep more."
@@ -188,6 +191,7 @@ class StoreWriter:
 
     def keep(self) -> None:
         """Name in the index all shards that are whole, before the process ends."""
+        shutil.rmtree(self._through, ignore_errors=True)
         if self.index is not None and self._unnamed:
             self._write_index()
 
@@ -200,22 +204,31 @@ class StoreWriter:
         """Write the rows gathered to a shard, and take over into the index what lies on the disk then."""
         assert self.index is not None, "rows before the first batch"
         index = replace(self.index, batches=self._batches, inputs=self._inputs, seen=self._seen.hexdigest())
-        if any(map(len, self._parts)):
-            rows = Trajectories.concatenate(_drained(self._parts), same_inputs=True)
-            first = int(rows.sequence.min())
+        if self._rows:
+            tensors = {name: rows.taken() for name, rows in self._gathered.items()}
+            first = int(tensors["sequence"].min())
             name = f"{self._prefix}{len(index.shards):06d}.safetensors"  # as `_OURS` and `_NUMBER` have it
-            shard = write_shard(self._folder, name, self._tensors(rows, first), first)
+            shard = write_shard(
+                self._folder, self._through, name, tensors | {"sequence": tensors["sequence"] - first}, first
+            )
             self._unnamed += shard.bytes
-            classes = tuple(sorted({*index.classes, *rows.classes}))
-            index = replace(index, shards=(*index.shards, shard), classes=classes)
-        self._parts.clear()
+            found = torch.unique(tensors["labels"]).tolist() if "labels" in tensors else []
+            index = replace(index, shards=(*index.shards, shard), classes=tuple(sorted({*index.classes, *found})))
         self.index, self._bytes = index, 0
 
-    def _tensors(self, rows: Trajectories, first: int) -> dict[str, Tensor]:
+    @property
+    def _rows(self) -> int:
+        return len(self._gathered["sequence"]) if self._gathered else 0
+
+    def _gather(self, rows: Trajectories) -> None:
+        """Lay rows down for the next shard, in the room of those of the shard before."""
         tensors = {f"state.{depth}": self._kept(state, depth) for depth, state in enumerate(rows.states)}
-        tensors |= {"sequence": rows.sequence - first, "position": rows.position, "digests": rows.digests}
+        tensors |= {"sequence": rows.sequence, "position": rows.position, "digests": rows.digests}
         beside = {"labels": rows.labels, "tokens": rows.tokens}
-        return tensors | {name: tensor for name, tensor in beside.items() if tensor is not None}
+        tensors |= {name: tensor for name, tensor in beside.items() if tensor is not None}
+        for name, tensor in tensors.items():
+            self._gathered.setdefault(name, GrowingRows()).add(tensor)
+            self._bytes += tensor.nbytes
 
     def _kept(self, states: Float[Tensor, "row width"], depth: int) -> Float[Tensor, "row _"]:
         return states if self._coordinates is None else self._coordinates.normalize(states, depth).to(states.dtype)
@@ -225,6 +238,7 @@ class StoreWriter:
         made_lasting(self._folder / shard.name for shard in self.index.shards[self._lasting :])
         self.index.write(self._path)
         self._lasting = len(self.index.shards)
+        shutil.rmtree(self._through, ignore_errors=True)
         self._unnamed, self._written = 0, time.monotonic()
 
     def _begun(self, batch: Trajectories) -> Index:
@@ -290,7 +304,8 @@ class StoreWriter:
         return None if self._coordinates is None else tensor_digest(_inverses(self._coordinates, depths).items())
 
     def _delete_unnamed(self, named: list[str] | tuple[()]) -> None:
-        """Delete shards of this process that were written after the index."""
+        """Delete shards of this process that were written after the index, and what it left of one."""
+        shutil.rmtree(self._through, ignore_errors=True)
         for path in self._folder.glob(f"{self._prefix}{_NUMBER}.safetensors"):
             if path.name not in named:
                 path.unlink()
@@ -299,12 +314,6 @@ class StoreWriter:
 def index_path(folder: Path, rank: int, ranks: int) -> Path:
     """Name the index of a process, of several that write one store."""
     return folder / (INDEX if ranks == 1 else f"index-{rank}-of-{ranks}.json")
-
-
-def _drained(parts: list[Trajectories]) -> list[Trajectories]:
-    found = [part for part in parts if len(part)]
-    parts.clear()
-    return found
 
 
 def _inverses(coordinates: Coordinates, depths: int) -> dict[str, Tensor]:
