@@ -45,7 +45,7 @@ def test_blocks_end_where_inputs_do(tmp_path, monkeypatch, counts):
     monkeypatch.setattr(shards, "BLOCK_BYTES", 1)
     observed = of_inputs(*counts)
     tensors = {"state.0": observed.states[0], "sequence": observed.sequence}
-    shard = write_shard(tmp_path, "000000.safetensors", tensors, 0)
+    shard = write_shard(tmp_path, tmp_path / "through", "000000.safetensors", tensors, 0)
     ends = {0, *itertools.accumulate(counts)}
     assert set(shard.blocks) <= ends
     assert shard.rows == sum(counts)
