@@ -123,7 +123,7 @@ def read_block(folder: Path, shard: Shard, block: int, names: Iterable[str]) -> 
         with path.open("rb", buffering=0) as opened:
             status = os.fstat(opened.fileno())
             layout = _layout(path, status.st_mtime_ns, status.st_size, shard.digest)
-            read = {name: layout[name].read(opened, start, stop) for name in names}
+            read = {name: layout[name].read(opened, start, stop, status.st_size) for name in names}
         differing = [name for name, (_, digest) in read.items() if layout[name].digests[block] != digest]
     except FileFormatError:
         raise
@@ -154,9 +154,11 @@ class _Laid(NamedTuple):
     begin: int
     digests: list[str]
 
-    def read(self, opened: FileIO, start: int, stop: int) -> tuple[Tensor, str]:
+    def read(self, opened: FileIO, start: int, stop: int, size: int) -> tuple[Tensor, str]:
         """Read some rows, with their digest: into memory of their own, at twice the rate of a mapped file."""
         row = math.prod(self.shape) * self.dtype.itemsize
+        if self.begin + stop * row > size:
+            raise OSError("it is too short")
         data = np.empty((stop - start) * row, dtype=np.uint8)
         opened.seek(self.begin + start * row)
         if opened.readinto(data.data) != len(data):
@@ -165,7 +167,7 @@ class _Laid(NamedTuple):
         return tensor, xxhash.xxh3_64_hexdigest(data.data)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_PARSED)
 def _layout(path: Path, changed: int, size: int, digest: str) -> dict[str, _Laid]:  # noqa: ARG001 (keys of the cache)
     """Read where the tensors of a shard lie; once, as long as the file stays the same.
 

@@ -191,6 +191,7 @@ class StoreWriter:
 
     def keep(self) -> None:
         """Name in the index all shards that are whole, before the process ends."""
+        shutil.rmtree(self._through, ignore_errors=True)
         if self.index is not None and self._unnamed:
             self._write_index()
 

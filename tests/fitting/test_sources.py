@@ -168,6 +168,32 @@ def test_rows_that_outlie_are_left_out_of_a_source_too(tap, tmp_path, monkeypatc
         fitted(store, replace(config, outlying=None, steps=1))
 
 
+def test_a_large_part_of_the_rows_is_no_outlier_in_a_source_either(tap, tmp_path, not_held):
+    x, y = points(1000)
+    x[::10] *= 1e4
+    store = tap.observe((x, y), store=tmp_path / "states", progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = fit_data.fit_data(store, QUICK)
+    assert (rows.fitted, rows.held_out, rows.notes) == (900, 100, [])
+
+
+def test_rows_that_lie_far_out_where_it_does_not_matter_stay(tap, tmp_path, not_held):
+    observed = tap.observe(points(40_000), progress=False)
+    states = [state.clone() for state in observed.states]
+    states[1][::40] *= 1e4  # which is most of what there is at this depth
+    middle = states[2].median(0).values
+    distances = (states[2] - middle).norm(dim=1)
+    one = int((distances - distances.median()).abs()[1::40].argmin()) * 40 + 1
+    states[2][one] = middle + 35 * (states[2][one] - middle)  # and this is not
+    changed = replace(observed, states=tuple(states))
+    with pytest.warns(UserWarning, match=r"1,000 of 40,000 lie more than"):
+        rows = fit_data.fit_data(lambda: changed, QUICK)
+    with pytest.warns(UserWarning, match=r"1,000 of 40,000 lie more than"):
+        held = fit_data.InMemory(changed, QUICK)
+    assert (rows.fitted, rows.held_out) == (held.fitted, held.held_out)
+
+
 def test_an_encoder_that_looks_back_is_fitted_from_whole_sequences(tmp_path, not_held):
     torch.manual_seed(0)
     ids = torch.randint(2, 40, (120, 8), generator=torch.Generator().manual_seed(0))

@@ -85,19 +85,27 @@ class Stopping(torch.nn.Module):
 # --- going on ----------------------------------------------------------------------------------------------------
 
 
+def begun_in_a_process(folder):
+    process = subprocess.Popen([sys.executable, "-c", WORK, folder], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
 def test_a_killed_observation_goes_on_to_the_same(tmp_path, whole):
     draw, folder, seen = random.Random(0), tmp_path / "states", set()
-    for attempt in range(8):
-        with subprocess.Popen([sys.executable, "-c", WORK, folder], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout.readline() == "begun\n"
-            time.sleep(draw.uniform(0.005, 0.12))
+    with begun_in_a_process(tmp_path / "in another process") as process:
+        started = time.perf_counter()
+        assert process.wait() == 0
+        seconds = time.perf_counter() - started
+    assert contents(tmp_path / "in another process") == whole
+    for attempt in range(6):
+        with begun_in_a_process(folder) as process:
+            time.sleep(seconds * (attempt + draw.random()) / 6)
             process.send_signal(signal.SIGKILL)
         seen.add(read_json(folder / INDEX)["inputs"] if (folder / INDEX).is_file() else 0)
         if attempt % 3 == 2:  # else the next goes on from what this one left
-            with suppress(UserWarning):
-                assert contents(observed(folder).folder) == whole
+            assert contents(observed(folder).folder) == whole
             shutil.rmtree(folder)
-    assert contents(observed(folder).folder) == whole
     assert len(seen) > 1, "killed at one place alone"
 
 
