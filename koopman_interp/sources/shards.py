@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,10 @@ BLOCK_ROWS, BLOCK_BYTES = 1024, 2**22
 _HEADER, _MOST = "koopman_interp_shard", 2**62
 _PARSED = 256
 """Headers that are kept as they were parsed, of some ten kB each."""
+
+
+_HOSTILE = (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
+"""What shows where a header says what cannot be."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ def write_shard(folder: Path, through: Path, name: str, tensors: Mapping[str, Te
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise storage_error(path, size, error) from error
-    digest = xxhash.xxh3_128(header.encode()).hexdigest()
+    with path.open("rb") as opened:
+        digest = xxhash.xxh3_128_hexdigest(_header(opened, path.stat().st_size))
     return Shard(name, tuple(blocks), first, path.stat().st_size, digest)
 
 
@@ -119,16 +124,18 @@ def read_block(folder: Path, shard: Shard, block: int, names: Iterable[str]) -> 
             status = os.fstat(opened.fileno())
             layout = _layout(path, status.st_mtime_ns, status.st_size, shard.digest)
             read = {name: layout[name].read(opened, start, stop, status.st_size) for name in names}
+        differing = [name for name, (_, digest) in read.items() if layout[name].digests[block] != digest]
+    except FileFormatError:
+        raise
     except PermissionError as error:
         raise unreadable(path, error) from error
-    except (OSError, KeyError) as error:
+    except _HOSTILE as error:
         raise _not_whole(path, error) from error
-    for name, (_, digest) in read.items():
-        if layout[name].digests[block : block + 1] != [digest]:
-            raise FileFormatError(
-                f"{path} does not hold what was written to it: rows {start} to {stop - 1} of {name} differ. A bit "
-                "flipped, or somebody changed a part. Copy it again from where it is whole, or observe anew."
-            )
+    if differing:
+        raise FileFormatError(
+            f"{path} does not hold what was written to it: rows {start} to {stop - 1} of {', '.join(differing)} "
+            "differ. A bit flipped, or somebody changed a part. Copy it again from where it is whole, or observe anew."
+        )
     return {name: tensor for name, (tensor, _) in read.items()}
 
 
@@ -168,29 +175,34 @@ def _layout(path: Path, changed: int, size: int, digest: str) -> dict[str, _Laid
     """
     try:
         with path.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if length > size:
-                raise OSError("it is too short")
-            whole = json.loads(opened.read(length))
-        header = whole["__metadata__"][_HEADER]
-        if xxhash.xxh3_128(header.encode()).hexdigest() != digest:
+            header = _header(opened, size)
+        if xxhash.xxh3_128_hexdigest(header) != digest:
             raise FileFormatError(
                 f"{path} is not the shard that the store's index names: its header differs. Copy the store again."
             )
-        said = json.loads(header)
+        whole = json.loads(header[8:])
+        said = json.loads(whole["__metadata__"][_HEADER])
         return {
             name: _Laid(
                 tuple(shape),
                 getattr(torch, dtype),
-                8 + length + whole[name]["data_offsets"][0],
+                len(header) + whole[name]["data_offsets"][0],
                 said["digests"][name],
             )
             for name, (dtype, *shape) in said["kinds"].items()
         }
     except (FileFormatError, PermissionError):
         raise
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+    except _HOSTILE as error:
         raise _not_whole(path, error) from error
+
+
+def _header(opened: BinaryIO, size: int) -> bytes:
+    """Read the header of a safetensors file, with its length before it."""
+    length = opened.read(8)
+    if int.from_bytes(length, "little") > size:
+        raise OSError("it is too short")
+    return length + opened.read(int.from_bytes(length, "little"))
 
 
 def _not_whole(path: Path, error: Exception) -> FileFormatError:

@@ -33,7 +33,7 @@ _NUMBER = "[0-9]" * 6
 _RANK_INDEX = re.compile(r"index-\d+-of-(\d+)\.json")
 _OURS = re.compile(
     rf"(\d{{3}}-)*\d{{6}}\.safetensors|{re.escape(INDEX)}|{_RANK_INDEX.pattern}|{re.escape(COORDINATES)}|"
-    r"\.writing-\d+|\..*(\.lock|\.safetensors|\.json)"
+    r"\..*(\.lock|\.safetensors|\.json)|\.writing-\d+"
 )
 """Names in the folder of a store; those with a point are locks, and what a killed writer left."""
 _SHARD_BYTES = 64 * 2**20
@@ -91,8 +91,8 @@ class StoreWriter:
             raise InputError(f"keep is the share of the rows that is kept, above 0 and up to 1; got {share}.")
         self._folder, self._share, self._coordinates = folder, share, coordinates
         self._path, self._prefix = index_path(folder, rank, ranks), f"{rank:03d}-" if ranks > 1 else ""
-        self._facts, self._settings = facts, {**settings, "share": share, "ranks": ranks}
         self._through = folder / f".writing-{rank}"
+        self._facts, self._settings = facts, {**settings, "share": share, "ranks": ranks}
         self._gathered: dict[str, GrowingRows] = {}
         self._seen = xxhash.xxh3_128()
         self._batches, self._inputs, self._bytes = 0, 0, 0
@@ -211,9 +211,8 @@ class StoreWriter:
             tensors = {name: rows.taken() for name, rows in self._gathered.items()}
             first = int(tensors["sequence"].min())
             name = f"{self._prefix}{len(index.shards):06d}.safetensors"  # as `_OURS` and `_NUMBER` have it
-            shard = write_shard(
-                self._folder, self._through, name, tensors | {"sequence": tensors["sequence"] - first}, first
-            )
+            tensors["sequence"] = tensors["sequence"] - first
+            shard = write_shard(self._folder, self._through, name, tensors, first)
             self._unnamed += shard.bytes
             found = torch.unique(tensors["labels"]).tolist() if "labels" in tensors else []
             index = replace(index, shards=(*index.shards, shard), classes=tuple(sorted({*index.classes, *found})))

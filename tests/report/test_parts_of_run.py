@@ -31,6 +31,7 @@ def test_parts_join_to_the_whole(trained, yin_yang_data, tmp_path):
         page = add_to_run(tmp_path / "parts", koopman, audits=[audit])
     whole, joined = (read_json(tmp_path / each / places.METRICS) for each in ("whole", "parts"))
     assert sorted(joined.pop("figures")) == sorted(whole.pop("figures"))
+    assert joined.pop("made").keys() == whole.pop("made").keys()  # at other times
     assert joined == whole
     assert page.read_text().count("<section") == (tmp_path / "whole" / "report.html").read_text().count("<section")
     files = [
