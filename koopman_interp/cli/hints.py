@@ -25,7 +25,7 @@ def in_run(run: Path | None) -> list[str]:
     return [] if run is None else ["--run", str(run)]
 
 
-def said(result: object, *words: object) -> None:
+def said(result: object, *words: str | Path) -> None:
     """Show a result and what to write next; of several processes, the first does."""
     from koopman_interp.processes import Processes
 

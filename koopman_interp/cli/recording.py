@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from koopman_interp.cli.data import DATA, DataName
-from koopman_interp.cli.hints import example, in_run, require_alone, said
+from koopman_interp.cli.hints import example, require_alone, said
 from koopman_interp.cli.models import MODEL, ModelName
 from koopman_interp.cli.paths import IN_ROWS, KOOPMAN, METRICS, OUT_FILE, OUT_FOLDER, SETTINGS, TRAJECTORIES
 from koopman_interp.cli.run_folder import begins_run, keep, place
@@ -19,9 +19,9 @@ from koopman_interp.cli.taking import Taking, takes
 @click.command(
     epilog=example(
         "koopman-interp observe my:model my:batches --out trajectories.safetensors",
-        "torchrun --nproc-per-node 2 -m koopman_interp observe my:model my:batches --store states",
         "koopman-interp observe path/to/model owner/name:train[:500] --labels label --run run",
         "koopman-interp observe gpt2 texts.txt --skip 1 --next-token --run run",
+        "torchrun --nproc-per-node 2 -m koopman_interp observe my:model my:batches --store states",
     )
 )
 @click.argument("model", type=MODEL)
@@ -31,7 +31,7 @@ from koopman_interp.cli.taking import Taking, takes
 @click.option("--next-token", is_flag=True, help="Label each token by the one that follows, to erase tokens later.")
 @click.option("--out", type=OUT_FILE, help="Trajectories to write (.safetensors).")
 @click.option("--store", type=OUT_FOLDER, help="Folder to write to instead: more than memory holds, and resumable.")
-@click.option("--keep", type=float, help="Share of the rows that --store keeps.")
+@click.option("--keep", "share", type=float, help="Share of the rows that --store keeps.")
 @begins_run
 @takes()
 def observe(
@@ -42,7 +42,7 @@ def observe(
     next_token: bool,
     out: Path | None,
     store: Path | None,
-    keep: float | None,
+    share: float | None,
     run: Path | None,
     taking: Taking,
 ) -> None:
@@ -52,9 +52,11 @@ def observe(
     (.txt, one a line, or a paragraph where empty lines part them), of rows (.jsonl, .csv, .parquet) or of tensors
     (.safetensors, .npz); or a data set, by folder or by its name on the Hub, with a split: data:train[:500].
     """
-    if (store is not None and (out is not None or run is not None)) or (store is None and keep is not None):
-        raise click.UsageError("Give --out or --run, or --store FOLDER and with it --keep SHARE.")
-    target = store or place(out, run, TRAJECTORIES)
+    if store is not None and (out is not None or run is not None):
+        raise click.UsageError("Give --out FILE or --run FOLDER, or --store FOLDER alone.")
+    if share is not None and store is None:
+        raise click.UsageError("--keep is the share of the rows that a store keeps. Give --store FOLDER with it.")
+    target = place(out, run, TRAJECTORIES) if store is None else store
     from koopman_interp.observing.next_tokens import labelled_by_next_token
     from koopman_interp.observing.tap import attach
 
@@ -63,13 +65,13 @@ def observe(
     if next_token:
         batches = labelled_by_next_token(tap.host, batches, skip=skip, batch_size=taking.batch_size)
     if store is not None:
-        found = tap.observe(batches, batch_size=taking.batch_size, store=store, keep=keep)
-        said(found, "fit", store, "--out", "koopman")
+        kept = tap.observe(batches, batch_size=taking.batch_size, store=store, keep=share)
+        said(kept, "fit", store, "--out", "koopman")
         return
     require_alone("--store FOLDER")
     trajectories = tap.observe(batches, batch_size=taking.batch_size)
     trajectories.save(target)
-    said(trajectories, "fit", target, *(in_run(run) or ["--out", "koopman"]))
+    said(repr(trajectories), "fit", target, *(["--out", "koopman"] if run is None else ["--run", run]))
 
 
 @click.command(
@@ -113,9 +115,11 @@ def fit_(
         loaded, (rows,) = taking.all(*model)
         host = {"model": loaded, "batches": rows.given}
     koopman = fit(trajectories, settings, **host, **options)
-    if Processes.here().is_first:
-        koopman.save_pretrained(target)
-        if run is not None:
-            (run / METRICS).unlink(missing_ok=True)  # another surrogate begins another run
-            keep(run, koopman, trajectories=in_memory(trajectories), seconds={"fit": koopman.record.seconds})
-    said(f"{koopman!r}\n{koopman.record!r}", "spectrum", target, trajectories, *in_run(run))
+    if not Processes.here().is_first:
+        return
+    koopman.save_pretrained(target)
+    if run is not None:
+        (run / METRICS).unlink(missing_ok=True)  # another surrogate begins another run
+        keep(run, koopman, trajectories=in_memory(trajectories), seconds={"fit": koopman.record.seconds})
+    following: list[str | Path] = [] if run is None else ["--run", run]
+    said(f"{koopman!r}\n{koopman.record!r}", "spectrum", target, trajectories, *following)

@@ -19,7 +19,7 @@ import xxhash
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from koopman_interp.errors import InputError
+from koopman_interp.errors import InputError, StorageError
 from koopman_interp.files import Json, made_lasting, write_tensors
 from koopman_interp.growing import GrowingRows
 from koopman_interp.hashing import in_share, tensor_digest
@@ -190,10 +190,13 @@ class StoreWriter:
         self._write_index()
 
     def keep(self) -> None:
-        """Name in the index all shards that are whole, before the process ends."""
-        shutil.rmtree(self._through, ignore_errors=True)
-        if self.index is not None and self._unnamed:
-            self._write_index()
+        """Name in the index all shards that are whole, before the process ends; what cannot be named is deleted."""
+        try:
+            if self.index is not None and self._unnamed:
+                self._write_index()
+        except StorageError:  # of a full disk, say: whoever calls this has been told
+            self.index = Index.read(self._path) if self._path.is_file() else None
+        self._delete_unnamed([] if self.index is None else [shard.name for shard in self.index.shards])
 
     def _count(self, inputs: int, digests: Int[Tensor, " input"]) -> None:
         self._seen.update(digests.contiguous().numpy().data)
@@ -263,7 +266,7 @@ class StoreWriter:
         """
         self._require_own()
         if not self._path.is_file():
-            self._delete_unnamed(())
+            self._delete_unnamed([])
             return None
         index = Index.read(self._path)
         here = HostFingerprint(**self._facts["host"])
@@ -302,7 +305,7 @@ class StoreWriter:
     def _coordinates_digest(self, depths: int) -> str | None:
         return None if self._coordinates is None else tensor_digest(_inverses(self._coordinates, depths).items())
 
-    def _delete_unnamed(self, named: list[str] | tuple[()]) -> None:
+    def _delete_unnamed(self, named: list[str]) -> None:
         """Delete shards of this process that were written after the index, and what it left of one."""
         shutil.rmtree(self._through, ignore_errors=True)
         for path in self._folder.glob(f"{self._prefix}{_NUMBER}.safetensors"):

@@ -145,6 +145,18 @@ def test_what_a_full_disk_stops_goes_on(tmp_path, monkeypatch, whole, good):
     assert contents(observed(tmp_path / "states").folder) == whole
 
 
+def test_a_disk_that_tells_late_that_it_is_full_leaves_nothing(tmp_path, monkeypatch, whole):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="the disk is full"):
+            observed(tmp_path / "states")
+    assert contents(tmp_path / "states") == {}
+    assert contents(observed(tmp_path / "states").folder) == whole
+
+
 def test_what_the_disk_has_no_room_for_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 90_000))
