@@ -20,7 +20,6 @@ from koopman_interp.sources.protocol import Source
 from koopman_interp.surrogates.outlying_rows import LEAST_SHARE, MOST_OUTLYING, OutlyingRows
 from koopman_interp.trajectories import Trajectories
 
-_JUDGED_ROWS = 4096
 _MEDIAN_ROWS = 8192
 
 
@@ -84,7 +83,7 @@ def surveyed(source: Source, config: FitConfig, processes: Processes) -> Survey:
             f"Holding out {config.validation:.0%} of the inputs left none of {sum(looked.rows):,} rows to judge by. "
             "Observe more, or choose another FitConfig(validation=…)."
         )
-    judged = some_rows(some, _JUDGED_ROWS, draw, whole=whole)
+    judged = some_rows(some, judged_rows(source.depths), draw, whole=whole)
     return Survey(
         draw,
         singly,

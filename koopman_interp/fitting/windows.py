@@ -29,6 +29,8 @@ WINDOW_BYTES = 2**27
 """States of a window, in the host's dtype: rows that are mixed with one another."""
 _LEAST_BATCHES = 8
 """Batches of a window, at least."""
+_LEAST_SPACED = 1024
+"""Rows that a start is solved on, at least."""
 _MOST_DEPTHS = 8
 """Depths of a window beside the ends, where a step takes a pair of them; each window draws its own."""
 
@@ -111,7 +113,8 @@ class StreamedRows:
                 yield states, kept.in_sequence().to(states.device) if self.looks_back else None
 
     def spaced(self, rows: int) -> HeldRows:
-        """Draw rows from all of the source; every process draws the same."""
+        """Draw rows from all of the source, as many as a window or two holds; every process draws the same."""
+        rows = min(rows, max(_LEAST_SPACED, 2 * self.window // (4 * self.depths * self.normalizer.dimension)))
         thinned = self.whole.thinned(min(4 * rows, self._statistics))
         drawn = self.normalizer.kept(some_rows(thinned, rows, self.part, whole=self.looks_back))
         return self.normalizer.held(drawn, self._kept)
