@@ -13,6 +13,7 @@ from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.config import FitConfig
+from koopman_interp.fitting.rows import judged_rows
 from koopman_interp.hashing import MOST_COUNTED, Draw
 from koopman_interp.processes import Processes
 from koopman_interp.sources.opening import shared, some_rows

@@ -114,7 +114,7 @@ class StreamedRows:
 
     def spaced(self, rows: int) -> HeldRows:
         """Draw rows from all of the source, as many as a window or two holds; every process draws the same."""
-        rows = min(rows, max(_LEAST_SPACED, 2 * self.window // (4 * self.depths * self.normalizer.dimension)))
+        rows = min(rows, max(_LEAST_SPACED, 2 * WINDOW_BYTES // (4 * self.depths * self.normalizer.dimension)))
         thinned = self.whole.thinned(min(4 * rows, self._statistics))
         drawn = self.normalizer.kept(some_rows(thinned, rows, self.part, whole=self.looks_back))
         return self.normalizer.held(drawn, self._kept)
