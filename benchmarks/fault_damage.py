@@ -7,6 +7,7 @@ is counted: a value that differs, as silent; an exception that is no sentence of
 from __future__ import annotations
 
 import json
+import os
 import random
 import tempfile
 from collections import Counter
@@ -19,7 +20,7 @@ from fault_values import Kind, digest_of
 from safetensors.torch import load, save_file
 
 import koopman_interp as ki
-from koopman_interp.files import DIGEST_KEY, HEADER_KEY, json_digest, write_tensors
+from koopman_interp.files import HEADER_KEY, json_digest, write_tensors
 
 OTHERS: tuple[Any, ...] = (None, True, -1, 10**30, 1e308, "x", "", [], [[[]]], {}, {"x": []})
 """What a part of a header is replaced by."""
@@ -33,13 +34,14 @@ def outcome(act: Callable[[], Any], path: Path | None, same: str | None = None) 
 
     Args:
         act: what to do; gives a value.
-        path: the file, which a refusal has to name; None where there is none to name.
+        path: the file, which a refusal has to name, or one beside it; None where there is none to name.
         same: digest of the value that would be right; None where any would.
     """
     try:
         value = act()
     except (ki.KoopmanInterpError, FileNotFoundError) as error:
-        named = path is None or path.name in str(error)
+        # Of files that belong together, either may be the one that is amiss.
+        named = path is None or path.name in str(error) or f"{path.parent}{os.sep}" in str(error)
         return ("noticed" if named else "noticed, not named"), f"{type(error).__name__}: {error}"
     except Exception as error:
         return "raw", f"{type(error).__name__}: {error}"
@@ -134,14 +136,17 @@ def _of_safetensors(path: Path, whole: bytes) -> Iterator[tuple[str, Callable[[]
             changed = len(text).to_bytes(_LENGTH, "little") + text + data
             yield f"{part} {value!r}", lambda changed=changed: path.write_bytes(changed)
     metadata, tensors = outer["__metadata__"], load(whole)
+    key = HEADER_KEY if HEADER_KEY in metadata else next(iter(metadata))
     for text in (_DEEP, "9" * 5000, "null", "[]", '"x"', "{"):
-        said = {HEADER_KEY: text, DIGEST_KEY: metadata[DIGEST_KEY]}
+        said = metadata | {key: text}
         yield f"our header {text[:8]!r}", lambda said=said: save_file(tensors, path, metadata=said)
-    header = json.loads(metadata[HEADER_KEY])
+    header = json.loads(metadata[key])
     header = {name: value for name, value in header.items() if name not in ("kind", "version")}
 
     def written(changed: dict[str, torch.Tensor], said: dict[str, Any]) -> Callable[[], object]:
-        stored = json.loads(metadata[HEADER_KEY])["kind"]
+        if key != HEADER_KEY:
+            return lambda: save_file(changed, path, metadata={key: json.dumps(said)})
+        stored = json.loads(metadata[key])["kind"]
         return lambda: write_tensors(path, changed, kind=stored, header=said)
 
     for place, changed in _changed(header):
@@ -155,9 +160,12 @@ def _of_safetensors(path: Path, whole: bytes) -> Iterator[tuple[str, Callable[[]
 
 
 def _of_json(path: Path, values: dict[str, Any]) -> Iterator[tuple[str, Callable[[], object]]]:
+    beside: tuple[str, ...] = ("digest", "kind")
+    if values.get("digest") == json_digest({name: value for name, value in values.items() if name != "digest"}):
+        beside = ("digest",)
     for place, changed in _changed(values):
         if "digest" in changed:  # such as whoever changes a file could write
-            said = {name: value for name, value in changed.items() if name not in ("digest", "kind")}
+            said = {name: value for name, value in changed.items() if name not in beside}
             changed = changed | {"digest": json_digest(said)}
         text = json.dumps(changed)
         yield place, lambda text=text: path.write_text(text)

@@ -10,6 +10,7 @@ import random
 import signal
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from fault_values import Values, digest_of
 import koopman_interp as ki
 from koopman_interp.files import read_tensors
 from koopman_interp.report.folder import read_run
+from koopman_interp.sources.store import INDEX
 
 Read = Callable[[Path], tuple[str, ...]]
 
@@ -51,6 +53,21 @@ def fit_job(values: Values) -> Job:
         return ("whole or none",)
 
     return Job("fit", lambda _: None, lambda folder: digest_of(values.fit(folder)), read)
+
+
+def observe_job(values: Values) -> Job:
+    """An observation to a store, which goes on where it was killed."""
+
+    def read(folder: Path) -> tuple[str, ...]:
+        if (folder / INDEX).exists():
+            with warnings.catch_warnings():  # that it did not come to its end
+                warnings.simplefilter("ignore", UserWarning)
+                store = ki.Store(folder)
+            if len(store):
+                store.trajectories()
+        return ("whole or none",)
+
+    return Job("observe", lambda _: None, lambda folder: digest_of(values.observe(folder).trajectories()), read)
 
 
 def save_job(values: Values) -> Job:
@@ -100,7 +117,7 @@ def run_job(values: Values) -> Job:
     return Job("write_run", lambda folder: write(before, folder), work, read)
 
 
-JOBS: tuple[Callable[[Values], Job], ...] = (fit_job, save_job, run_job)
+JOBS: tuple[Callable[[Values], Job], ...] = (fit_job, observe_job, save_job, run_job)
 
 
 def killed(job: Job, trials: int, seed: int) -> dict[str, int]:

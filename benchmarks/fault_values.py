@@ -5,17 +5,21 @@ Cost: about a second.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import xxhash
 
 import koopman_interp as ki
+from koopman_interp.sources import writing
+from koopman_interp.sources.store import INDEX
 from koopman_interp.testing import ResidualMLP
 
 QUICK = ki.FitConfig(observables=12, hidden=(8,), steps=60, evaluate_every=3, batch_size=32, patience=None)
@@ -89,6 +93,8 @@ class Values:
             _of("topology", topology, ki.Topology),
             _of("fidelity", fidelity, type(fidelity), "fidelity.json"),
             Kind("checkpoint", "kept.safetensors", self._save_checkpoint, self._resume),
+            Kind("shard", "000001.safetensors", self.observe, _stored),
+            Kind("index", INDEX, self.observe, _stored),
         )
 
     def fit(self, folder: Path | None = None, **settings: Any) -> ki.KoopmanAutoencoder:
@@ -96,6 +102,11 @@ class Values:
         path = None if folder is None else folder / "kept.safetensors"
         config = replace(QUICK, **settings)
         return ki.fit(self.trajectories, config, checkpoint=path, resume=path is not None and "auto", progress=False)
+
+    def observe(self, folder: Path) -> ki.Store:
+        """Observe to a store of five shards, going on where an earlier observation was killed."""
+        with mock.patch.multiple(writing, SHARD_ROWS=64, _INDEX_SECONDS=0.0):
+            return ki.attach(self.model).observe(self.data, batch_size=8, store=folder, progress=False)
 
     def _save_checkpoint(self, folder: Path) -> None:
         (folder / "kept.safetensors").unlink(missing_ok=True)
@@ -108,6 +119,12 @@ class Values:
 def _of(name: str, value: Any, kind: Any, file: str | None = None) -> Kind:
     file = file or f"{name}.safetensors"
     return Kind(name, file, lambda folder: value.save(folder / file), lambda folder: kind.load(folder / file))
+
+
+def _stored(folder: Path) -> ki.Trajectories:
+    with warnings.catch_warnings():  # that it did not come to its end
+        warnings.simplefilter("ignore", UserWarning)
+        return ki.Store(folder).trajectories()
 
 
 def digest_of(value: Any) -> str:

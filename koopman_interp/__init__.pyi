@@ -97,6 +97,7 @@ from .patching.patch import Patch as Patch
 from .patching.options import PatchOptions as PatchOptions
 from .patching.patch import patched as patched
 from .patching.site_hooks import SiteHooks as SiteHooks
+from .report.comparing import compare_runs as compare_runs
 from .report.run import write_run as write_run
 from .surrogates.autoencoder import KoopmanAutoencoder as KoopmanAutoencoder
 from .surrogates.autoencoder import SurrogateConfig as SurrogateConfig

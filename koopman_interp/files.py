@@ -37,14 +37,12 @@ FORMAT_VERSION = 2
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], *, needed: int = 0, lasting: bool = True) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[Path]:
     """Yield a temporary path that takes the place of `path` when the block ends without an exception.
 
     Args:
         path: the file to write; missing parent folders are made.
         needed: bytes that it will take, where they are known.
-        lasting: flush it to the disk, which takes its time; of many files that nothing names yet, `made_lasting` does
-            it at once for all.
 
     Yields:
         A path with the same name, in a folder beside it, to write to.
@@ -65,11 +63,9 @@ def replacing(path: str | os.PathLike[str], *, needed: int = 0, lasting: bool = 
             yield temporary
             # Only now: some writers put a file of their own, with other rights, in this one's place.
             temporary.chmod(0o666 & ~_umask())
-            if lasting:
-                _flush(temporary)
+            _flush(temporary)
             temporary.replace(target)
-            if lasting:
-                _flush_folder(target.parent)
+            _flush_folder(target.parent)
         finally:
             shutil.rmtree(own, ignore_errors=True)
     except (OSError, SafetensorError) as error:
@@ -275,7 +271,7 @@ def read_tensors(
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
     except PermissionError as error:
-        raise _unreadable(source, error) from error
+        raise unreadable(source, error) from error
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise _too_large(source) from error
@@ -330,7 +326,8 @@ def _lacking(path: str | os.PathLike[str], what: str) -> FileFormatError:
     return FileFormatError(f"{os.fspath(path)} lacks parts of {what}. Write it again from its source.")
 
 
-def _unreadable(source: Path, error: OSError) -> StorageError:
+def unreadable(source: Path, error: OSError) -> StorageError:
+    """Say in a sentence that the system does not let a file be read."""
     return StorageError(f"{source} could not be read: {error.strerror}. Change its rights, or copy it elsewhere.")
 
 
@@ -396,7 +393,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _unreadable(source, error) from error
+        raise unreadable(source, error) from error
     except MemoryError as error:
         raise _too_large(source) from error
     except (ValueError, RecursionError) as error:

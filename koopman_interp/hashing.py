@@ -172,8 +172,13 @@ def in_share(digests: Int[Tensor, " row"], position: Int[Tensor, " row"], share:
     """Mark a share of rows, drawn by the digest of their input and where in it they stand."""
     if share >= 1:
         return torch.ones(len(digests), dtype=torch.bool)
+    return torch.from_numpy(row_hashes(digests, position) < np.uint64(int(share * 2**64)))
+
+
+def row_hashes(digests: Int[Tensor, " row"], position: Int[Tensor, " row"]) -> UInt64[np.ndarray, " row"]:
+    """Hash rows by the digest of their input and where in it they stand, evenly over all words."""
     places = mixed(_GOLDEN * (_unsigned(position) + 1))
-    return torch.from_numpy(mixed(_unsigned(digests) ^ places ^ _key("share")) < np.uint64(int(share * 2**64)))
+    return mixed(_unsigned(digests) ^ places ^ _key("share"))
 
 
 def generator_of(text: str) -> torch.Generator:

@@ -12,7 +12,6 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from html import escape
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -22,7 +21,7 @@ from numpy import ndarray
 from koopman_interp.annotations import as_annotated
 from koopman_interp.errors import FileFormatError
 from koopman_interp.files import json_digest, jsonable, read_json, write_json
-from koopman_interp.tables import Table
+from koopman_interp.tables import Table, escaped
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -63,12 +62,16 @@ class Result(ABC):
 
     def _repr_html_(self) -> str:
         """Show the tables in a notebook."""
-        parts = [f"<p>{escape(repr(self))}</p>", *(table.html() for table in self.tables())]
-        notes = (f"<p>{escape(line)}</p>" for note in self.notes() for line in note.splitlines())
+        parts = [f"<p>{escaped(repr(self))}</p>", *(table.html() for table in self.tables())]
+        notes = (f"<p>{escaped(line)}</p>" for note in self.notes() for line in note.splitlines())
         return "\n".join(['<div class="koopman-interp">', _STYLE, *parts, *notes, "</div>"])
 
     def to_frame(self) -> DataFrame:
-        """Return the first table as a pandas data frame, with the numbers themselves in it."""
+        """Return the first table as a pandas data frame, with the numbers themselves in it.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
         return self.tables()[0].frame()
 
     def plot(self, **options: object) -> Any:

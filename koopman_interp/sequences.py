@@ -6,6 +6,7 @@ of their places, with holes where sequences end early or a column is padding. Kn
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,3 +93,25 @@ class Sequences:
         real = self.real
         rows = laid.new_zeros(*laid.shape[:-3], count, laid.shape[-1])
         return rows.index_copy(rows.ndim - 2, self.rows[real], laid[..., real, :])
+
+
+def whole_pieces(sequence: Int[Tensor, " row"], rows: int) -> Iterator[Int[Tensor, " _"]]:
+    """Cut rows into pieces of whole sequences, in the order of their numbers: of `rows` rows, or of one sequence.
+
+    Args:
+        sequence: the sequence that each row belongs to.
+        rows: of a piece, at most, but where a single sequence has more.
+
+    Yields:
+        Numbers of the rows of a piece.
+    """
+    order = sequence.argsort(stable=True)
+    counts = torch.unique(sequence, return_counts=True)[1].tolist()
+    start = stop = 0
+    for count_ in counts:
+        if stop > start and stop + count_ - start > rows:
+            yield order[start:stop]
+            start = stop
+        stop += count_
+    if stop > start:
+        yield order[start:stop]

@@ -6,18 +6,43 @@ of what they are about.
 
 from __future__ import annotations
 
+import html
 import math
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from html import escape
 from typing import TYPE_CHECKING, Any
+
+from koopman_interp.errors import InputError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 NOTHING = "–"
 """What stands where there is no value."""
+
+_UNSEEN = {"Cc", "Cf", "Cs"}
+"""Categories of Unicode that no reader sees: control characters, formats such as right-to-left marks, surrogates."""
+
+
+def readable(text: str) -> str:
+    r"""Write out the code points that cannot be seen, or would turn the text round them; lines stay lines.
+
+    >>> readable("class\u202e 4"), readable("two\nlines")
+    ('class⟨U+202E⟩ 4', 'two\nlines')
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        f"⟨U+{ord(each):04X}⟩" if each not in "\n\t" and unicodedata.category(each) in _UNSEEN else each
+        for each in text
+    )
+
+
+def escaped(text: str) -> str:
+    """Escape a text for HTML, within an element or a quoted attribute, with nothing in it that cannot be seen."""
+    return html.escape(readable(text))
 
 
 @dataclass(frozen=True)
@@ -60,13 +85,13 @@ class Table:
     Attributes:
         columns: the columns, from left to right.
         caption: what the table shows, in words.
-        marked: the row that a reader looks for, which HTML sets off.
+        marked: the row that a reader looks for, or several, which HTML sets off.
         most: rows to show, from the first; a data frame has them all. None shows all.
     """
 
     columns: tuple[Column, ...]
     caption: str = ""
-    marked: int | None = None
+    marked: int | Collection[int] | None = None
     most: int | None = None
 
     def without_empty(self) -> Table:
@@ -102,15 +127,16 @@ class Table:
         def cell(tag: str, text: str, place: int, scope: str = "") -> str:
             look = ["marked"] * (place == marked_column) + ["words"] * self.columns[place].left
             names = f' class="{" ".join(look)}"' if look else ""
-            return f"<{tag}{scope}{names}>{escape(text)}</{tag}>"
+            return f"<{tag}{scope}{names}>{escaped(text)}</{tag}>"
 
         head = "".join(cell("th", column.name, place, ' scope="col"') for place, column in enumerate(self.columns))
         body, scope = [], ' scope="row"'
+        marked = (self.marked,) if self.marked is None or isinstance(self.marked, int) else self.marked
         for index, (name, *others) in enumerate(self._rows()):
-            look = ' class="marked"' if index == self.marked else ""
+            look = ' class="marked"' if index in marked else ""
             cells = "".join(cell("td", text, place) for place, text in enumerate(others, 1))
             body.append(f"<tr{look}>{cell('th', name, 0, scope)}{cells}</tr>")
-        caption = f"<caption>{escape(self.caption)}</caption>\n" if self.caption else ""
+        caption = f"<caption>{escaped(self.caption)}</caption>\n" if self.caption else ""
         foot = ""
         if more := self._more():
             foot = f'\n<tfoot><tr><td colspan="{len(self.columns)}">{more}</td></tr></tfoot>'
@@ -118,8 +144,18 @@ class Table:
         return f"<table>\n{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>{foot}</table>"
 
     def frame(self) -> DataFrame:
-        """Return it as a pandas data frame, one column a column, with the values of all rows as they are."""
-        from pandas import DataFrame  # which `datasets` brings; it takes half a second to import
+        """Return it as a pandas data frame, one column a column, with the values of all rows as they are.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame  # which `datasets` brings; it takes half a second to import
+        except ImportError as error:
+            raise InputError(
+                "A data frame needs the package pandas: pip install pandas. The same numbers are in as_dict() and, "
+                "as text, in str()."
+            ) from error
 
         numbers = [pair for column in self.columns for pair in column.numbers()]
         frame = DataFrame({place: values for place, (_, values) in enumerate(numbers)})

@@ -8,7 +8,7 @@ models; what it remembers of its model is a fingerprint.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -20,17 +20,19 @@ from koopman_interp.clocks import Clock
 from koopman_interp.depths import span
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import Json, read_tensors, write_tensors
+from koopman_interp.growing import GrowingRows
 from koopman_interp.hashing import Draw, group_digests, row_digests
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.tokens import Tokenizer, shown_in_text
 from koopman_interp.hub import OnHub
 from koopman_interp.labels import IGNORED, forms_of, spread_labels
-from koopman_interp.results import plotted
-from koopman_interp.sequences import Sequences
+from koopman_interp.results import Result
+from koopman_interp.sequences import Sequences, whole_pieces
+from koopman_interp.tables import Column, Table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trajectories(OnHub):
+class Trajectories(Result, OnHub):
     """States of samples over depth.
 
     Attributes:
@@ -107,13 +109,26 @@ class Trajectories(OnHub):
             f"{self.sites[-1]!r}, width {shown}, {labelled})"
         )
 
-    def plot(self, **options: Any) -> Any:
-        """Draw the states at each depth by `koopman_interp.plotting.plot_trajectories`, and return its axes.
+    def tables(self) -> Sequence[Table]:
+        """Return the depths and, where there are labels, how many rows each class has."""
+        depths = (
+            Column("site", self.sites),
+            Column("time", self.times, "{:g}".format),
+            Column("width", self.widths),
+            Column("shape in the model", self.shapes, lambda shape: " × ".join(map(str, shape))),
+        )
+        tables = [Table(depths, f"{len(self):,} rows at each depth.")]
+        if self.labels is not None:
+            classes, counts = torch.unique(self.labels, return_counts=True)
+            counted = (Column("class", tuple(classes.tolist())), Column("rows", tuple(counts.tolist()), "{:,}".format))
+            tables.append(Table(counted, "Rows of each class."))
+        return tables
 
-        Args:
-            **options: of that function, such as `axes=` to draw on.
-        """
-        return plotted(self, **options)
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON: what they are of, without the states."""
+        of = {"samples": len(self), "sites": list(self.sites), "times": list(self.times), "widths": list(self.widths)}
+        clock = None if self.clock is None else str(self.clock)
+        return of | {"classes": list(self.classes), "host": asdict(self.host), "clock": clock}
 
     @property
     def depths(self) -> int:
@@ -182,15 +197,19 @@ class Trajectories(OnHub):
         return labelled[found != IGNORED] if bool((found == IGNORED).any()) else labelled
 
     @classmethod
-    def concatenate(cls, parts: Iterable[Trajectories], *, same_inputs: bool = False) -> Trajectories:
+    def concatenate(
+        cls, parts: Iterable[Trajectories], *, same_inputs: bool = False, count: int | None = None
+    ) -> Trajectories:
         """Join trajectories of one host, those of `Tap.stream` for instance.
 
-        The parts are read once; beside the result, at most one depth is held twice.
+        The parts are read once; beside the result, at most one depth is held twice, and none where their number is
+        known and all are as large as the first.
 
         Args:
             parts: what to join, in order.
             same_inputs: equal numbers in `sequence` mean the same input, as in parts of one whole. Otherwise each
                 part holds inputs of its own, and where its numbers do not lie after those before, they are counted on.
+            count: how many parts there will be, where that is known.
 
         Returns:
             All their samples.
@@ -199,7 +218,7 @@ class Trajectories(OnHub):
             InputError: there are none, or they differ in host, sites, times, widths, or in having labels or tokens.
         """
         first: Trajectories | None = None
-        states: list[list[Tensor]] = []
+        states: list[GrowingRows] = []
         sequences: list[Tensor] = []
         rest: dict[str, list[Tensor]] = {"position": [], "labels": [], "tokens": [], "digests": []}
         following = 0
@@ -207,10 +226,10 @@ class Trajectories(OnHub):
             if first is None:
                 # Its rows are not held on to, so that each depth can be freed as it is joined.
                 first = replace(part[:0], states=tuple(state[:0].clone() for state in part.states))
-                states = [[] for _ in part.states]
+                states = [GrowingRows(count) for _ in part.states]
             _require_alike(first, part)
             for depth, state in zip(states, part.states, strict=True):
-                depth.append(state)
+                depth.add(state)
             sequence = part.sequence
             if len(part):
                 if not same_inputs and int(sequence.min()) < following:
@@ -223,7 +242,7 @@ class Trajectories(OnHub):
         if first is None:
             raise InputError("There are no trajectories to concatenate.")
         joined: dict[str, Json] = {name: torch.cat(found) if found else None for name, found in rest.items()}
-        return replace(first, states=tuple(map(_drained, states)), sequence=torch.cat(sequences), **joined)
+        return replace(first, states=tuple(depth.joined() for depth in states), sequence=torch.cat(sequences), **joined)
 
     def between(self, source: str | int | None = None, target: str | int | None = None) -> Trajectories:
         """Keep the depths of a span, both ends included; times start where they were."""
@@ -357,28 +376,6 @@ class Trajectories(OnHub):
             raise FileFormatError(f"{path} lacks parts of trajectories. Write it again from its source.") from error
 
 
-def whole_pieces(sequence: Int[Tensor, " row"], rows: int) -> Iterator[Int[Tensor, " _"]]:
-    """Cut rows into pieces of whole sequences, in the order of their numbers: of `rows` rows, or of one sequence.
-
-    Args:
-        sequence: the sequence that each row belongs to.
-        rows: of a piece, at most, but where a single sequence has more.
-
-    Yields:
-        Numbers of the rows of a piece.
-    """
-    order = sequence.argsort(stable=True)
-    counts = torch.unique(sequence, return_counts=True)[1].tolist()
-    start = stop = 0
-    for count_ in counts:
-        if stop > start and stop + count_ - start > rows:
-            yield order[start:stop]
-            start = stop
-        stop += count_
-    if stop > start:
-        yield order[start:stop]
-
-
 def _require_alike(first: Trajectories, part: Trajectories) -> None:
     first.host.require(part.host, "part of the trajectories")
     for name in ("sites", "times", "shapes", "widths", "clock"):
@@ -388,10 +385,3 @@ def _require_alike(first: Trajectories, part: Trajectories) -> None:
     for name in ("labels", "tokens"):
         if (getattr(first, name) is None) != (getattr(part, name) is None):
             raise InputError(f"Some parts have {name} and others have none. Give {name} with all or with none.")
-
-
-def _drained(parts: list[Tensor]) -> Tensor:
-    """Join parts and let go of them."""
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    parts.clear()
-    return whole

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import dataclass
 from html import unescape
 
@@ -52,6 +53,7 @@ def results(trained, trajectories, surrogate):
     options = {"held_out": (x, y), "label": 2, "candidates": [edit]}
     scores = LanguageScores(0.9, None, 0.8, 3.5, ("once upon",), {"reliability": (0.7, 0.95)})
     made = [
+        fitted,
         ki.audit(ki.patched(model, koopman, edit), held_out=(x, y)),
         ki.LanguageAudit("erase", {"base model": scores, "edit": scores}),
         koopman.record,
@@ -155,8 +157,8 @@ def test_every_public_result_draws_or_has_a_reason_not_to(results, trajectories)
 def test_options_of_a_figure_are_those_of_its_function(results):
     ax = plotting.plot_spectrum(results["Spectrum"])
     given = ax.figure.add_subplot()
-    assert results["Topology"].plot(dimension=1, ax=given) is given
-    assert given.get_ylabel() == plotting.plot_topology(results["Topology"], 1).get_ylabel()
+    assert results["Topology"].plot(dimension=1, axes=given).tolist() == [given]
+    assert given.get_ylabel().startswith("β1")
 
 
 def test_every_public_result_that_is_kept_comes_back_from_its_file(results, tmp_path):
@@ -167,6 +169,19 @@ def test_every_public_result_that_is_kept_comes_back_from_its_file(results, tmp_
         assert str(type(result).load(tmp_path / name)) == str(result), name
         with pytest.raises((FileFormatError, FileNotFoundError)):
             type(result).load(tmp_path / "nothing")
+
+
+def test_without_pandas_a_frame_is_refused_with_a_sentence(results, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for result in results.values():
+        with pytest.raises(InputError, match="pip install pandas"):
+            result.to_frame()
+
+
+def test_what_cannot_be_seen_is_written_out():
+    table = Table((Column("a\u202eb", ("\0",)),), "c\u200f", marked=(0,))
+    assert all(f"⟨U+{code}⟩" in table.html() for code in ("202E", "0000", "200F"))
+    assert '<tr class="marked">' in table.html()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import koopman_interp as ki
 from koopman_interp.errors import InputError
-from koopman_interp.trajectories import whole_pieces
+from koopman_interp.sequences import whole_pieces
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(0, 3), st.randoms(use_true_random=False))

@@ -140,7 +140,7 @@ print(
 print("\n== Observe and fit ==")
 started = time.perf_counter()
 trajectories = ki.attach(model).observe(x, labels=y)
-print(f"{trajectories} ({since(started, 'observe')})")
+print(f"{trajectories!r} ({since(started, 'observe')})")
 started = time.perf_counter()
 koopman = ki.fit(trajectories, CONFIG)
 print(f"{koopman} ({since(started, 'fit')})")

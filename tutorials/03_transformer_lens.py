@@ -119,7 +119,7 @@ print("\n== Observe and fit ==")
 started = time.perf_counter()
 labels = [about_to_say(ids).tolist() for ids in stories]
 trajectories = tap.observe([ids.tolist() for ids in stories], labels=labels, batch_size=16)
-print(f"{trajectories} ({time.perf_counter() - started:.0f} s)")
+print(f"{trajectories!r} ({time.perf_counter() - started:.0f} s)")
 print("Rows of each class:", trajectories.labels.bincount().tolist())
 started = time.perf_counter()
 koopman = ki.fit(trajectories, CONFIG)

@@ -18,6 +18,7 @@ from typing import get_args
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from koopman_interp.auditing.baselines import (
     BASE,
@@ -75,6 +76,7 @@ def audit(
     language: LanguageChecks | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Audit:
     """Judge a patch on held-out rows, beside the baselines. What is audited is what is deployed.
 
@@ -102,6 +104,7 @@ def audit(
         batch_size: inputs that the model is called with at once; the log-probabilities of three such batches, in
             float64, are held.
         seed: of the probes' splits, the prototypes' draws and the rows relearned on.
+        progress: show bars; None shows them on a terminal only.
 
     Returns:
         One row each for the base model, the logit mask, mean difference, LEACE, the retrained reference (if given) and
@@ -114,7 +117,7 @@ def audit(
     ours = edited(patch)
     labels = _classes(patch, label)
     _require_known(probes, depths)
-    rows = _rows(patch, held_out, training, labels, depths, batch_size)
+    rows = replace(_rows(patch, held_out, training, labels, depths, batch_size), progress=progress)
     if relearn is not None:
         if not rows.training:
             raise InputError("Relearning needs rows to learn from: give training=(x, y).")
@@ -122,11 +125,13 @@ def audit(
     layout = patch.koopman.config.layout
     reference = None if retrained is None else Method(RETRAINED, _reference(retrained, layout))
     methods, measured, missing = _measured(ours, rows, reference)
-    audited = audit_rows(measured, Prober(labels, tuple(probes), seed))
+    audited = audit_rows(measured, Prober(labels, tuple(probes), seed), progress)
     if relearn is not None:
         few = drawn(rows.training, labels, rows=relearn.rows, beside=relearn.beside, seed=seed)
         task = RelearningTask(few, rows, relearn)
-        curves = [[relearn_model(method, task)] if method.learns else [] for method in methods]
+        hidden = None if progress is None else not progress
+        learning = tqdm(methods, desc="audit: relearning", unit="method", disable=hidden)
+        curves = [[relearn_model(method, task)] if method.learns else [] for method in learning]
         if learns_by_operator(patch):
             curves[-1].append(relearn_operator(patch, task))
         audited = [replace(row, relearning=tuple(own)) for row, own in zip(audited, curves, strict=True)]
@@ -138,7 +143,7 @@ def audit(
     forget_training_rows, retain_training_rows = (0, 0) if base.training is None else base.training.counts
     return Audit(
         labels=labels,
-        edit=", then ".join(edit.description for edit in patch.edits),
+        edit=", then ".join(dict.fromkeys(edit.description for edit in patch.edits)),
         rows=tuple(audited),
         forget_rows=forget_rows,
         retain_rows=retain_rows,

@@ -7,12 +7,13 @@ first batches is kept, up to `MOST_KEPT` bytes; past them it is asked again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from koopman_interp.auditing.baselines import Method
 from koopman_interp.auditing.labelled import Batch
@@ -33,6 +34,7 @@ class AuditedRows:
         labels: the classes to forget.
         sites: what is read, in order of depth; mean difference and LEACE act at the last.
         skip: leading positions of each sequence to leave out.
+        progress: whether passes over them show a bar; None shows it on a terminal only.
     """
 
     held_out: Sequence[Batch]
@@ -40,6 +42,12 @@ class AuditedRows:
     labels: tuple[int, ...]
     sites: tuple[str, ...]
     skip: int
+    progress: bool | None = None
+
+    def gone_through(self, batches: Sequence[Batch], what: str) -> Iterable[Batch]:
+        """Go through batches under a bar."""
+        hidden = None if self.progress is None else not self.progress
+        return tqdm(batches, desc=f"audit: {what}", unit="batch", disable=hidden)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +71,7 @@ class FirstPasses:
         """Run the base model over all held-out batches."""
         kept = list[LabelledPass | None]()
         states, labels, size, classes = list[Tensor](), list[Tensor](), 0, 0
-        for batch in rows.held_out:
+        for batch in rows.gone_through(rows.held_out, "base model"):
             own = base.passed(batch, rows.sites, rows.skip)
             size += own.logp.nbytes
             kept.append(own if size <= MOST_KEPT else None)
@@ -96,7 +104,7 @@ def compared(
         The scores of each method.
     """
     base, parts = methods[0], [list[RowScores]() for _ in methods]
-    for batch, kept in zip(rows.held_out, first.kept, strict=True):
+    for batch, kept in zip(rows.gone_through(rows.held_out, "held-out rows"), first.kept, strict=True):
         own = base.passed(batch, rows.sites, rows.skip) if kept is None else kept
         theirs = None if retrained is None else retrained.passed(batch, rows.sites, rows.skip)
         for method, scores in zip(methods, parts, strict=True):
@@ -122,7 +130,7 @@ def scored_on_training(methods: Sequence[Method], rows: AuditedRows, *, states: 
         The scores of each method, compared with nothing.
     """
     parts = [list[RowScores]() for _ in methods]
-    for batch in rows.training:
+    for batch in rows.gone_through(rows.training, f"training rows, {methods[0].name}"):
         own = methods[0].passed(batch, rows.sites[-1:], rows.skip)
         own = own if states else own.without_states()
         for method, scores in zip(methods, parts, strict=True):

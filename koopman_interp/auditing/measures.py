@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from koopman_interp.auditing.intervals import Z95, wilson
 from koopman_interp.auditing.membership import membership
@@ -37,13 +38,20 @@ class Measured:
     same_model: bool
 
 
-def audit_rows(methods: Sequence[Measured], prober: Prober) -> list[AuditRow]:
-    """Measure methods, the base model first; where states are the base model's, so are the probes' figures."""
+def audit_rows(methods: Sequence[Measured], prober: Prober, progress: bool | None = None) -> list[AuditRow]:
+    """Measure methods, the base model first; where states are the base model's, so are the probes' figures.
+
+    Args:
+        methods: what they did.
+        prober: looks for the classes in their states.
+        progress: show a bar; None shows it on a terminal only.
+    """
     base = methods[0].held_out
     probed = [prober.scores(site, torch.cat([*parts]), base.labels) for site, parts in base.states.items()]
     known = {scores.site: scores for scores in probed}
     rows = []
-    for method in methods:
+    hidden = None if progress is None else not progress
+    for method in tqdm(methods, desc="audit: probes", unit="method", disable=hidden):
         scores = method.held_out
         probes = tuple(
             known[site] if scores.has_states_of(base, site) else prober.scores(site, torch.cat([*parts]), scores.labels)

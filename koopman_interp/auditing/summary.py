@@ -41,6 +41,34 @@ def audit_tables(rows: Sequence[AuditRow], held_out: str, training: str) -> tupl
     return tuple(table for table in (table.without_empty() for table in tables) if len(table.columns) > 1)
 
 
+def side_by_side(rows: Sequence[AuditRow], edits: int, held_out: str, training: str) -> tuple[Table, ...]:
+    """Tabulate baselines once, with one or more edits below them: output and last states in one table, then the rest.
+
+    Args:
+        rows: the methods, the edits last.
+        edits: how many of the rows are edits.
+        held_out: how many held-out rows there are, in words.
+        training: how many training rows.
+
+    Returns:
+        The tables, the one of output and states first.
+    """
+    method = Column(_METHOD, tuple(row.name for row in rows))
+    ours = range(len(rows) - edits, len(rows))
+    caption = (
+        "At the output, then what the last states still hold, % (KL in nats; 95 % intervals; probes have 50 at "
+        f"chance). {held_out}."
+    )
+    tables = [
+        Table((method, *_output(rows), *_states(rows)), caption, ours),
+        Table((method, *_training(rows)), f"On rows that were trained on, %. {training}.", ours),
+        _by_depth(rows),
+        _by_step(rows),
+        language_table({row.name: row.language for row in rows if row.language is not None}),
+    ]
+    return tuple(table for table in (table.without_empty() for table in tables) if len(table.columns) > 1)
+
+
 def _output(rows: Sequence[AuditRow]) -> list[Column]:
     return [
         _share(rows, "forget accuracy ↓", lambda row: row.forget_accuracy, 2),

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from koopman_interp.cli.hints import example, say_next
-from koopman_interp.cli.names import NAME, called, imported
-from koopman_interp.cli.paths import IN_FILE, OUT_FILE, SURROGATE
+from koopman_interp.cli.classes import by_next_token, label_of, require_class, require_same
+from koopman_interp.cli.data import DATA, DataName
+from koopman_interp.cli.hints import example, in_run, say_next
+from koopman_interp.cli.models import MODEL, ModelName
+from koopman_interp.cli.paths import EDIT, IN_FILE, OUT_FILE, SURROGATE
+from koopman_interp.cli.printing import Printing, printed
+from koopman_interp.cli.run_folder import adds_to_run, keep, place
+from koopman_interp.cli.taking import Taking, takes
 
-if TYPE_CHECKING:
-    from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
-
-@click.command(epilog=example("koopman-interp edit koopman --label 4 --out edit.safetensors"))
+@click.command(
+    epilog=example(
+        "koopman-interp edit koopman --label 4 --out edit.safetensors",
+        "koopman-interp edit run/koopman --label 4 --each-site --run run",
+    )
+)
 @click.argument("koopman", type=SURROGATE)
 @click.option("--label", "labels", type=int, multiple=True, required=True, help="Class to forget; several are allowed.")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="1 erases; more pushes beyond.")
 @click.option("--site", help="Site to erase at; by default where the classes are read best.")
 @click.option("--each-site", is_flag=True, help="Erase at each site past the first, to be written in place.")
 @click.option("--held-out", type=IN_FILE, help="Held-out trajectories to measure the drift on.")
-@click.option("--out", type=OUT_FILE, required=True, help="Edit to write (.safetensors).")
+@click.option("--out", type=OUT_FILE, help="Edit to write (.safetensors).")
+@adds_to_run
 def edit(
     koopman: Path,
     labels: tuple[int, ...],
@@ -33,96 +39,97 @@ def edit(
     site: str | None,
     each_site: bool,
     held_out: Path | None,
-    out: Path,
+    out: Path | None,
+    run: Path | None,
 ) -> None:
     """Erase classes from KOOPMAN; needs no data."""
+    target = place(out, run, EDIT)
+    if each_site and site is not None:
+        raise click.UsageError("Give --site or --each-site, not both.")
     from koopman_interp.edits.edit_set import each_site as at_each
     from koopman_interp.edits.erase import erase_class
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
-    if each_site and site is not None:
-        raise click.UsageError("Give --site or --each-site, not both.")
     surrogate = KoopmanAutoencoder.from_pretrained(koopman)
     rows = None if held_out is None else Trajectories.load(held_out)
     erase = partial(erase_class, surrogate, label=labels, strength=strength, held_out=rows)
     made = at_each(surrogate, lambda depth: erase(site=depth)) if each_site else erase(site=site)
-    made.save(out)
+    made.save(target)
     click.echo(repr(made))
-    say_next("audit", "MODEL", "HELD_OUT", koopman, out, *(["--each-site"] if each_site else []))
+    keep(run, surrogate, edit=made)
+    say_next("audit", "MODEL", "HELD_OUT", koopman, target, *(["--each-site"] if each_site else []), *in_run(run))
 
 
 @click.command(
     "forget",
     epilog=example(
-        "koopman-interp forget my:model my:validation koopman trajectories.safetensors --label 4 --out edit.safetensors"
+        "koopman-interp forget my:model my:validation koopman trajectories.safetensors --label 4 --out e.safetensors",
+        "koopman-interp forget gpt2 more.txt koopman trajectories.safetensors --label Lily --next-token --run run",
     ),
 )
-@click.argument("model", type=NAME)
-@click.argument("data", type=NAME)
+@click.argument("model", type=MODEL)
+@click.argument("data", type=DATA)
 @click.argument("koopman", type=SURROGATE)
 @click.argument("trajectories", type=IN_FILE)
-@click.option("--label", type=int, required=True, help="Class to forget, or token id with --next-token.")
+@click.option("--label", required=True, help="Class to forget, by number or name; a token with --next-token.")
 @click.option("--most", type=float, default=0.01, show_default=True, help="Share of it that may still be recognised.")
 @click.option("--mode", type=click.Choice(["delta", "replace"]), default="delta", show_default=True)
 @click.option("--next-token", is_flag=True, help="Of a language model: judge by the tokens that follow in DATA.")
-@click.option("--out", type=OUT_FILE, required=True, help="Edit to write (.safetensors).")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--out", type=OUT_FILE, help="Edit to write (.safetensors).")
+@adds_to_run
+@printed
+@takes()
 def forget_(
-    model: str,
-    data: str,
+    model: ModelName,
+    data: DataName,
     koopman: Path,
     trajectories: Path,
-    label: int,
+    label: str,
     most: float,
     mode: Any,
     next_token: bool,
-    out: Path,
-    as_json: bool,
+    out: Path | None,
+    run: Path | None,
+    printing: Printing,
+    taking: Taking,
 ) -> None:
     """Try edits of KOOPMAN in MODEL on DATA, and write the one that forgets a class best.
 
-    DATA are pairs of inputs or texts and labels, or texts alone with --next-token, to choose on: other rows than those
-    of TRAJECTORIES, which KOOPMAN was fitted on, and than those to be reported.
+    DATA are inputs or texts with labels, or texts alone with --next-token, to choose on: other rows than those of
+    TRAJECTORIES, which KOOPMAN was fitted on, and than those to be reported.
     """
+    target = place(out, run, EDIT)
     from koopman_interp.forgetting.forget import forget
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
     from koopman_interp.trajectories import Trajectories
 
     surrogate, fitted = KoopmanAutoencoder.from_pretrained(koopman), Trajectories.load(trajectories)
-    _require_class(label, surrogate.config.classes, str(koopman))
-    host, rows = called(model, data)
+    if label.isdecimal():
+        require_class(int(label), surrogate.config.classes, str(koopman))
+    host, (rows,) = taking.all(model, data, labelled=not next_token)
+    number = label_of(label, rows.names, host, next_token=next_token)
+    require_class(number, surrogate.config.classes, str(koopman))
     chosen = forget(
         host,
         surrogate,
         fitted=fitted,
-        held_out=_by_next_token(host, rows, surrogate) if next_token else rows,
-        label=label,
+        held_out=by_next_token(host, rows.given, surrogate) if next_token else rows.given,
+        label=number,
         most=most,
         mode=mode,
+        batch_size=taking.batch_size,
     )
-    chosen.edit.save(out)
-    click.echo(json.dumps(chosen.as_dict()) if as_json else str(chosen))
+    chosen.edit.save(target)
+    printing.show(chosen)
+    if run is not None:
+        from koopman_interp.report.parts_of_run import FORGETTING
+
+        chosen.save(run / FORGETTING)
+        keep(run, surrogate, edit=chosen.edit)
     where = ["--each-site"] if chosen.at == "each site" else []
-    say_next("audit", model, "HELD_OUT", koopman, out, *where, *(["--next-token"] if next_token else []))
-
-
-def _require_class(label: int, classes: Iterable[int], koopman: str) -> None:
-    from koopman_interp.errors import InputError
-
-    if label not in classes:
-        known = ", ".join(map(str, classes))
-        seen = f"rows of the classes {known}" if known else "rows without labels"
-        raise InputError(f"{koopman} was fitted on {seen}, so it has no class {label}. Observe labelled rows of it.")
-
-
-def _by_next_token(model: Any, texts: Any, koopman: KoopmanAutoencoder, least: int = 1) -> list[tuple[Any, Any]]:
-    """Label texts by next tokens, of the positions that the surrogate was fitted on."""
-    from koopman_interp.hosts.finding import host_for
-    from koopman_interp.observing.next_tokens import labelled_by_next_token
-
-    host = host_for(model, koopman.config.layout)
-    return labelled_by_next_token(host, texts, skip=koopman.config.skip, least=least)
+    judged = [*where, *(["--next-token"] if next_token else []), *in_run(run)]
+    say_next("audit", model, "HELD_OUT", koopman, target, *judged)
 
 
 @click.command(
@@ -130,91 +137,84 @@ def _by_next_token(model: Any, texts: Any, koopman: KoopmanAutoencoder, least: i
     epilog=example(
         "koopman-interp audit my:model my:held_out koopman edit.safetensors",
         "koopman-interp audit my:model my:held_out koopman edit.safetensors --training my:training --relearn",
+        "koopman-interp audit path/to/model path/to/data:test run/koopman run/edit.safetensors --run run",
     ),
 )
-@click.argument("model", type=NAME)
-@click.argument("data", type=NAME)
+@click.argument("model", type=MODEL)
+@click.argument("data", type=DATA)
 @click.argument("koopman", type=SURROGATE)
 @click.argument("edit", type=IN_FILE)
 @click.option("--label", type=int, multiple=True, help="Class to forget, repeatable, where EDIT does not say.")
 @click.option("--mode", type=click.Choice(["delta", "replace"]), default="delta", show_default=True)
 @click.option("--each-site", is_flag=True, help="Write the edits in place at each of their sites.")
-@click.option(
-    "--training", type=NAME, help="Rows that MODEL was trained on, as module:callable: accuracy and membership."
-)
-@click.option(
-    "--retrained", type=NAME, help="The same model trained without the class, as module:callable: the reference."
-)
+@click.option("--training", type=DATA, help="Rows that MODEL was trained on: accuracy on them, and membership.")
+@click.option("--retrained", type=MODEL, help="The same model trained without the class: the reference.")
 @click.option("--next-token", is_flag=True, help="Of a language model: judge by the tokens that follow in DATA.")
 @click.option("--depths", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Sites to probe.")
 @click.option("--mlp", is_flag=True, help="Add a probe with a hidden layer.")
 @click.option("--relearn", is_flag=True, help="Try to bring the class back by fine-tuning; needs --training.")
 @click.option("--out", type=OUT_FILE, help="JSON to write.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@adds_to_run
+@printed
+@takes()
 def audit_(
-    model: str,
-    data: str,
+    model: ModelName,
+    data: DataName,
     koopman: Path,
     edit: Path,
     label: tuple[int, ...],
     mode: Any,
     each_site: bool,
-    training: str | None,
-    retrained: str | None,
+    training: DataName | None,
+    retrained: ModelName | None,
     next_token: bool,
     depths: Any,
     mlp: bool,
     relearn: bool,
     out: Path | None,
-    as_json: bool,
+    run: Path | None,
+    printing: Printing,
+    taking: Taking,
 ) -> None:
     """Judge EDIT of KOOPMAN in MODEL on held-out DATA, beside the baselines.
 
-    DATA are pairs of inputs or texts and labels, or texts alone with --next-token. Tokens that follow too seldom for
-    the probes are then left out.
+    DATA are inputs or texts with labels, or texts alone with --next-token. Tokens that follow too seldom for the
+    probes are then left out.
     """
+    if relearn and training is None:
+        raise click.UsageError("--relearn needs rows to learn from: give --training.")
     from koopman_interp.auditing.audit import LEAST_ROWS, audit
     from koopman_interp.auditing.relearning import Relearning
     from koopman_interp.edits.edit_set import EditSet
-    from koopman_interp.files import jsonable
     from koopman_interp.patching.patch import patched
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
-    if relearn and training is None:
-        raise click.UsageError("--relearn needs rows to learn from: give --training.")
     edits = EditSet.load(edit)
-    _require_same(label, edits.labels, str(edit))
-    reference = None if retrained is None else imported(retrained)
+    require_same(label, edits.labels, str(edit))
+    reference = None if retrained is None else retrained.prepared()
     surrogate = KoopmanAutoencoder.from_pretrained(koopman)
-    host, held_out, *trained = called(model, data, *([] if training is None else [training]))
-    if next_token:
-        held_out, *trained = (_by_next_token(host, rows, surrogate, LEAST_ROWS) for rows in (held_out, *trained))
+    host, rows = taking.all(model, data, training, labelled=not next_token, roles=(None, "training"))
+    held_out, trained = (
+        by_next_token(host, each.given, surrogate, LEAST_ROWS) if next_token and each.given is not None else each.given
+        for each in rows
+    )
     found = audit(
         patched(host, surrogate, edits, mode=mode, at="each site" if each_site else "target"),
         held_out=held_out,
-        training=trained[0] if trained else None,
+        training=trained,
         label=label or None,
-        retrained=reference,
+        retrained=None if reference is None else lambda: reference.model(taking.device, taking.dtype),
         probes=("linear", "rbf", "mlp") if mlp else ("linear", "rbf"),
         depths=depths,
         relearn=Relearning() if relearn else None,
+        batch_size=taking.batch_size,
     )
     if out is not None:
         found.save(out)
-    click.echo(json.dumps(jsonable(found.as_dict())) if as_json else str(found))
+    printing.show(found)
+    keep(run, surrogate, audits=[found])
     if training is None:
-        again = ["--mode", mode] + ["--each-site"] * each_site + ["--next-token"] * next_token
+        again = ["--mode", mode] + ["--each-site"] * each_site + ["--next-token"] * next_token + in_run(run)
         say_next("audit", model, data, koopman, edit, *again, "--training", "TRAINING", "--relearn")
-
-
-def _require_same(asked: tuple[int, ...], forgotten: tuple[int, ...], edit: str) -> None:
-    """Refuse to judge an edit by other classes than it forgets: it would be blamed for doing its job."""
-    from koopman_interp.labels import classes_named
-
-    if not asked and not forgotten:
-        raise click.UsageError(f"{edit} does not say which class it forgets: give --label.")
-    if asked and forgotten and set(asked) != set(forgotten):
-        raise click.UsageError(
-            f"{edit} forgets {classes_named(forgotten)}, and --label says {classes_named(asked)}. Leave out --label, "
-            "or audit an edit of these."
-        )
+    elif run is not None:
+        say_next("report", run)

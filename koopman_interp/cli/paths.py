@@ -14,7 +14,11 @@ from typing import Any
 
 import click
 
-from koopman_interp.errors import FileFormatError, StorageError
+from koopman_interp.errors import FileFormatError, InputError, StorageError
+
+METRICS, TRAJECTORIES, KOOPMAN = "metrics.json", "trajectories.safetensors", "koopman"
+EDIT, LENS = "edit.safetensors", "lens.safetensors"
+"""Where `report.folder` keeps parts of a run; told again, since to ask it costs an import of torch."""
 
 
 class _Kind(click.Path, ABC):
@@ -39,6 +43,18 @@ class _Source(_Kind):
     def look(self, path: Path) -> None:
         if not path.exists():
             raise FileNotFoundError(f"There is no {'folder' if self.dir_okay else 'file'} {path}.")
+
+
+class _Rows(_Source):
+    """A file of trajectories, or the folder of a store."""
+
+    def __init__(self) -> None:
+        super().__init__(folder=True)
+        self.file_okay = True
+
+    def look(self, path: Path) -> None:
+        if not path.exists():
+            raise FileNotFoundError(f"There is no file of trajectories, and no folder of a store, {path}.")
 
 
 class _Saved(_Kind):
@@ -68,6 +84,15 @@ class _Target(_Kind):
             ) from error
 
 
+class _BegunRun(_Target):
+    """A run folder that holds a surrogate already, by which results are kept."""
+
+    def look(self, path: Path) -> None:
+        super().look(path)
+        if not (path / METRICS).is_file():
+            raise InputError(f"{path} holds no run yet. Begin one: koopman-interp fit TRAJECTORIES --run {path}.")
+
+
 class _Settings(_Source):
     """A JSON file that holds values by name."""
 
@@ -84,7 +109,8 @@ class _Settings(_Source):
         return settings
 
 
-IN_FILE, IN_FOLDER = _Source(folder=False), _Source(folder=True)
+IN_FILE, IN_FOLDER, IN_ROWS = _Source(folder=False), _Source(folder=True), _Rows()
 OUT_FILE, OUT_FOLDER = _Target(folder=False), _Target(folder=True)
+BEGUN_RUN = _BegunRun(folder=True)
 SURROGATE = _Saved(folder=True)
 SETTINGS = _Settings(folder=False)

@@ -11,9 +11,11 @@ import click
 
 from koopman_interp.cli.hints import example, say_next
 from koopman_interp.cli.installed import parts, usable
-from koopman_interp.cli.names import NAME, called
-from koopman_interp.cli.paths import IN_FOLDER, OUT_FOLDER
+from koopman_interp.cli.models import MODEL, ModelName
+from koopman_interp.cli.paths import OUT_FOLDER
+from koopman_interp.cli.printing import Printing, laid_out, printed
 from koopman_interp.cli.settings import settings_of
+from koopman_interp.cli.taking import Taking, takes
 
 
 @click.command(epilog=example("koopman-interp demo --out koopman-run --label 2"))
@@ -28,10 +30,14 @@ def demo(out: Path, label: int, strength: float, seed: int) -> None:
     from koopman_interp.demo import run_demo
 
     command = f"koopman-interp demo --out {out} --label {label} --strength {strength:g} --seed {seed}"
+
+    def say(found: object) -> None:
+        click.echo(f"{laid_out(found)}\n")
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # its matrices are too small to be worth sharing out
     try:
-        page = run_demo(out, label=label, strength=strength, seed=seed, say=click.echo, command=command)
+        page = run_demo(out, label=label, strength=strength, seed=seed, say=say, command=command)
     finally:
         torch.set_num_threads(threads)
     click.echo(f"Report: {page}")
@@ -94,23 +100,34 @@ def hosts() -> None:
     say_next("sites", "MODEL")
 
 
-@click.command("sites", epilog=example("koopman-interp sites my:model"))
-@click.argument("model", type=NAME)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def sites_(model: str, as_json: bool) -> None:
-    """List the sites of MODEL, module:callable, and which of them are taken unless told otherwise."""
+@click.command(
+    "sites", epilog=example("koopman-interp sites my:model", "koopman-interp sites path/to/hugging/face/folder")
+)
+@click.argument("model", type=MODEL)
+@printed
+@takes(data=False)
+def sites_(model: ModelName, printing: Printing, taking: Taking) -> None:
+    """List the sites of MODEL, and which of them are taken unless told otherwise."""
     from koopman_interp.observing.tap import sites
 
-    (host,) = called(model)
-    table = sites(host)
-    click.echo(json.dumps(table.as_dict()) if as_json else str(table))
+    printing.show(sites(taking.model(model)))
     say_next("observe", model, "DATA", "--out", "trajectories.safetensors")
 
 
-@click.command(epilog=example("koopman-interp report koopman-run"))
-@click.argument("folder", type=IN_FOLDER)
-def report(folder: Path) -> None:
-    """Build the page of a run FOLDER anew from its metrics and figures."""
-    from koopman_interp.report.page import build_page
+@click.command(
+    epilog=example("koopman-interp completion bash", "koopman-interp completion zsh"),
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print what makes SHELL complete verbs and options, for the file that it reads at its start.
 
-    click.echo(f"Report: {build_page(folder)}")
+    For bash, add it to ~/.bashrc by >> ~/.bashrc; for zsh to ~/.zshrc; for fish, write it to
+    ~/.config/fish/completions/koopman-interp.fish.
+    """
+    from click.shell_completion import get_completion_class
+
+    kind, root = get_completion_class(shell), ctx.find_root()
+    assert kind is not None  # it is one of those that click has
+    name = root.info_name or "koopman-interp"
+    click.echo(kind(root.command, {}, name, f"_{name}_COMPLETE".replace("-", "_").upper()).source())

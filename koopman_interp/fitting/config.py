@@ -18,6 +18,7 @@ from koopman_interp.surrogates.operators import OPERATORS
 
 Pairs = Literal["sampled", "all", "endpoints"]
 Schedule = Literal["wsd", "cosine", "cyclic", "constant"]
+Precision = Literal["float32", "bfloat16"]
 Aim = Literal["prediction", "spectrum"]
 Context = Literal["causal"]
 
@@ -49,6 +50,8 @@ class DescentConfig:
         evaluate_every: steps between looks at what is held out, and between checkpoints.
         patience: looks without improvement after which it stops, and for wsd, over which `least_gain` is asked for;
             None takes all steps.
+        precision: of the products of a step: `float32`, or `bfloat16` for accelerators that have it; weights, sums and
+            looks stay in float32.
         seed: of all that is drawn: what is held out, the order of batches, what a step draws, initial weights.
     """
 
@@ -66,10 +69,12 @@ class DescentConfig:
     validation: float = 0.1
     evaluate_every: int = 100
     patience: int | None = 5
+    precision: Precision = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
         self._require_choice("schedule", ("wsd", "cosine", "cyclic", "constant"))
+        self._require_choice("precision", ("float32", "bfloat16"))
         self._require_whole("steps", "evaluate_every", "cycle", "patience")
         self._require_positive("learning_rate", "clip", "seconds", "decay")
         self._require_not_negative("weight_decay", "warm_up", "least_gain")

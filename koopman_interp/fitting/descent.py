@@ -233,7 +233,7 @@ class Descent:
         """Put the gradients of a step into the parameters; say whether memory held them."""
         try:
             self._optimizer.zero_grad(set_to_none=True)
-            with torch.enable_grad():
+            with torch.enable_grad(), self._in_precision():
                 loss = self._objective(step, step_generator(self.config.seed, step))
             # Named, since whatever else the loss is made of would gather gradients too. Not autograd.grad(): its
             # gradients may lie otherwise in memory than their parameters, which the fused optimizer does not look at.
@@ -243,6 +243,11 @@ class Descent:
                 raise
             return False
         return True
+
+    def _in_precision(self) -> torch.autocast:
+        """Return what computes products in the precision asked for; weights stay what they are."""
+        device = self._moved.parameters[0].device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def _halve_batch(self, step: int) -> None:
         """Take half of the batch from now on, and say so.

@@ -46,6 +46,11 @@ class Normalizer:
         self._maps = self._maps.cpu().double() if self._precise else self._maps.to(device)
         self._device, self._outlying, self._looks_back = device, outlying, looks_back
 
+    @property
+    def dimension(self) -> int:
+        """Width of the common space."""
+        return self._maps.dimension
+
     @torch.no_grad()
     def __call__(self, states: Float[Tensor, "row width"], depth: int) -> Float[Tensor, "row dimension"]:
         """Normalise states at a depth."""

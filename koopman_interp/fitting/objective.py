@@ -23,13 +23,11 @@ from koopman_interp.fitting.losses import (
     prediction,
     reconstruction,
 )
-from koopman_interp.fitting.rows import HeldRows, Rows, States
+from koopman_interp.fitting.rows import HeldRows, Rows, States, judged_rows
 from koopman_interp.sequences import Sequences
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.operators import Propagator
 
-_HELD_OUT_ROWS, _LEAST_HELD_OUT_ROWS, _HELD_OUT_PAIRS = 2048, 256, 2**18
-"""Rows that a look judges by, at most and at least, and pairs of their depths: those of 13 depths are 78."""
 _DRAWN_ROWS = 0.5
 """Part of a batch on which the drawn pair of depths is fitted: it is there to keep the depths between in line."""
 
@@ -164,12 +162,6 @@ class FitObjective:
             case _:
                 isometry = chord_isometry(surrogate.encoder, states, generator)
         return total + weight * isometry
-
-
-def judged_rows(depths: int) -> int:
-    """Return how many rows a look takes: all pairs of depths are judged, and there are many of these."""
-    pairs = depths * (depths - 1) // 2
-    return min(_HELD_OUT_ROWS, max(_LEAST_HELD_OUT_ROWS, _HELD_OUT_PAIRS // pairs))
 
 
 def drawn_pair(depths: Sequence[int], generator: torch.Generator) -> tuple[int, int]:

@@ -23,6 +23,8 @@ Ordered = tuple[States, Sequences | None]
 CHUNK_NUMBERS = 2**24
 """Numbers of a chunk in float64, over all depths: 128 MiB."""
 _CHUNK_ROWS = 8192
+_HELD_OUT_ROWS, _LEAST_HELD_OUT_ROWS, _HELD_OUT_PAIRS = 2048, 256, 2**18
+"""Rows that a look judges by, at most and at least, and pairs of their depths: those of 13 depths are 78."""
 
 
 @runtime_checkable
@@ -167,3 +169,9 @@ class HeldBatches:
 def chunk_rows(depths: int, width: int) -> int:
     """Rows of a chunk whose numbers of a width, over all depths, stay within memory."""
     return max(64, min(_CHUNK_ROWS, CHUNK_NUMBERS // (depths * width)))
+
+
+def judged_rows(depths: int) -> int:
+    """Return how many rows a look takes: all pairs of depths are judged, and there are many of these."""
+    pairs = depths * (depths - 1) // 2
+    return min(_HELD_OUT_ROWS, max(_LEAST_HELD_OUT_ROWS, _HELD_OUT_PAIRS // pairs))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.config import FitConfig
+from koopman_interp.fitting.rows import judged_rows
 from koopman_interp.hashing import MOST_COUNTED, Draw
 from koopman_interp.processes import Processes
 from koopman_interp.sources.opening import shared, some_rows
@@ -20,7 +21,6 @@ from koopman_interp.sources.protocol import Source
 from koopman_interp.surrogates.outlying_rows import LEAST_SHARE, MOST_OUTLYING, OutlyingRows
 from koopman_interp.trajectories import Trajectories
 
-_JUDGED_ROWS = 4096
 _MEDIAN_ROWS = 8192
 
 
@@ -78,12 +78,13 @@ def surveyed(source: Source, config: FitConfig, processes: Processes) -> Survey:
         batch.require_finite()
         looked.add(batch, draw)
     looked.join(processes)
+    outlying = looked.outlying()
     if not looked.rows[1]:
         raise InputError(
             f"Holding out {config.validation:.0%} of the inputs left none of {sum(looked.rows):,} rows to judge by. "
             "Observe more, or choose another FitConfig(validation=…)."
         )
-    judged = some_rows(some, _JUDGED_ROWS, draw, whole=whole)
+    judged = some_rows(some, judged_rows(source.depths), draw, whole=whole)
     return Survey(
         draw,
         singly,
@@ -92,7 +93,7 @@ def surveyed(source: Source, config: FitConfig, processes: Processes) -> Survey:
         looked.rows[1] - looked.marked[1],
         sum(looked.marked),
         tuple(sorted(looked.classes)),
-        looked.outlying(),
+        outlying,
         judged,
         sum(looked.rows) / looked.count,
     )
@@ -119,6 +120,8 @@ class _Looked:
     def __init__(self, bounds: OutlyingRows | None, depths: int) -> None:
         self._bounds = bounds
         self.rows, self.marked = [0, 0], [0, 0]
+        self._marks = [torch.zeros(depths, 0, dtype=torch.bool) for _ in range(2)]
+        """At which depths rows lie far out, of those that do at any."""
         self.count = 0
         self.classes: set[int] = set()
         self._inputs: list[Tensor] = []
@@ -136,28 +139,30 @@ class _Looked:
             if distances is not None:
                 own = distances[:, side]
                 far = own > 1
-                self.marked[number] += int(far.any(0).sum())
+                self._marks[number] = torch.cat([self._marks[number], far[:, far.any(0)]], 1)
                 self._far[number] += (own.square() * far).sum(1)
                 self._all[number] += own.square().sum(1)
 
     def join(self, processes: Processes) -> None:
         """Add what other processes have looked at."""
-        counts = torch.tensor([*self.rows, *self.marked, self.count], dtype=torch.float64)
+        counts = torch.tensor([*self.rows, self.count], dtype=torch.float64)
         processes.add_up([counts, self._far, self._all])
         whole = [int(count) for count in counts]
-        self.rows, self.marked, self.count = whole[:2], whole[2:4], whole[4]
-        found = processes.all_of((self.classes, self.held_inputs()))
-        self.classes = set().union(*(classes for classes, _ in found))
-        self._inputs = [inputs for _, inputs in found]
+        self.rows, self.count = whole[:2], whole[2]
+        found = processes.all_of((self.classes, self.held_inputs(), self._marks))
+        self.classes = set().union(*(classes for classes, _, _ in found))
+        self._inputs = [inputs for _, inputs, _ in found]
+        self._marks = [torch.cat(marks, 1) for marks in zip(*(marks for _, _, marks in found), strict=True)]
 
     def outlying(self) -> OutlyingRows | None:
         """Say which rows outlie: at depths where the far ones hold a tenth of all squares, if they are few."""
         matters = (self._far > LEAST_SHARE * self._all).any(0)
-        few = all(marked <= MOST_OUTLYING * rows for marked, rows in zip(self.marked, self.rows, strict=True))
-        outlying = None if self._bounds is None or not few else self._bounds.within(matters.tolist())
-        if outlying is None:
-            self.marked = [0, 0]
-        return outlying
+        marked = [int(marks[matters].any(0).sum()) for marks in self._marks]
+        few = all(count <= MOST_OUTLYING * rows for count, rows in zip(marked, self.rows, strict=True))
+        if self._bounds is None or not few or not any(marked):
+            return None
+        self.marked = marked
+        return self._bounds.within(matters.tolist())
 
     def held_inputs(self) -> Int[Tensor, " input"]:
         """Digests of the inputs held out, ascending."""

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from koopman_interp.errors import InputError
 from koopman_interp.fitting.normalizing import Normalizer
 from koopman_interp.fitting.row_order import RowOrder
 from koopman_interp.fitting.rows import HeldRows, Ordered, chunk_rows
@@ -28,6 +29,8 @@ WINDOW_BYTES = 2**27
 """States of a window, in the host's dtype: rows that are mixed with one another."""
 _LEAST_BATCHES = 8
 """Batches of a window, at least."""
+_LEAST_SPACED = 1024
+"""Rows that a start is solved on, at least."""
 _MOST_DEPTHS = 8
 """Depths of a window beside the ends, where a step takes a pair of them; each window draws its own."""
 
@@ -67,7 +70,6 @@ class StreamedRows:
         statistics: rows that a solve goes through, at most.
         looks_back: whether the encoder does, so that rows are taken in whole sequences.
         ends: whether only the first depth and the last are wanted.
-        window: bytes of a window.
         processes: that each go through a share of the source's blocks.
     """
 
@@ -80,13 +82,12 @@ class StreamedRows:
         statistics: int,
         looks_back: bool = False,
         ends: bool = False,
-        window: int = WINDOW_BYTES,
         processes: Processes | None = None,
     ) -> None:
         self.whole, self.part, self.normalizer = source, part, normalizer
         self._processes = processes or Processes()
         self.source = shared(source, self._processes)
-        self.looks_back, self.window = looks_back, window
+        self.looks_back = looks_back
         self._statistics, self._ends = statistics, ends
         self._kept = (0, source.depths - 1) if ends else tuple(range(source.depths))
 
@@ -105,16 +106,18 @@ class StreamedRows:
         thinned = shared(self.whole.thinned(self._statistics), self._processes)
         for batch in thinned.batches(depths=self._read, part=self.part):
             for piece in batch.pieces(rows, whole=self.looks_back):
-                kept = self.normalizer.kept(piece)
+                kept = self.normalizer.kept(piece, self._read)
                 states = torch.stack(
                     [self.normalizer(state, depth) for state, depth in zip(kept.states, self._kept, strict=True)]
                 )
                 yield states, kept.in_sequence().to(states.device) if self.looks_back else None
 
     def spaced(self, rows: int) -> HeldRows:
-        """Draw rows from all of the source; every process draws the same."""
+        """Draw rows from all of the source, as many as a window or two holds; every process draws the same."""
+        rows = min(rows, max(_LEAST_SPACED, 2 * WINDOW_BYTES // (4 * self.depths * self.normalizer.dimension)))
         thinned = self.whole.thinned(min(4 * rows, self._statistics))
-        return self.normalizer.held(some_rows(thinned, rows, self.part, whole=self.looks_back), self._kept)
+        drawn = self.normalizer.kept(some_rows(thinned, rows, self.part, whole=self.looks_back))
+        return self.normalizer.held(drawn, self._kept)
 
     def ends(self) -> StreamedRows:
         """Keep the first depth and the last."""
@@ -125,7 +128,6 @@ class StreamedRows:
             statistics=self._statistics,
             looks_back=self.looks_back,
             ends=True,
-            window=self.window,
             processes=self._processes,
         )
 
@@ -193,10 +195,16 @@ class WindowBatches:
         """Go through the windows of all epochs."""
         first = epoch = 0
         while True:
+            before = first
             for number, (rows, depths) in enumerate(self._of_epoch(epoch)):
                 window = self._made(rows, depths, first, f"{self._seed}/{epoch}/{number}")
                 first += window.steps
                 yield window
+            if first == before:
+                raise InputError(
+                    "A process has no rows to fit on: all inputs of its share are held out, or outlie. Start fewer "
+                    "processes, or observe more."
+                )
             epoch += 1
 
     def _of_epoch(self, epoch: int) -> Iterator[tuple[Trajectories, tuple[int, ...]]]:
@@ -228,7 +236,7 @@ class WindowBatches:
     def _most_rows(self, depths: Sequence[int]) -> int:
         widths = [self._rows.source.widths[depth] for depth in depths]
         row = sum(widths) * self._rows.source.empty.states[0].element_size()
-        return max(_LEAST_BATCHES * self._size, self._rows.window // row)
+        return max(_LEAST_BATCHES * self._size, WINDOW_BYTES // row)
 
     def _chosen(self, key: str) -> tuple[int, ...]:
         """Draw the depths of a window."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from koopman_interp.divergence import kullback_leibler
 from koopman_interp.edits.edit_set import EditSet, each_site
@@ -113,7 +114,7 @@ class Forgetting(Result):
         trials = self.trials
         columns = (
             Column("edit", tuple(trial.name for trial in trials)),
-            Column("site", tuple(trial.site for trial in trials)),
+            Column("site", tuple(trial.site for trial in trials), left=True),
             Column("forget accuracy ↓ %", tuple(trial.forget_accuracy for trial in trials), percents()),
             Column("retain accuracy ↑ %", tuple(trial.retain_accuracy for trial in trials), percents()),
             Column("KL to base model", tuple(trial.kl for trial in trials), digits(4)),
@@ -159,6 +160,7 @@ def forget(
     candidates: Candidates | None = None,
     mode: Mode = "delta",
     batch_size: int = BATCH_SIZE,
+    progress: bool | None = None,
 ) -> Forgetting:
     """Choose the edit that forgets a class.
 
@@ -178,6 +180,7 @@ def forget(
             site past the first, redirections of three weights, the equality form, other targets, and the combination.
         mode: how edits are patched. In `delta` a set of edits is tried carried by K and applied at each of its sites.
         batch_size: for inputs that come uncut.
+        progress: show a bar; None shows it on a terminal only.
 
     Returns:
         The edit and the table.
@@ -190,7 +193,8 @@ def forget(
     baselines = split.baselines()
     tried: list[tuple[Edit, Trial]] = []
     refused: list[tuple[str, str]] = []
-    for make in _default(koopman, fitted, label) if candidates is None else candidates:
+    asked_for = [*_default(koopman, fitted, label)] if candidates is None else candidates
+    for make in tqdm(asked_for, desc="forget", unit="edit", disable=None if progress is None else not progress):
         try:
             edit = make() if callable(make) and not isinstance(make, OperatorEdit | EditSet) else make
         except InputError as error:

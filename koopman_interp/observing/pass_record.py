@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from koopman_interp.errors import InputError, NonFiniteError, UnknownSiteError, UnsupportedHostError
@@ -102,6 +102,14 @@ class PassRecord:
                 raise NonFiniteError(
                     f"Site {site!r} gave NaN or infinity in {what}. Check it, or run the model in a wider dtype."
                 )
+
+    def not_finite(self) -> Bool[Tensor, " sample"]:
+        """Mark the samples that are NaN or infinite at any site; where rows alone are kept."""
+        marked = torch.zeros(len(self.of_states), dtype=torch.bool)
+        for site, rows in self.states.items():
+            if not self._sums[site].isfinite():
+                marked |= ~torch.isfinite(rows).all(1)
+        return marked
 
     def keep(self, site: str, state: Tensor, *, rows_alone: bool) -> None:
         """Keep the state at a site.

@@ -6,9 +6,11 @@ Costs one copy of each state and one sum over it. Knows nothing of how the passe
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -23,6 +25,9 @@ from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import Samples, none_left
 from koopman_interp.trajectories import Trajectories
 
+OnNonfinite = Literal["raise", "skip"]
+"""What to do with an input that has a NaN or infinity at any site."""
+
 _ADDING = threading.Lock()
 """Held while a pass is added, since threads may end theirs at the same time. Not a recording's own: a lock cannot be
 copied along with the hooks of a model."""
@@ -36,15 +41,33 @@ class Recording:
         sites: its sites, in order of depth.
         skip: leading places of each sequence to leave out.
         layout: what the axes of the states were said to be, for the record.
+        on_nonfinite: what to do with an input that has a NaN or infinity at any site: `raise`, or `skip` its rows.
+
+    Attributes:
+        left_out: inputs that were skipped so far.
+
+    Raises:
+        InputError: `on_nonfinite` is neither.
     """
 
-    def __init__(self, host: Host, sites: tuple[str, ...], skip: int = 0, layout: str | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        sites: tuple[str, ...],
+        skip: int = 0,
+        layout: str | None = None,
+        on_nonfinite: OnNonfinite = "raise",
+    ) -> None:
+        if on_nonfinite not in ("raise", "skip"):
+            raise InputError(f"on_nonfinite is 'raise' or 'skip'; got {on_nonfinite!r}.")
         self.host = host
         self.sites = sites
         self.skip = skip
         self.layout = layout
         self.fingerprint = HostFingerprint.of(host)
         self.running = False
+        self.left_out = 0
+        self._on_nonfinite = on_nonfinite
         self._batch: object = None
         self.passes: list[Samples] = []
         self._rows: list[list[Tensor]] = [[] for _ in sites]
@@ -75,10 +98,31 @@ class Recording:
         counts = {site: len(record.states[site]) for site in self.sites}
         if len(set(counts.values())) != 1:
             raise InputError(f"The sites differ in their number of samples ({counts}). Choose sites that agree.")
-        record.require_finite(f"batch {self._recorded} (counted from 0)")
         samples = record.of_states
+        if self._on_nonfinite == "raise":
+            record.require_finite(f"batch {self._recorded} (counted from 0)")
+        elif bool((bad := record.not_finite()).any()):
+            record, samples = self._without(record, samples, torch.unique(samples.entry[bad]))
         with _ADDING:
             self._append(record, samples)
+
+    def _without(
+        self, record: PassRecord, samples: Samples, inputs: Int[Tensor, " input"]
+    ) -> tuple[PassRecord, Samples]:
+        """Leave out some inputs of a pass, with all their rows."""
+        self.left_out += len(inputs)
+        kept = ~torch.isin(samples.entry, inputs)
+        states = {site: rows[kept] for site, rows in record.states.items()}
+        return replace(record, states=states), samples.some(kept)
+
+    def warn_of_left_out(self) -> None:
+        """Say how many inputs were skipped, where any were."""
+        if self.left_out:
+            warnings.warn(
+                f"{self.left_out:,} of {self._inputs:,} inputs gave NaN or infinity at a site and were left out, with "
+                "all their rows. Check them, or run the model in a wider dtype.",
+                stacklevel=4,
+            )
 
     @property
     def inputs(self) -> int:

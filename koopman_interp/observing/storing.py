@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from koopman_interp.errors import InputError, ObservationInterrupted, StorageError
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Tokenizer
+from koopman_interp.labels import whole_numbers
 from koopman_interp.locks import locked
 from koopman_interp.observing.batches import Inputs, batches_in, calls
 from koopman_interp.observing.digests import input_digests
@@ -42,6 +43,7 @@ def observed_to_store(
     column: str | None,
     folder: Path,
     *,
+    times: tuple[float, ...],
     inputs: Inputs,
     tokenizer: Tokenizer,
     batch_size: int,
@@ -58,6 +60,7 @@ def observed_to_store(
         batches: as in `Tap.observe`, and so all that follows.
         column: of the labels.
         folder: of the store.
+        times: of the sites.
         inputs: the column to call with, or a function.
         tokenizer: for texts.
         batch_size: of what comes uncut.
@@ -69,7 +72,8 @@ def observed_to_store(
         The store.
 
     Raises:
-        InputError: the folder holds something else, or other inputs, or there were no batches.
+        InputError: the folder holds something else, or other inputs, or there were no batches, or no row was kept.
+        HostMismatchError: the folder holds a store of another model.
         StorageError: the disk has no room for it.
         LockedError: another process writes to it.
         ObservationInterrupted: Ctrl-C; the message says what was kept.
@@ -91,15 +95,24 @@ def observed_to_store(
         raise InputError(f"{folder} holds a store already. Observe to another folder, or read this one: Store(folder).")
     here.wait()  # so that none writes before all have looked
     with locked(index_path(folder, here.rank, here.ranks)):
-        settings = {"batch size": batch_size, "skip": recording.skip}
-        writer = StoreWriter(folder, settings, share=share, coordinates=coordinates, rank=here.rank, ranks=here.ranks)
+        writer = StoreWriter(
+            folder,
+            {name: getattr(recording, name) for name in ("sites", "skip", "layout")}
+            | {"times": times, "host": asdict(recording.fingerprint)},
+            {"batch size": batch_size},
+            share=share,
+            coordinates=coordinates,
+            rank=here.rank,
+            ranks=here.ranks,
+        )
         try:
             for part, count, digests in _new(bar, writer, called, recording):
-                writer.add(part, count, digests)
-                if total is not None and writer.batches == 0:
+                if total is not None and writer.index is None:
                     _require_room(folder, part, total, share, coordinates)
+                writer.add(part, count, digests)
             if writer.index is None:
                 raise InputError("There were no batches to observe, or too few for each process to have one.")
+            recording.warn_of_left_out()
             writer.finish()
         except KeyboardInterrupt as interrupt:
             writer.keep()
@@ -129,6 +142,8 @@ def _new(
             digests = input_digests(x)
         except InputError:  # of what it cannot be known which entry is which input
             digests = torch.zeros(1, dtype=torch.int64)
+        if y is not None:
+            digests = torch.cat([digests, whole_numbers(y)])
         if writer.lies_behind:
             writer.pass_over(digests)
             continue

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from koopman_interp.errors import InputError, UnsupportedHostError
+from koopman_interp.errors import InputError, NonFiniteError, UnsupportedHostError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.listing import SiteTable
 from koopman_interp.hosts.protocol import Host, SiteSelection
 from koopman_interp.hosts.tokens import Tokenizer
-from koopman_interp.observing.batches import BATCH_SIZE, Inputs, calls
+from koopman_interp.observing.batches import BATCH_SIZE, Inputs, batches_in, calls
 from koopman_interp.observing.model_inputs import Batch
 from koopman_interp.observing.pass_record import warn_of_train_mode
-from koopman_interp.observing.recording import Recording
+from koopman_interp.observing.recording import OnNonfinite, Recording
 from koopman_interp.observing.samples import Samples, labels_of_samples, none_left
 from koopman_interp.observing.site_times import site_times
 from koopman_interp.observing.storing import observed_to_store
@@ -166,6 +166,7 @@ class Tap:
         tokenizer: Tokenizer = None,
         batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
+        on_nonfinite: OnNonfinite = "raise",
     ) -> Trajectories: ...
 
     @overload
@@ -178,6 +179,7 @@ class Tap:
         tokenizer: Tokenizer = None,
         batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
+        on_nonfinite: OnNonfinite = "raise",
         store: str | os.PathLike[str],
         keep: float | None = None,
         coordinates: Coordinates | None = None,
@@ -192,6 +194,7 @@ class Tap:
         tokenizer: Tokenizer = None,
         batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
+        on_nonfinite: OnNonfinite = "raise",
         store: str | os.PathLike[str] | None = None,
         keep: float | None = None,
         coordinates: Coordinates | None = None,
@@ -217,6 +220,8 @@ class Tap:
             tokenizer: of Hugging Face's kind, for texts; None is the model's own.
             batch_size: of inputs that are to be cut.
             progress: show a bar; None shows it on a terminal only.
+            on_nonfinite: what to do with an input that has a NaN or infinity at any site: `raise`, or `skip` it, with
+                all its rows, and warn at the end of how many there were.
             store: a folder to write them to instead of keeping them, for more than memory holds; labels then come with
                 the batches. An observation that was killed goes on where it was, when the same is observed to the same
                 folder; under `torchrun`, each process observes every so many-th batch.
@@ -230,11 +235,13 @@ class Tap:
         Raises:
             InputError: there were no batches, no samples are left of them, the labels do not fit them, or the folder
                 holds something else.
+            NonFiniteError: a state is NaN or infinite.
+            HostMismatchError: the folder holds what was observed of another model.
             StorageError: the disk has no room for the store.
         """
         if store is not None:
             said: dict[str, Any] = {"inputs": inputs, "tokenizer": tokenizer, "batch_size": batch_size}
-            said |= {"progress": progress, "share": keep, "coordinates": coordinates}
+            said |= {"progress": progress, "on_nonfinite": on_nonfinite, "share": keep, "coordinates": coordinates}
             return self._stored(batches, labels, Path(store), **said)
         if keep is not None or coordinates is not None:
             raise InputError("keep and coordinates say what a store keeps. Give store='folder' with them.")
@@ -245,13 +252,14 @@ class Tap:
         found: list[Tensor] = []
 
         def parts() -> Iterator[Trajectories]:
-            for part, samples, y in self._driven(batches, inputs, column, tokenizer, batch_size, progress):
+            driven = self._driven(batches, inputs, column, tokenizer, batch_size, progress, on_nonfinite)
+            for part, samples, y in driven:
                 seen.extend(samples)
                 if given is None and y is not None:
                     found.append(labels_of_samples(y, samples))
                 yield part
 
-        whole = Trajectories.concatenate(parts(), same_inputs=True)
+        whole = Trajectories.concatenate(parts(), same_inputs=True, count=batches_in(batches, batch_size))
         y = labels_of_samples(given, seen) if given is not None else torch.cat(found) if found else None
         if y is not None and len(y) != len(whole):
             raise InputError("Some batches came with labels and others without. Give labels with all or with none.")
@@ -269,6 +277,7 @@ class Tap:
         tokenizer: Tokenizer = None,
         batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
+        on_nonfinite: OnNonfinite = "raise",
     ) -> Iterator[Trajectories]:
         """Observe batch by batch, and keep nothing: memory for one batch, however many there are.
 
@@ -282,15 +291,18 @@ class Tap:
             tokenizer: as in `observe`.
             batch_size: as in `observe`.
             progress: as in `observe`.
+            on_nonfinite: as in `observe`.
 
         Yields:
             The trajectories of each batch that has samples.
 
         Raises:
             InputError: there were no batches, or the labels do not fit one.
+            NonFiniteError: a state is NaN or infinite.
         """
         warn_of_train_mode(self.host.model)
-        for part, samples, y in self._driven(batches, inputs, labels, tokenizer, batch_size, progress):
+        driven = self._driven(batches, inputs, labels, tokenizer, batch_size, progress, on_nonfinite)
+        for part, samples, y in driven:
             labelled = part if y is None else part.with_labels(labels_of_samples(y, samples))
             if len(labelled):
                 yield labelled
@@ -303,9 +315,10 @@ class Tap:
         tokenizer: Tokenizer,
         batch_size: int,
         progress: bool | None,
+        on_nonfinite: OnNonfinite,
     ) -> Iterator[tuple[Trajectories, list[Samples], Any]]:
         """Call the model on each batch; yield what was recorded, which of it are samples, and its labels."""
-        recording = Recording(self.host, self.sites, self.skip, self.layout)
+        recording = Recording(self.host, self.sites, self.skip, self.layout, on_nonfinite)
         found = calls(self.host, batches, inputs=inputs, column=column, batch_size=batch_size, tokenizer=tokenizer)
         none = True
         for x, y in tqdm(found, desc="observe", unit="batch", disable=None if progress is None else not progress):
@@ -313,16 +326,24 @@ class Tap:
             yield (*self._called(recording, x), y)
         if none:
             raise InputError("There were no batches to observe.")
+        if recording.left_out and recording.left_out == recording.inputs:
+            raise NonFiniteError(
+                f"All {recording.inputs:,} inputs gave NaN or infinity at a site, so that none is left. Check the "
+                "model, or run it in a wider dtype."
+            )
+        recording.warn_of_left_out()
 
-    def _stored(self, batches: object, labels: object, store: Path, **how: Any) -> Store:
+    def _stored(self, batches: object, labels: object, store: Path, *, on_nonfinite: OnNonfinite, **how: Any) -> Store:
         """Observe to a store; see `observe`."""
         if labels is not None and not isinstance(labels, str):
             raise InputError(
                 "A store takes labels batch by batch: observe((x, labels), store=…), or the name of their column."
             )
         warn_of_train_mode(self.host.model)
-        recording = Recording(self.host, self.sites, self.skip, self.layout)
-        return observed_to_store(self.host, partial(self._called, recording), recording, batches, labels, store, **how)
+        recording = Recording(self.host, self.sites, self.skip, self.layout, on_nonfinite)
+        called = partial(self._called, recording)
+        how |= {"times": self.times}
+        return observed_to_store(self.host, called, recording, batches, labels, store, **how)
 
     def _called(self, recording: Recording, x: Batch) -> tuple[Trajectories, list[Samples]]:
         """Call the model on a batch; return what was recorded, and which of it are samples."""

@@ -50,7 +50,9 @@ class MovedRows:
         cls, span: PatchedSpan, state: Tensor, chosen: Int[Tensor, " row"] | None, back: LookingBack | None = None
     ) -> MovedRows:
         """Move rows of the state at the source on: those that are chosen, or all; the others are looked back on."""
-        rows = to_rows(state)
+        # A model may lie on several devices, and the motion on one of them.
+        device = next(iter(span.motion.buffers()), state).device
+        rows, chosen = to_rows(state).to(device), None if chosen is None else chosen.to(device)
         if back is not None:
             return cls(span.motion(rows, back, chosen), chosen, len(rows))
         return cls(span.motion(rows if chosen is None else rows[chosen]), chosen, len(rows))
@@ -64,7 +66,7 @@ class MovedRows:
                 "they are not of the same tokens. Patch between sites with the same tokens."
             )
         if self.chosen is None:
-            moved = shaped_like(self.rows, state, span.shape)
+            moved = shaped_like(self.rows.to(state.device), state, span.shape)
             return moved if replacing else state + moved
         chosen, moved = self.chosen.to(state.device), self.rows.to(state)
         return own.index_copy(0, chosen, moved if replacing else own[chosen] + moved).view_as(state)

@@ -10,6 +10,8 @@ Knows nothing of models or of the report.
 from koopman_interp.plotting.audits import plot_audit as plot_audit
 from koopman_interp.plotting.audits import plot_forgetting_by_depth as plot_forgetting_by_depth
 from koopman_interp.plotting.audits import plot_relearning as plot_relearning
+from koopman_interp.plotting.betti_curves import plot_betti_bands as plot_betti_bands
+from koopman_interp.plotting.betti_curves import plot_topology as plot_topology
 from koopman_interp.plotting.dispatch import plot as plot
 from koopman_interp.plotting.fidelity import plot_fidelity as plot_fidelity
 from koopman_interp.plotting.fidelity import plot_output_fidelity as plot_output_fidelity
@@ -21,13 +23,11 @@ from koopman_interp.plotting.lens import plot_lens_comparison as plot_lens_compa
 from koopman_interp.plotting.lens import plot_lens_vectors as plot_lens_vectors
 from koopman_interp.plotting.modes import plot_class_amplitudes as plot_class_amplitudes
 from koopman_interp.plotting.modes import plot_mode_growth as plot_mode_growth
+from koopman_interp.plotting.persistence_diagrams import plot_diagram as plot_diagram
 from koopman_interp.plotting.saving import save_figure as save_figure
 from koopman_interp.plotting.spectrum import plot_pseudospectra as plot_pseudospectra
 from koopman_interp.plotting.spectrum import plot_residuals as plot_residuals
 from koopman_interp.plotting.spectrum import plot_spectrum as plot_spectrum
-from koopman_interp.plotting.topology import plot_diagram as plot_diagram
-from koopman_interp.plotting.topology import plot_topology as plot_topology
-from koopman_interp.plotting.topology_by_depth import plot_betti_bands as plot_betti_bands
 from koopman_interp.plotting.topology_by_depth import plot_intrinsic_dimension as plot_intrinsic_dimension
 from koopman_interp.plotting.topology_by_depth import plot_topology_distances as plot_topology_distances
 from koopman_interp.plotting.topology_by_depth import plot_topology_summary as plot_topology_summary

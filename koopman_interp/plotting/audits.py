@@ -15,7 +15,19 @@ from koopman_interp.auditing.result import Audit
 from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.figures import new_figure
-from koopman_interp.plotting.style import BLUE, GREEN, GREY, LINES, ORANGE, PURPLE, plain, ticks_of_sites
+from koopman_interp.plotting.hovering import hovered
+from koopman_interp.plotting.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    LINES,
+    LONGEST,
+    ORANGE,
+    PURPLE,
+    plain,
+    short,
+    ticks_of_sites,
+)
 
 _LOOKS = {
     BASE: ("k", "o", LINES[0]),
@@ -52,7 +64,7 @@ def plot_audit(audit: Audit, axes: ndarray | None = None) -> ndarray:
         if all(getattr(row, name) is not None for row in audit.rows)
     ]
     if axes is None:
-        figure = new_figure(2.2 * len(measures), 1.7 + 0.42 * len(audit.rows))
+        figure = new_figure(2.3 * len(measures), 1.7 + 0.42 * len(audit.rows))
         axes = figure.subplots(1, len(measures), sharey=True)
     axes = np.asarray(axes).ravel()
     if len(axes) != len(measures):
@@ -60,9 +72,10 @@ def plot_audit(audit: Audit, axes: ndarray | None = None) -> ndarray:
     for ax, (measure, title, colour, chance) in zip(axes, measures, strict=True):
         _dots(ax, audit.rows, measure, colour, chance)
         ax.set_title(title, fontsize=9.5)
-    axes[0].set_yticks(range(len(audit.rows)), [row.name for row in audit.rows])
+    axes[0].set_yticks(range(len(audit.rows)), [short(row.name, LONGEST) for row in audit.rows])
     axes[0].set_ylim(len(audit.rows) - 0.5, -0.6)
-    axes[0].get_yticklabels()[-1].set_fontweight("bold")
+    for label, row in zip(axes[0].get_yticklabels(), audit.rows, strict=True):
+        label.set_fontweight("bold" if is_edit(audit.rows, row) else "normal")
     return axes
 
 
@@ -90,18 +103,21 @@ def plot_forgetting_by_depth(audit: Audit, axes: ndarray | None = None) -> ndarr
         for row in rows:
             colour, marker, line = _LOOKS.get(row.name, _EDIT)
             shares = [one.prototypes[10] if kernel is None else one.probes[kernel] for one in row.depths]
-            ax.plot(
+            (line,) = ax.plot(
                 [sites.index(one.site) for one in row.depths], [100 * share for share in shares], color=colour,
-                marker=marker, linestyle=line, markersize=11 if row is rows[0] else 6, label=row.name,
+                marker=marker, linestyle=line, markersize=11 if row is rows[0] else 6, label=short(row.name, LONGEST),
                 markerfacecolor=colour if row is rows[-1] else "white",
             )  # fmt: skip
+            told = zip(shares, (one.site for one in row.depths), strict=True)
+            hovered(line, *(f"{row.name}: {100 * share:.1f} % at {site}" for share, site in told))
         if kernel is not None:
             ax.axhline(50, color="k", linestyle="--", linewidth=1)
             ax.text(0, 51, "at chance", fontsize=8, ha="left", va="bottom")
-        ax.set_title("10-shot prototype" if kernel is None else f"{_KERNELS.get(kernel, kernel)} probe", fontsize=10)
+        title = "10-shot prototype" if kernel is None else f"{short(_KERNELS.get(kernel, kernel), LONGEST)} probe"
+        ax.set_title(title, fontsize=10)
         plain(ax)
         ticks_of_sites(ax, sites)
-    axes[0].set(ylim=(-3, 104), ylabel=f"{audit.classes} found, %")
+    axes[0].set(ylim=(-3, 104), ylabel=f"{short(audit.classes, LONGEST)} found, %")
     axes[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return axes
 
@@ -130,7 +146,7 @@ def plot_relearning(audit: Audit, axes: ndarray | None = None) -> ndarray:
         own = name not in _LOOKS
         look = {"color": colour, "marker": marker, "linestyle": ":" if curve.moved == OPERATOR else line}
         look["markerfacecolor"] = colour if own and curve.moved != OPERATOR else "white"
-        label = f"{name}, {curve.moved}" if own else name
+        label = short(f"{name}, {curve.moved}" if own else name, LONGEST)
         for ax, shares in zip(axes, (curve.forget_accuracy, curve.retain_accuracy), strict=True):
             ax.plot([100 * share for share in shares], markersize=6, label=label, **look)
     for ax, level in zip(axes, (base.forget_accuracy, base.retain_accuracy), strict=True):
@@ -146,9 +162,8 @@ def plot_relearning(audit: Audit, axes: ndarray | None = None) -> ndarray:
 
 
 def _dots(ax: Axes, rows: Sequence[AuditRow], measure: str, colour: str, chance: float | None) -> None:
-    """Draw one measure of an audit: a dot a row, with its number; the edit's is filled and bold."""
+    """Draw one measure of an audit: a dot a row, with its number at the right; an edit's is filled and bold."""
     values = [100 * getattr(row, measure) for row in rows]
-    last = len(rows) - 1
     if chance is not None:
         ax.axvline(chance, color="k", linestyle="--", linewidth=1, zorder=1)
         ax.text(chance, -0.57, " at chance", fontsize=7.5, va="top", ha="left")
@@ -156,14 +171,19 @@ def _dots(ax: Axes, rows: Sequence[AuditRow], measure: str, colour: str, chance:
     for index, row in enumerate(rows):
         if (ends := row.intervals.get(measure)) is not None:
             ax.hlines(index, 100 * ends[0], 100 * ends[1], color=colour, linewidth=1.2, zorder=2)
-    ax.plot(values[:-1], range(last), "o", color=colour, markerfacecolor="white", markersize=7)
-    ax.plot(values[-1], last, "D", color=colour, markersize=8)
-    box = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-    for index, value in enumerate(values):
-        side = ("right", -5) if value > 60 else ("left", 5)
-        weight = "bold" if index == last else "normal"
-        text = ax.text(value + side[1], index, f"{value:.1f}", ha=side[0], va="center", bbox=box)
-        text.set(fontsize=9, fontweight=weight)
+    for edits, marker, face in ((False, "o", "white"), (True, "D", colour)):
+        chosen = [index for index, row in enumerate(rows) if is_edit(rows, row) == edits]
+        at = [values[index] for index in chosen]
+        (dots,) = ax.plot(at, chosen, marker, color=colour, markerfacecolor=face, markersize=7.5)
+        hovered(dots, *(f"{rows[index].name}: {values[index]:.1f} %" for index in chosen))
+    for index, (row, value) in enumerate(zip(rows, values, strict=True)):
+        text = ax.text(1.04, index, f"{value:.1f}", ha="left", va="center", transform=ax.get_yaxis_transform())
+        text.set(fontsize=9, fontweight="bold" if is_edit(rows, row) else "normal")
     ax.set(xlim=(-6, 106), xticks=[0, 50, 100])
     ax.xaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
     plain(ax)
+
+
+def is_edit(rows: Sequence[AuditRow], row: AuditRow) -> bool:
+    """Whether a row is of an edit: the last is, and so is each that has the name of no baseline."""
+    return row is rows[-1] or row.name not in _LOOKS

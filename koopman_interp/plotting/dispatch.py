@@ -23,18 +23,14 @@ from koopman_interp.auditing.result import Audit
 from koopman_interp.errors import InputError
 from koopman_interp.forgetting.frontier import Frontier
 from koopman_interp.plotting.audits import plot_audit
+from koopman_interp.plotting.betti_curves import plot_betti_bands, plot_topology
 from koopman_interp.plotting.fidelity import plot_fidelity
 from koopman_interp.plotting.fits import plot_fit
 from koopman_interp.plotting.frontiers import plot_frontier
 from koopman_interp.plotting.lens import plot_lens, plot_lens_comparison, plot_lens_vectors
 from koopman_interp.plotting.modes import plot_mode_growth
 from koopman_interp.plotting.spectrum import plot_pseudospectra, plot_spectrum
-from koopman_interp.plotting.topology import plot_topology
-from koopman_interp.plotting.topology_by_depth import (
-    plot_betti_bands,
-    plot_intrinsic_dimension,
-    plot_topology_distances,
-)
+from koopman_interp.plotting.topology_by_depth import plot_intrinsic_dimension, plot_topology_distances
 from koopman_interp.plotting.trajectories import plot_trajectories
 from koopman_interp.plotting.transfer import plot_transfer_modes
 from koopman_interp.surrogates.record import FitRecord

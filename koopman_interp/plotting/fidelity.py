@@ -9,19 +9,24 @@ from matplotlib.axes import Axes
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.analysis.substitutes.token_floor import FLOOR as TOKEN_FLOOR
 from koopman_interp.errors import InputError
+from koopman_interp.files import Json
+from koopman_interp.plotting.hovering import hovered
 from koopman_interp.plotting.style import (
     AMBER,
     BLUE,
     FLOOR,
     GREEN,
     GREY,
+    LONGEST,
     ORANGE,
     PURPLE,
     SKY,
     label_ends,
+    log_ticks,
     mark_first,
     own_axes,
     plain,
+    share,
     short,
     ticks_of_sites,
 )
@@ -48,13 +53,15 @@ def plot_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
         if known:
             x, y = zip(*known, strict=True)
             width = 2.4 if name == "surrogate" else 1.4
-            ax.plot(x, y, color=colour, marker=marker, linestyle=style, linewidth=width, label=name)
+            look: dict[str, Json] = {"color": colour, "marker": marker, "linestyle": style, "linewidth": width}
+            (line,) = ax.plot(x, y, label=short(name, LONGEST), **look)
+            hovered(line, *(f"{name}: FVU {shares[index]:.4f} at {fidelity.depths[index].site}" for index in x))
             ends[name] = (y[-1], colour)
-    ax.set_yscale("log")
+    log_ticks(ax)
     ticks_of_sites(ax, [depth.site for depth in fidelity.depths])
     ax.set(
         ylabel="FVU: fraction of variance unexplained (log)",
-        title=f"From {fidelity.depths[0].site} onwards, {fidelity.rows:,} held-out rows: lower is better",
+        title=f"From {short(fidelity.depths[0].site)} onwards, {fidelity.rows:,} held-out rows: lower is better",
     )
     plain(ax)
     label_ends(ax, ends)
@@ -67,15 +74,16 @@ def plot_output_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
     rows = range(len(fidelity.outputs))
     agreement = [100 * row.agreement for row in fidelity.outputs]
     ax.hlines(rows, 0, agreement, color="#dddddd", linewidth=5, zorder=1)
-    ax.plot(agreement, rows, "o", color=BLUE, markersize=9, label="agrees with the model's prediction")
+    (dots,) = ax.plot(agreement, rows, "o", color=BLUE, markersize=9, label="agrees with the model's prediction")
+    hovered(dots, *(f"{row.name}: agrees on {share(row.agreement, 2)}" for row in fidelity.outputs))
     right = [math.nan if row.accuracy is None else 100 * row.accuracy for row in fidelity.outputs]
     if not all(map(math.isnan, right)):
         ax.plot(right, rows, "D", color=ORANGE, fillstyle="none", markersize=8, label="predicts the label")
     for row, agree, label in zip(rows, agreement, right, strict=True):
         text = f"{agree:.1f}" if math.isnan(label) else f"{agree:.1f} / {label:.1f}"
         ax.text(1.02, row, text, va="center", transform=ax.get_yaxis_transform())
-    ax.set_yticks(list(rows), [row.name for row in fidelity.outputs])
-    ax.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5), xlabel="% of held-out rows")
+    ax.set_yticks(list(rows), [short(row.name, LONGEST) for row in fidelity.outputs])
+    ax.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5), xlabel="share of held-out rows, %")
     ax.set_title("At the model's output, each predictor substituted for the span")
     plain(ax)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -1.1 / len(rows)), ncols=2, frameon=False)
@@ -103,9 +111,11 @@ def plot_span_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
             continue
         x, y = zip(*((index, max(kl, FLOOR)) for index, kl in known), strict=True)
         width = 2.4 if name == "surrogate" else 1.4
-        ax.plot(x, y, color=colour, marker=marker, linestyle=style, linewidth=width, label=name)
+        look: dict[str, Json] = {"color": colour, "marker": marker, "linestyle": style, "linewidth": width}
+        (line,) = ax.plot(x, y, label=short(name, LONGEST), **look)
+        hovered(line, *(f"{name}: KL {kl:.4f} nats from {spans[index].source}" for index, kl in known))
         ends[name] = (y[-1], colour)
-    ax.set_yscale("log")
+    log_ticks(ax)
     ticks_of_sites(ax, [span.source for span in spans])
     ax.set(
         xlabel="where the span starts",

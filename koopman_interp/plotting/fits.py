@@ -5,7 +5,8 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 
 from koopman_interp.errors import InputError
-from koopman_interp.plotting.style import BLUE, FLOOR, GREY, ORANGE, label_ends, own_axes, plain
+from koopman_interp.plotting.hovering import hovered
+from koopman_interp.plotting.style import BLUE, FLOOR, GREY, ORANGE, label_ends, log_ticks, own_axes, plain
 from koopman_interp.surrogates.record import FitRecord
 
 
@@ -26,14 +27,15 @@ def plot_fit(record: FitRecord, ax: Axes | None = None) -> Axes:
         ("stress", "isometry stress", ORANGE, "s--"),
     ):
         shares = [max(look[key], FLOOR) for look in history]
-        ax.plot(steps, shares, style, color=colour, markersize=5, label=name)
+        (line,) = ax.plot(steps, shares, style, color=colour, markersize=5, label=name)
+        hovered(line, *(f"{name} {look[key]:.4g} at step {step:,}" for look, step in zip(history, steps, strict=True)))
         ends[f"{name}\n{history[-1][key]:.3g}"] = (shares[-1], colour)
     if "step" in record.kept:
         kept = record.kept["step"]
         ax.axvline(kept, color=GREY, linestyle=":")
         ax.text(kept, 1.01, "kept", ha="center", va="bottom", fontsize=8, transform=ax.get_xaxis_transform())
     ax.margins(y=0.15)
-    ax.set_yscale("log")
+    log_ticks(ax)
     ax.set(xlabel="step", ylabel="held-out share (log)")
     ax.set_title("Fit: held-out figures by step, lower is better", pad=16)
     if "step" not in history[-1]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 
 from koopman_interp.forgetting.frontier import Frontier
-from koopman_interp.plotting.style import BLUE, GREEN, GREY, LINES, ORANGE, PURPLE, own_axes, plain
+from koopman_interp.plotting.style import BLUE, GREEN, GREY, LINES, LONGEST, ORANGE, PURPLE, own_axes, plain, short
 
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
@@ -46,9 +46,10 @@ def plot_frontier(
             linestyle=LINES[index % len(LINES)],
             color=_COLOURS[index % len(_COLOURS)],
             markersize=5,
-            label=method,
+            label=short(method, LONGEST),
         )
-    ax.set(xlabel=frontier.cost, ylabel=frontier.left, ylim=(0, None), xlim=(left - margin, right + margin))
+    ax.set(xlabel=short(frontier.cost, LONGEST), ylabel=short(frontier.left, LONGEST))
+    ax.set(ylim=(0, None), xlim=(left - margin, right + margin))
     # Below the base model's line, which the legend would hide.
     ax.legend(fontsize=8.5, frameon=False, loc="upper right", bbox_to_anchor=(1.0, 0.92))
     plain(ax)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 
 from koopman_interp.analysis.substitutes.lens import LensReading
 from koopman_interp.analysis.substitutes.lens_comparison import LensComparison
 from koopman_interp.analysis.substitutes.lens_vectors import LensVectors
 from koopman_interp.analysis.substitutes.token_floor import FLOOR as TOKEN_FLOOR
 from koopman_interp.errors import InputError
+from koopman_interp.plotting.hovering import hovered
 from koopman_interp.plotting.style import (
     BLUE,
     FLOOR,
     GREEN,
     GREY,
     LINES,
+    LONGEST,
     ORANGE,
     PURPLE,
     label_ends,
+    log_ticks,
     mark_first,
     own_axes,
     plain,
+    shade_cells,
     short,
     ticks_of_sites,
 )
@@ -29,8 +32,6 @@ from koopman_interp.plotting.style import (
 _MOST_SAMPLES = 32
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 _MARKERS = ("o", "s", "D", "v", "^", "P")
-# From white to a blue on which black text can still be read.
-_PALE = LinearSegmentedColormap.from_list("pale", ["#ffffff", "#8ec1e0"])
 
 
 def plot_lens(reading: LensReading, ax: Axes | None = None, *, start: int = 0) -> Axes:
@@ -55,15 +56,17 @@ def plot_lens(reading: LensReading, ax: Axes | None = None, *, start: int = 0) -
     depths = len(reading.sites)
     ax = own_axes(ax, 1.9 + 0.62 * len(shown), 1.6 + 0.5 * depths)
     probability = reading.probability[:, shown.start : shown.stop, 0].numpy()
-    ax.imshow(probability, cmap=_PALE, vmin=0, vmax=1, aspect="auto", origin="lower")
+    shade_cells(ax, 0.45 * probability)
     for depth in range(depths):
         for column, sample in enumerate(shown):
             right = reading.top[depth, sample, 0] == reading.top[-1, sample, 0]
-            word = _plain_text(short(reading.said(depth, sample), 8))
+            word = short(reading.said(depth, sample), 8)
             weight = "bold" if right else "normal"
             percent = f"{100 * probability[depth, column]:.0f}"
-            ax.text(column, depth, f"{word}\n{percent}", ha="center", va="center", fontsize=8, fontweight=weight)
-    labels = [_plain_text(short(reading.inputs[sample], 10)) for sample in shown]
+            cell = ax.text(column, depth, f"{word}\n{percent}", ha="center", va="center", fontsize=8)
+            cell.set_fontweight(weight)
+            hovered(cell, f"{reading.said(depth, sample)}: {percent} %, read at {reading.sites[depth]}")
+    labels = [short(reading.inputs[sample], 10) for sample in shown]
     ax.set_xticks(range(len(shown)), labels, rotation=60, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(depths), [short(site) for site in reading.sites])
     ax.set_xticks([index - 0.5 for index in range(1, len(shown))], minor=True)
@@ -71,7 +74,7 @@ def plot_lens(reading: LensReading, ax: Axes | None = None, *, start: int = 0) -
     ax.grid(which="minor", color="#c8c8c8", linewidth=0.6)
     ax.tick_params(which="minor", length=0)
     ax.set(xlabel="read at", ylabel="site, in order of depth")
-    ax.set_title(f"{reading.lens}: likeliest output, and its probability in % (bold: the model's own)")
+    ax.set_title(f"{short(reading.lens, LONGEST)}: likeliest output, and its probability in % (bold: the model's own)")
     return ax
 
 
@@ -88,9 +91,9 @@ def plot_lens_comparison(comparison: LensComparison, ax: Axes | None = None) -> 
             continue
         x, y = zip(*known, strict=True)
         colour, marker, style = (choice[index % len(choice)] for choice in (_COLOURS, _MARKERS, LINES))
-        ax.plot(x, y, color=colour, marker=marker, linestyle=style, linewidth=1.8, label=name)
+        ax.plot(x, y, color=colour, marker=marker, linestyle=style, linewidth=1.8, label=short(name, LONGEST))
         ends[f"{name} ({parameters:,})"] = (y[-1], colour)
-    ax.set_yscale("log")
+    log_ticks(ax)
     ticks_of_sites(ax, comparison.sites)
     ax.set(ylabel="KL to the model, nats (log)", title="Lenses and their parameters: lower is nearer to the model")
     plain(ax)
@@ -104,16 +107,12 @@ def plot_lens_vectors(vectors: LensVectors, ax: Axes | None = None) -> Axes:
     for index, name in enumerate(vectors.names):
         colour, marker, style = (choice[index % len(choice)] for choice in (_COLOURS, _MARKERS, LINES))
         cosines = vectors.agreement[:, index].tolist()
-        label = _plain_text(name)
+        label = short(name, LONGEST)
         ax.plot(cosines, color=colour, marker=marker, linestyle=style, linewidth=1.8, label=label)
     ax.set_ylim(min(0.0, float(vectors.agreement.min())), 1.02)
     ticks_of_sites(ax, vectors.sites)
-    ax.set(ylabel="mean cosine with the mean direction", title=f"{vectors.lens}: is a token one direction?")
+    ax.set(ylabel="mean cosine with the mean direction")
+    ax.set_title(f"{short(vectors.lens, LONGEST)}: is a token one direction?")
     ax.legend(frameon=False)
     plain(ax)
     return ax
-
-
-def _plain_text(word: str) -> str:
-    """Keep a word from being read as mathematics."""
-    return word.replace("$", r"\$")

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.axes import Axes
 
 from koopman_interp.analysis.spectra.mode_meanings import ModeMeanings
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.errors import InputError
+from koopman_interp.plotting.hovering import hovered
 from koopman_interp.plotting.style import (
     BLUE,
     FLOOR,
     GREEN,
     GREY,
+    LONGEST,
     ORANGE,
     PURPLE,
     label_ends,
+    named_class,
     of_all,
     own_axes,
     plain,
     round_log_ticks,
+    shade_cells,
+    short,
     thinned,
     ticks_of_sites,
 )
@@ -31,7 +38,9 @@ _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 _MARKERS = "osD^v"
 
 
-def plot_class_amplitudes(spectrum: Spectrum, depth: int = 0, ax: Axes | None = None) -> Axes:
+def plot_class_amplitudes(
+    spectrum: Spectrum, depth: int = 0, ax: Axes | None = None, *, class_names: Mapping[int, str] | None = None
+) -> Axes:
     """Draw how far each class stands out in each of the slowest modes, as a heat map with its numbers.
 
     A cell is the distance of the class's mean amplitude from the mean over all samples, in standard deviations over
@@ -41,6 +50,7 @@ def plot_class_amplitudes(spectrum: Spectrum, depth: int = 0, ax: Axes | None = 
         spectrum: made from labelled samples.
         depth: where the amplitudes are read.
         ax: where to draw.
+        class_names: by label, where they are known.
 
     Returns:
         The axes.
@@ -59,14 +69,14 @@ def plot_class_amplitudes(spectrum: Spectrum, depth: int = 0, ax: Axes | None = 
     shown = contrast[np.ix_(rows, columns)]
     ax = own_axes(ax, 1.8 + 0.5 * len(columns), 1.3 + 0.36 * len(rows))
     highest = max(1.0, float(shown.max()))
-    ax.imshow(shown, cmap="Greys", vmin=0, vmax=1.15 * highest, aspect="auto")
+    shade_cells(ax, 0.5 * shown / highest)
+    ax.invert_yaxis()
     for (row, column), value in np.ndenumerate(shown):
-        colour = "white" if value > 0.65 * highest else "black"
-        ax.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=colour)
+        ax.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8)
     ax.set_xticks(range(len(columns)), [str(index) for index in columns])
     for tick, index in zip(ax.get_xticklabels(), columns, strict=True):
         tick.set_fontweight("bold" if spectrum.trusted[index] else "normal")
-    ax.set_yticks(range(len(rows)), [f"class {amplitudes.labels[row]}" for row in rows])
+    ax.set_yticks(range(len(rows)), [short(named_class(amplitudes.labels[row], class_names), LONGEST) for row in rows])
     ax.set(xlabel="mode, slowest first (bold: trusted)")
     ax.set_title(
         f"Distance of class means, in standard deviations{of_all(rows, amplitudes.labels, 'classes')}", fontsize=10
@@ -94,7 +104,10 @@ def plot_mode_growth(meanings: ModeMeanings, ax: Axes | None = None) -> Axes:
     for mode, colour, marker in zip(drawn, _COLOURS, _MARKERS, strict=False):
         measured, expected = (np.maximum(sizes, FLOOR) for sizes in (mode.growth, mode.expected))
         depths = range(len(measured))
-        ax.plot(depths, measured, color=colour, marker=marker, linewidth=1.8, label=f"mode {mode.mode}, measured")
+        label = f"mode {mode.mode}, measured"
+        (line,) = ax.plot(depths, measured, color=colour, marker=marker, linewidth=1.8, label=label)
+        sizes = zip(mode.growth, meanings.sites, strict=True)
+        hovered(line, *(f"mode {mode.mode}: {size:.3g} at {site}" for size, site in sizes))
         ax.plot(depths, expected, color=colour, linestyle="--", linewidth=1.2, label="_")
         word = "" if mode.verdict == "trusted" else f" ({mode.verdict})"
         ends[f"{mode.mode}{word}"] = (float(measured[-1]), colour)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, to_hex
 
 from koopman_interp.analysis.spectra.pseudospectra import Pseudospectra
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.errors import InputError
 from koopman_interp.files import Json
-from koopman_interp.plotting.style import BLUE, DARK_TO_LIGHT, FLOOR, GREY, ORANGE, own_axes, plain, round_log_ticks
+from koopman_interp.plotting.hovering import hovered
+from koopman_interp.plotting.numbering import number_marks
+from koopman_interp.plotting.style import BLUE, FLOOR, GREY, ORANGE, own_axes, plain, round_log_ticks
 
 _LEVELS = (0.01, 0.03, 0.1, 0.3, 0.6)
 """Residuals at which contours are drawn."""
@@ -24,8 +24,8 @@ _CERTAIN = 1e-3
 def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None, *, pseudospectra: Pseudospectra | None = None) -> Axes:
     """Draw the eigenvalues in the complex plane, with the unit circle.
 
-    Trusted modes are filled and all others hollow; the colour is the residual, where 1 means that the mode
-    predicts nothing. Crosses are intervals of what the data give for |λ| and arg λ, of trusted modes. Contours, where
+    Trusted modes are filled circles and all others hollow squares; each has its number in the tables, of a conjugate
+    pair the upper one. Crosses are intervals of what the data give for |λ| and arg λ, of trusted modes. Contours, where
     pseudospectra are given, enclose where a function with so small a residual exists on the data; the eigenvalues are
     those of K itself then, and in the host's own units otherwise, where there are such.
 
@@ -36,29 +36,46 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None, *, pseudospectra: 
         raise InputError(f"These pseudospectra are those of K^{pseudospectra.gap:g}; the eigenvalues are those of K.")
     if pseudospectra is not None:
         spectrum = spectrum.of_operator()
-    ax = own_axes(ax, 6.6, 5.2)
+    ax = own_axes(ax, 7.2, 6.4)
     _draw_plane(ax)
-    colours = ScalarMappable(Normalize(0, 1), DARK_TO_LIGHT)
-    trusted, values = spectrum.trusted, spectrum.eigenvalues
-    shades = np.array([to_hex(shade) for shade in colours.to_rgba(spectrum.residuals)])
     if pseudospectra is not None:
         _draw_contours(pseudospectra, ax)
     _draw_intervals(spectrum, ax)
-    for name, chosen in (("not trusted", ~trusted), (f"trusted, residual ≤ {spectrum.tolerance:g}", trusted)):
-        edges = shades[chosen].tolist()
-        faces = edges if chosen is trusted else "none"
+    trusted, values = spectrum.trusted, spectrum.eigenvalues
+    at = np.stack([values.real, values.imag], 1)
+    for name, chosen, (marker, face, edge) in (
+        ("not trusted", ~trusted, ("s", "none", ORANGE)),
+        (f"trusted, residual ≤ {spectrum.tolerance:g}", trusted, ("o", BLUE, "white")),
+    ):
         label = f"{name} ({int(chosen.sum())})" if chosen.any() else "_"
-        at = (values.real[chosen], values.imag[chosen])
-        ax.scatter(*at, s=64, facecolors=faces, edgecolors=edges, linewidths=1.8, label=label, zorder=3)
+        drawn = ax.scatter(
+            values.real[chosen],
+            values.imag[chosen],
+            s=42,
+            marker=marker,
+            facecolors=face,
+            edgecolors=edge,
+            label=label,
+            zorder=3,
+        )
+        hovered(drawn, *(_told(spectrum, index) for index in np.flatnonzero(chosen)))
     of = "of K" if spectrum.unit_factor is None else "in the host's units"
-    place = ax.inset_axes((1.05, 0, 0.045, 1))
-    bar = ax.figure.colorbar(colours, cax=place, extend="max", label="residual (1: predicts nothing)")
-    if spectrum.tolerance < 1:
-        bar.ax.axhline(spectrum.tolerance, color="w", linewidth=2)
     step = "operator step" if spectrum.clock is None else "tick"
-    ax.set(xlabel="Re λ", ylabel="Im λ", title=f"Eigenvalues {of}, per {step}")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, fontsize=8)
+    ax.set(xlabel="Re λ", ylabel="Im λ", title=f"Eigenvalues {of}, per {step}, with the numbers of the modes")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False, fontsize=9)
+    upper = np.flatnonzero((values.imag >= 0) & np.isfinite(at).all(1))
+    numbers, bold = [str(index) for index in upper], trusted[upper].tolist()
+    number_marks(ax, at[upper], numbers, clear=at[np.isfinite(at).all(1)], bold=bold)
     return ax
+
+
+def _told(spectrum: Spectrum, index: int | np.signedinteger) -> str:
+    """What is known of one mode, in a line."""
+    word = "trusted" if spectrum.trusted[index] else "not trusted"
+    return (
+        f"mode {index}: |λ| {spectrum.decay[index]:.3f}, {spectrum.turns[index]:+.3f} turns a step, residual "
+        f"{spectrum.residuals[index]:.3f}, {word}"
+    )
 
 
 def plot_pseudospectra(pseudospectra: Pseudospectra, ax: Axes | None = None) -> Axes:
@@ -106,10 +123,10 @@ def _draw_intervals(spectrum: Spectrum, ax: Axes) -> None:
         radius, angle = np.abs(intervals.estimate[index]), (early + late) / 2
         if high - low < _WIDEST:
             ray = np.array([low, high]) * np.exp(1j * angle)
-            ax.plot(ray.real, ray.imag, color="k", linewidth=1.3, zorder=4)
-        if _CERTAIN < radius * (late - early) < _WIDEST:
+            ax.plot(ray.real, ray.imag, color="k", linewidth=0.9, zorder=2.5)
+        if _CERTAIN < radius * (late - early) < _WIDEST and late - early < np.pi:
             arc = radius * np.exp(1j * np.linspace(early, late, 25))
-            ax.plot(arc.real, arc.imag, color="k", linewidth=1.3, zorder=4)
+            ax.plot(arc.real, arc.imag, color="k", linewidth=0.9, zorder=2.5)
 
 
 def plot_residuals(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
@@ -133,7 +150,8 @@ def plot_residuals(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
     ):
         look: dict[str, Json] = {"marker": marker, "facecolors": face, "edgecolors": colour}
         label = f"{name} ({int(chosen.sum())})"
-        ax.scatter(spectrum.decay[chosen], height[chosen], s=36, label=label, zorder=3, **look)
+        drawn = ax.scatter(spectrum.decay[chosen], height[chosen], s=36, label=label, zorder=3, **look)
+        hovered(drawn, *(_told(spectrum, index) for index in np.flatnonzero(chosen)))
     ax.axhline(spectrum.tolerance, color="k", linestyle="--", linewidth=1, label=f"tolerance {spectrum.tolerance:g}")
     ax.axhline(1, color=GREY, linestyle=":", linewidth=1, label="predicts nothing")
     round_log_ticks(ax)

@@ -1,4 +1,4 @@
-"""Figures of topology along depth, with bands: Betti curves, summaries, distances, intrinsic dimension."""
+"""Figures of topology along depth, with bands: summaries, distances, intrinsic dimension."""
 
 from __future__ import annotations
 
@@ -14,57 +14,19 @@ from koopman_interp.analysis.shapes.topology_bands import TopologyBands
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.style import (
     BLUE,
-    DARK_TO_LIGHT,
     GREEN,
-    LINES,
-    MOST_DEPTHS,
+    LONGEST,
     ORANGE,
     PURPLE,
-    of_all,
     own_axes,
     plain,
+    share,
     short,
-    thinned,
     ticks_of_sites,
 )
-from koopman_interp.plotting.topology import last_death
 
 _SERIES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "D", "-."), (PURPLE, "v", ":"))
 _HATCHES = ("", "///", "...", "\\\\\\")
-_BAND_LINES = 5
-"""Bands of a figure; more would cover each other."""
-
-
-def plot_betti_bands(bands: TopologyBands, dimension: int = 0, ax: Axes | None = None) -> Axes:
-    """Draw Betti curves over scale, one line and band a depth: the mean over runs and its quantiles.
-
-    Raises:
-        InputError: the topology was not computed up to this dimension.
-    """
-    bands.runs[0].require_dimension(dimension)
-    ax = own_axes(ax, 7.2, 4.2)
-    end = bands.threshold if dimension else max(map(last_death, bands.runs))
-    scales = np.linspace(0, end, 201)
-    low, mean, high = bands.band(bands.curves(dimension, scales))
-    shown = thinned(len(bands.names), min(_BAND_LINES, MOST_DEPTHS))
-    for order, cloud in enumerate(shown):
-        colour = DARK_TO_LIGHT(order / max(1, len(shown) - 1))
-        label = f"{cloud}  {short(bands.names[cloud])}"
-        ax.plot(scales, mean[cloud], LINES[order % len(LINES)], color=colour, label=label)
-        ax.fill_between(scales, low[cloud], high[cloud], color=colour, alpha=0.2, linewidth=0)
-    if dimension == 0:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter("{x:g}")
-    ax.set(
-        xlabel=f"scale ({bands.runs[0].scale_name})",
-        ylabel=f"β{dimension}",
-        title=f"Betti-{dimension}: mean and {bands.level:.0%} of {len(bands.runs)} runs"
-        + of_all(shown, bands.names, "depths"),
-        xlim=(0, end),
-    )
-    plain(ax)
-    ax.legend(title="depth", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handlelength=3)
-    return ax
 
 
 def plot_topology_summary(
@@ -92,14 +54,14 @@ def plot_topology_summary(
         colour, marker, style = _SERIES[order % len(_SERIES)]
         low, mean, high = each.band(each.statistic(statistic, dimension))
         depths = np.arange(len(mean))
-        ax.plot(depths, mean, style, color=colour, marker=marker, label=name)
+        ax.plot(depths, mean, style, color=colour, marker=marker, label=short(name, LONGEST))
         hatch = _HATCHES[order % len(_HATCHES)]
         ax.fill_between(depths, low, high, facecolor=colour, edgecolor=colour, alpha=0.18, hatch=hatch, linewidth=0)
     first = next(iter(several.values()))
     ticks_of_sites(ax, first.names)
     unit = "nats" if statistic == "entropy" else first.runs[0].scale_name
     ax.set(ylabel=f"{statistic} of H{dimension} ({unit})")
-    ax.set_title(f"Mean and {first.level:.0%} of {len(first.runs)} runs", fontsize=11)
+    ax.set_title(f"Mean and {share(first.level)} of {len(first.runs)} runs", fontsize=11)
     plain(ax)
     if len(several) > 1:
         ax.legend(frameon=False, handlelength=3)
@@ -134,7 +96,7 @@ def plot_topology_distances(
     for order, (name, each) in enumerate(several.items()):
         colour, marker, style = _SERIES[order % len(_SERIES)]
         values = getattr(each, kind)[:, dimension]
-        ax.plot(np.arange(len(values)), values, style, color=colour, marker=marker, label=name)
+        ax.plot(np.arange(len(values)), values, style, color=colour, marker=marker, label=short(name, LONGEST))
     first = next(iter(several.values()))
     ticks_of_sites(ax, [short(a) if a == b else f"{short(a, 12)} | {short(b, 12)}" for a, b in first.names])
     ax.set(ylabel=f"{kind} distance of H{dimension} ({first.scale_name})")
@@ -155,7 +117,14 @@ def plot_intrinsic_dimension(estimates: IntrinsicDimension, ax: Axes | None = No
         mean = estimates.means[:, place]
         spread = np.stack([mean - low[:, place], high[:, place] - mean])
         ax.errorbar(
-            np.arange(len(mean)), mean, spread, color=colour, marker=marker, linestyle=style, capsize=3, label=estimator
+            np.arange(len(mean)),
+            mean,
+            spread,
+            color=colour,
+            marker=marker,
+            linestyle=style,
+            capsize=3,
+            label=short(estimator, LONGEST),
         )
     ticks_of_sites(ax, estimates.names)
     ax.set(ylabel="intrinsic dimension")

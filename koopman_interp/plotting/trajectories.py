@@ -6,6 +6,7 @@ Costs a fraction of a second: of many depths, classes or rows a part is drawn.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from numpy import ndarray
 
 from koopman_interp.errors import InputError
 from koopman_interp.plotting.figures import new_figure
-from koopman_interp.plotting.style import GREY, MOST_DEPTHS, plain, short, thinned
+from koopman_interp.plotting.hovering import hovered
+from koopman_interp.plotting.style import GREY, LONGEST, MOST_DEPTHS, named_class, plain, share, short, thinned
 from koopman_interp.trajectories import Trajectories
 
 # Tol's muted palette, whose colours are told apart by colour-blind readers; each with its own marker.
@@ -27,12 +29,21 @@ OTHERS = "others"
 _MOST_POINTS = 450
 
 
-def plot_trajectories(trajectories: Trajectories, axes: ndarray | None = None) -> ndarray:
+def plot_trajectories(
+    trajectories: Trajectories, axes: ndarray | None = None, *, class_names: Mapping[int, str] | None = None
+) -> ndarray:
     """Draw the states at each depth in the plane of their first two principal components, marked by class.
 
     Planes are fitted per depth, since widths may differ; each is then turned and mirrored so that the points
     lie nearest to where they lay at the depth before. Of many depths, classes or rows a part is drawn.
-    The axes are in order of depth.
+
+    Args:
+        trajectories: the states.
+        axes: where to draw, one a depth in their order; None makes a figure.
+        class_names: by label, where they are known.
+
+    Returns:
+        The axes, in order of depth.
 
     Raises:
         InputError: more axes than depths, or none, were given.
@@ -51,15 +62,17 @@ def plot_trajectories(trajectories: Trajectories, axes: ndarray | None = None) -
     drawn: ndarray = np.asarray(axes).ravel()[: len(shown)]
     order = torch.randperm(len(trajectories), generator=torch.Generator().manual_seed(0))
     subset = trajectories[order[:_MOST_POINTS]]
-    groups = _groups(subset)
+    groups = _groups(subset, class_names)
     before = None
     for ax, depth in zip(drawn, shown, strict=True):
-        points, share = _plane(subset.states[depth].double().numpy(), before)
+        points, explained = _plane(subset.states[depth].double().numpy(), before)
         before = points
         for (name, rows), (colour, marker) in zip(groups.items(), _CLASSES.items(), strict=False):
-            look = {"marker": marker, "color": GREY if name == OTHERS else colour, "label": name}
-            ax.scatter(*points[rows].T, s=14, alpha=0.75, linewidths=0, **look)
-        ax.set_title(f"{depth}  {short(trajectories.sites[depth])}\n{share:.0%} of variance", fontsize=10)
+            look = {"marker": marker, "color": GREY if name == OTHERS else colour, "label": short(name, LONGEST)}
+            drawn_class = ax.scatter(*points[rows].T, s=14, alpha=0.75, linewidths=0, **look)
+            hovered(drawn_class, f"{name} at depth {depth}, {len(rows):,} rows drawn")
+        title = f"{depth}  {short(trajectories.sites[depth])}\n{share(explained)} of variance"
+        ax.set_title(title, fontsize=10)
         ax.set_aspect("equal", adjustable="datalim")
         plain(ax)
         ax.tick_params(labelsize=8)
@@ -85,7 +98,7 @@ def _plane(states: ndarray, before: ndarray | None) -> tuple[ndarray, float]:
     return points, float((s[:2] ** 2).sum()) / total if total else 0.0
 
 
-def _groups(trajectories: Trajectories) -> dict[str, ndarray]:
+def _groups(trajectories: Trajectories, names: Mapping[int, str] | None) -> dict[str, ndarray]:
     """Rows by class, the rarest together where there are more classes than marks; all rows without labels."""
     if trajectories.labels is None:
         return {"unlabelled": np.arange(len(trajectories))}
@@ -93,6 +106,6 @@ def _groups(trajectories: Trajectories) -> dict[str, ndarray]:
     classes, counts = np.unique(labels, return_counts=True)
     most = len(_CLASSES)
     kept = classes if len(classes) <= most else np.sort(classes[np.argsort(-counts, kind="stable")[: most - 1]])
-    groups = {f"class {label}": np.flatnonzero(labels == label) for label in kept}
+    groups = {named_class(int(label), names): np.flatnonzero(labels == label) for label in kept}
     rest = np.flatnonzero(~np.isin(labels, kept))
     return groups | ({OTHERS: rest} if len(rest) else {})

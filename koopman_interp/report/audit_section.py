@@ -1,47 +1,44 @@
-"""The part of a run's page that shows an audit: its verdict, its tables, its figures. Computes nothing."""
+"""The part of a run's page that shows audits: one table of all edits, what each comes to, figures. Computes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 
-from koopman_interp.auditing.result import Audit
-from koopman_interp.report.parts import figure, section, shown
-from koopman_interp.report.text import AUDIT_KEY
-from koopman_interp.tables import percent
+from koopman_interp.report.joined_audits import JoinedAudit
+from koopman_interp.report.parts import Section, classes_named, figure, folded, paragraphs, section, shown
+from koopman_interp.tables import escaped, percent
 
 
-def audit_section(audit: Audit, index: int, figures: Mapping[str, str]) -> str:
-    """Show one audit.
+def audit_section(made: JoinedAudit, index: int, figures: Mapping[str, bytes], names: Mapping[int, str]) -> Section:
+    """Show audits on the same rows: the numbers of all edits in one table, then what is to be said of each.
 
     Args:
-        audit: the audit.
-        index: which of the run's it is; the first explains the columns.
-        figures: images by name.
-
-    Returns:
-        A section of the page.
+        made: the audits.
+        index: which of the run's it is.
+        figures: SVG files by name.
+        names: of the classes, where they are known.
     """
-    ours, methods = audit.rows[-1], ", ".join(row.name for row in audit.rows)
-    probe = (
-        "</strong>"
-        if ours.best_probe is None
-        else f": a probe still finds {audit.classes} at {percent(ours.best_probe, 1)} %</strong> (50 % at chance)"
-    )
+    audit, (overview, *further) = made.audit, made.tables()
+    classes = classes_named(audit.labels, names, audit.classes)
+    found = [row.best_probe for row in made.ours if row.best_probe is not None]
+    probe = f"; a probe still finds {classes} at {percent(max(found), 1)} % (50 % at chance)" if found else ""
+    methods = ", ".join(row.name for row in audit.rows)
     return section(
         f"audit-{index}",
-        f"Audit: {audit.edit}, {ours.name}",
-        f'<p class="plain"><strong>Reversible suppression{probe}. Nothing has been removed from the weights.</p>',
-        *(f"<p>{escape(line)}</p>" for line in [*audit.verdict.splitlines(), *audit.left_out, *audit.reached]),
-        *map(shown, audit.tables()),
-        _samples(audit),
-        AUDIT_KEY if index == 0 else "",
+        f"Audit: {audit.edit}",
+        f'<p class="plain"><strong>Reversible suppression{escaped(probe)}.</strong> Nothing has been removed from the '
+        'weights. The columns are explained in the <a href="#glossary">glossary</a>.</p>',
+        shown(overview),
         figure(
             figures,
             f"audit-{index}",
-            f"Dot plot of the tables above: {methods}, by what is suppressed and what probes still find.",
-            "What each method suppresses at the output, and what is still there.",
+            f"Dot plot of the table above: {methods}, by what is suppressed and what probes still find.",
+            "What each method suppresses at the output, and what is still there. Diamonds are edits.",
         ),
+        *(_said_of(made, place) for place in range(len(made.audits))),
+        paragraphs(*audit.left_out),
+        folded("More tables: training rows, depths, relearning, language", *map(shown, further)),
+        _samples(made),
         figure(
             figures, f"audit-{index}-depths", f"How well probes find {audit.classes} over depth, one line a method."
         ),
@@ -49,8 +46,17 @@ def audit_section(audit: Audit, index: int, figures: Mapping[str, str]) -> str:
     )
 
 
-def _samples(audit: Audit) -> str:
+def _said_of(made: JoinedAudit, place: int) -> str:
+    """What an audit comes to, in its own words."""
+    audit, row = made.audits[place], made.ours[place]
+    head = f"{row.name}: forget {percent(row.forget_accuracy)} % ↓, retain {percent(row.retain_accuracy)} % ↑"
+    return folded(head, paragraphs(*audit.verdict.splitlines(), *audit.reached), unfolded=place == 0)
+
+
+def _samples(made: JoinedAudit) -> str:
     """List how the language model goes on, under each method."""
-    samples = [(row.name, sample) for row in audit.rows if row.language is not None for sample in row.language.samples]
-    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(sample)}</dd>" for name, sample in samples)
+    samples = [
+        (row.name, sample) for row in made.audit.rows if row.language is not None for sample in row.language.samples
+    ]
+    body = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(sample)}</dd>" for name, sample in samples)
     return f"<dl>{body}</dl>" if samples else ""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 
 from koopman_interp.analysis.substitutes.lens import LensReading
-from koopman_interp.report.parts import figure, section, shown
+from koopman_interp.report.parts import Section, figure, paragraphs, section, shown
 
 
-def lens_section(lens: LensReading, figures: Mapping[str, str]) -> str:
+def lens_section(lens: LensReading, figures: Mapping[str, bytes]) -> Section:
     """Show what a lens reads: all samples by depth, and the first of them one by one."""
     by_depth, likeliest = map(shown, lens.tables())
     return section(
         "lens",
         "What the model would say if its motion were linear from each depth on",
-        f"<p>{len(lens):,} samples through the {escape(lens.lens)}: a state is advanced by K to the last site, "
-        "decoded, and read by the model's own head.</p>",
+        paragraphs(
+            f"{len(lens):,} samples through the {lens.lens}: a state is advanced by K to the last site, "
+            "decoded, and read by the model's own head."
+        ),
         by_depth,
         figure(figures, "lens", "The likeliest output by depth, for the first samples."),
         likeliest,

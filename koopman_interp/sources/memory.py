@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from koopman_interp.sequences import whole_pieces
 from koopman_interp.sources.protocol import Blocks, at_depths
-from koopman_interp.trajectories import Trajectories, whole_pieces
+from koopman_interp.trajectories import Trajectories
 
 _ROWS = 8192
 

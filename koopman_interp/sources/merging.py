@@ -22,7 +22,7 @@ def join_ranks(folder: Path, ranks: int) -> None:
         ranks: how many processes.
     """
     paths = [index_path(folder, rank, ranks) for rank in range(ranks)]
-    joined = _joined([Index.read(path) for path in paths if path.is_file()])
+    joined = _joined([Index.read(path) for path in paths])
     joined.write(folder / INDEX)
     for path in paths:
         path.unlink(missing_ok=True)
@@ -53,18 +53,21 @@ def merge_stores(folders: Sequence[str | os.PathLike[str]], into: str | os.PathL
     for source, index in zip(sources, indices, strict=True):
         if not index.complete:
             raise InputError(f"The observation of {source} did not come to its end. Observe to it again, or leave it.")
+    joined = _joined([_renamed(index, number) for number, index in enumerate(indices)])
     target.mkdir(parents=True, exist_ok=True)
-    renamed = []
-    for number, (source, index) in enumerate(zip(sources, indices, strict=True)):
-        shards = [replace(shard, name=f"{number:03d}-{shard.name}") for shard in index.shards]
-        for old, new in zip(index.shards, shards, strict=True):
-            _linked(source / old.name, target / new.name)
-        renamed.append(replace(index, shards=tuple(shards)))
+    olds = [source / shard.name for source, index in zip(sources, indices, strict=True) for shard in index.shards]
+    for old, shard in zip(olds, joined.shards, strict=True):
+        _linked(old, target / shard.name)
     if indices[0].settings.get("coordinates"):
         read_tensors(sources[0] / COORDINATES, kind="coordinates of a store")
         _linked(sources[0] / COORDINATES, target / COORDINATES)
-    _joined(renamed).write(target / INDEX)
+    joined.write(target / INDEX)
     return Store(target)
+
+
+def _renamed(index: Index, number: int) -> Index:
+    """Name shards by the number of their store too."""
+    return replace(index, shards=tuple(replace(shard, name=f"{number:03d}-{shard.name}") for shard in index.shards))
 
 
 def _joined(indices: Sequence[Index]) -> Index:
@@ -91,6 +94,6 @@ def _joined(indices: Sequence[Index]) -> Index:
 
 def _linked(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)  # on the Hub's cache, names are links
     except OSError:  # another disk, or one without links
         shutil.copyfile(source, target)

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from koopman_interp.errors import InputError
-from koopman_interp.hashing import in_share
+from koopman_interp.hashing import row_hashes
 from koopman_interp.processes import Processes
 from koopman_interp.sources.memory import Memory
 from koopman_interp.sources.protocol import Blocks, Part, Source
@@ -40,7 +41,9 @@ def as_source(rows: Rows) -> Source:
         return Memory(rows)
     if isinstance(rows, (str, os.PathLike)):
         path = Path(rows)
-        return Memory(Trajectories.load(path)) if path.is_file() and path.name != INDEX else Store(path)
+        if path.is_file() and path.name != INDEX:
+            return Memory(Trajectories.load(path))
+        return Store(path.parent if path.is_file() else path)
     if callable(rows):
         return Stream(rows)
     begun = " A stream that has begun cannot be gone through again: give lambda: tap.stream(texts)."
@@ -67,7 +70,7 @@ def in_memory(rows: Rows, most: int | None = None) -> Trajectories:
 
 
 def some_rows(source: Source, most: int, part: Part | None = None, *, whole: bool = False) -> Trajectories:
-    """Draw rows of a source: the same ones, whatever the order in which they come.
+    """Draw rows of a source: the same ones, whatever the order in which they come; twice as many are held meanwhile.
 
     Args:
         source: the source.
@@ -78,30 +81,30 @@ def some_rows(source: Source, most: int, part: Part | None = None, *, whole: boo
     Returns:
         The rows, in the order of the source.
     """
-    share, found, rows, seen = 1.0, list[Trajectories](), 0, 0
+    found, rows = list[Trajectories](), 0
     for batch in source.batches(part=part):
-        kept = _drawn(batch, share, whole)
-        found.append(kept)
-        rows, seen = rows + len(kept), seen + 1
-        while rows > 2 * most:
-            # Half of those drawn so far stay drawn: a smaller share is a part of a larger one.
-            share /= 2
-            found = [_drawn(each, share, whole) for each in found]
-            found = [Trajectories.concatenate(found, same_inputs=True)]
+        found.append(batch)
+        rows += len(batch)
+        if rows > 2 * most:
+            found = [_drawn(found, most, whole)]
             rows = len(found[0])
     if not rows:
         raise InputError("There are no such rows in the source. Observe more.")
-    drawn = Trajectories.concatenate(found, same_inputs=True)
-    if rows > most:
-        drawn = _drawn(drawn, share * most / rows, whole)
-    return drawn
+    return _drawn(found, most, whole)
 
 
-def _drawn(batch: Trajectories, share: float, whole: bool) -> Trajectories:
-    if share >= 1:
-        return batch
-    kept = in_share(batch.digests, torch.zeros_like(batch.position) if whole else batch.position, share)
-    return batch[kept]
+def _drawn(parts: list[Trajectories], most: int, whole: bool) -> Trajectories:
+    """Keep the rows whose hash is smallest: those of all rows are among those of any part of them."""
+    rows = Trajectories.concatenate(parts, same_inputs=True)
+    if len(rows) <= most:
+        return rows
+    place = torch.zeros_like(rows.position) if whole else rows.position
+    hashes, inputs = row_hashes(rows.digests, place), rows.sequence.numpy()
+    order = np.lexsort((rows.position.numpy(), inputs, hashes))
+    if whole:
+        ends = np.flatnonzero(np.append(np.diff(inputs[order]), 1)) + 1
+        most = int(ends[np.searchsorted(ends, most)])
+    return rows[torch.from_numpy(np.sort(order[:most]))]
 
 
 def parts_of(rows: Rows | Iterable[Trajectories], most: int = 1_000_000) -> Iterable[Trajectories]:

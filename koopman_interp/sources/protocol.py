@@ -158,7 +158,9 @@ class Blocks(Source):
 
     def thinned(self, rows: int) -> Blocks:
         """Return evenly spaced blocks that have as many rows, or all."""
-        stride = max(1, len(self) // max(1, rows))
+        stride = min(max(1, len(self) // max(1, rows)), max(1, len(self.counts)))
+        while stride > 1 and sum(self.counts[::stride]) < rows:  # blocks need not be of one size
+            stride -= 1
         return self if stride == 1 else Subset(self, range(0, len(self.counts), stride))
 
     def share(self, rank: int, ranks: int) -> Blocks:

@@ -17,10 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from koopman_interp.annotations import as_annotated
 from koopman_interp.clocks import Clock
-from koopman_interp.errors import FileFormatError
-from koopman_interp.files import Json, json_digest, read_json, read_tensors, write_json
+from koopman_interp.errors import FileFormatError, InputError
+from koopman_interp.files import Json, json_digest, read_json, read_tensors, rebuilding, write_json
+from koopman_interp.hashing import generator_of
 from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.sources.hub import fetched, sent
 from koopman_interp.sources.protocol import Blocks
 from koopman_interp.sources.shards import Shard, read_block
 from koopman_interp.trajectories import Trajectories
@@ -85,12 +88,12 @@ class Index:
         if values.pop("digest", None) != json_digest(values):
             raise FileFormatError(f"{path} does not hold what was written to it: its digest differs. Copy it again.")
         values = {name: value for name, value in values.items() if name not in ("kind", "version")}
-        try:
+        with rebuilding(path, "an index of a store"):
             shards = tuple(Shard(**(each | {"blocks": tuple(each["blocks"])})) for each in values["shards"])
             lists = {name: tuple(values[name]) for name in ("widths", "dtypes", "classes")}
-            return cls(**(values | lists | {"shards": shards}))
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(f"{path} lacks a part of an index ({error}). Observe anew.") from error
+            index = as_annotated(cls(**(values | lists | {"shards": shards})))
+            as_annotated(index.empty())
+            return index
 
     def empty(self) -> Trajectories:
         """Return trajectories without rows, with all that is said of them."""
@@ -207,6 +210,8 @@ class Store(Blocks):
             rows: how many, from evenly spaced blocks; None is all.
         """
         source: Blocks = self if rows is None else self.thinned(rows)
+        if not len(self):  # of an observation that was stopped early
+            return self.empty
         found = Trajectories.concatenate(source.batches(), same_inputs=True)
         return found if rows is None else found[:rows]
 
@@ -227,9 +232,47 @@ class Store(Blocks):
                 wrong.append(str(error))
             if said is not None:
                 said(self.counts[block])
-        named = {INDEX, COORDINATES, *(shard.name for shard in self.index.shards)}
-        foreign = sorted(path.name for path in self.folder.iterdir() if path.name not in named)
+        foreign = sorted({path.name for path in self.folder.iterdir()} - set(self._files))
+        wrong = list(dict.fromkeys(wrong))  # of a shard that is gone, all blocks say so
         return wrong + [f"{self.folder / name} is not of the store." for name in foreign if not name.startswith(".")]
+
+    @classmethod
+    def from_hub(cls, repo: str, **download: Any) -> Store:
+        """Fetch a store from the Hub, and open it where it lies on this machine then.
+
+        Args:
+            repo: owner/name of the data set.
+            **download: for `huggingface_hub.snapshot_download`, such as `revision=` or `local_dir=`.
+
+        Raises:
+            FileNotFoundError: there is no such data set, or no store in it.
+            FileFormatError: its index was changed, or is of something else.
+        """
+        return cls(fetched(repo, **download))
+
+    def push_to_hub(self, repo: str, *, private: bool | None = None, **upload: Any) -> str:
+        """Send the store to the Hub, as a data set.
+
+        Args:
+            repo: owner/name of the data set, made where it is not there yet.
+            private: whether others may not see it; None is as the owner has set.
+            **upload: for `huggingface_hub.upload_folder`, such as `commit_message=`.
+
+        Returns:
+            Where it is to be seen.
+
+        Raises:
+            InputError: the observation did not come to its end.
+        """
+        if not self.index.complete:
+            raise InputError(f"The observation of {self.folder} did not come to its end. Observe to it again first.")
+        return sent(self.folder, self._files, repo, private=private, **upload)
+
+    @property
+    def _files(self) -> list[str]:
+        """Names of all files that belong to the store."""
+        beside = [] if self._maps is None else [COORDINATES]
+        return [INDEX, *beside, *(shard.name for shard in self.index.shards)]
 
     def as_dataset(self, *, shuffle: int | None = None, epoch: int = 0) -> Any:
         """Return the rows as a `datasets.IterableDataset`, a row a sample, for what reads such.
@@ -241,10 +284,11 @@ class Store(Blocks):
         Returns:
             The data set: a column a depth, by its site, and `sequence`, `position`, `label`, `token`.
         """
+        seed = None if shuffle is None else f"{shuffle}/{epoch}"
         from datasets import IterableDataset  # here, since it takes a second to import
 
         return IterableDataset.from_generator(
-            _rows, gen_kwargs={"folder": str(self.folder), "blocks": self.order(shuffle, epoch), "shuffle": shuffle}
+            _rows, gen_kwargs={"folder": str(self.folder), "blocks": self.order(shuffle, epoch), "shuffle": seed}
         )
 
     def _restored(self, states: Tensor, depth: int) -> Float[Tensor, "row width"]:
@@ -256,18 +300,23 @@ class Store(Blocks):
 
 
 def _read_maps(folder: Path, depths: int) -> list[tuple[Tensor, Tensor]]:
+    if not (folder / COORDINATES).is_file():
+        raise FileNotFoundError(
+            f"There is no {COORDINATES} in {folder}, which its {INDEX} names. Copy it again, whole."
+        )
     tensors, _ = read_tensors(folder / COORDINATES, kind="coordinates of a store")
-    return [(tensors[f"mean.{depth}"], tensors[f"inverse.{depth}"]) for depth in range(depths)]
+    with rebuilding(folder / COORDINATES, "coordinates of a store"):
+        return [(tensors[f"mean.{depth}"], tensors[f"inverse.{depth}"]) for depth in range(depths)]
 
 
-def _rows(folder: str, blocks: list[int], shuffle: int | None) -> Iterator[dict[str, Any]]:
+def _rows(folder: str, blocks: list[int], shuffle: str | None) -> Iterator[dict[str, Any]]:
     """Go through the rows of blocks as samples of a data set."""
     store = Store(folder)
     for block in blocks:
         batch = store.read(block)
         order = torch.arange(len(batch))
         if shuffle is not None:
-            order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(shuffle + block))
+            order = torch.randperm(len(batch), generator=generator_of(f"{shuffle}/{block}"))
         for row in order.tolist():
             states = zip(batch.sites, batch.states, strict=True)
             sample: dict[str, object] = {site: state[row].float().numpy() for site, state in states}

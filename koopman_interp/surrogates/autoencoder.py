@@ -25,7 +25,7 @@ from koopman_interp.errors import InputError
 from koopman_interp.files import Json
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.sequences import Sequences
+from koopman_interp.sequences import Sequences, whole_pieces
 from koopman_interp.surrogates.card import LIBRARY, TAGS, model_card
 from koopman_interp.surrogates.context import CausalEncoder, ContextShape
 from koopman_interp.surrogates.coordinates import Coordinates
@@ -36,7 +36,7 @@ from koopman_interp.surrogates.normalization import Normalization
 from koopman_interp.surrogates.operators import operator
 from koopman_interp.surrogates.outlying_rows import outlying_rows
 from koopman_interp.surrogates.record import FitRecord
-from koopman_interp.trajectories import Trajectories, whole_pieces
+from koopman_interp.trajectories import Trajectories
 
 _HELD_OUT = "record.held_out"
 """Name, among the weights, of the digests of the inputs held out: too many for a header."""

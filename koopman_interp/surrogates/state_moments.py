@@ -103,7 +103,7 @@ class StateMoments:
             # One origin for all processes: sums about different ones are of different things.
             self._origins = self._processes.given([state.double().mean(0) for state in states])
         held = sum(len(part[0]) for part in self._tried)
-        if held < _TRIED_ROWS:
+        if held < _TRIED_ROWS and 4 * self.widths[0] <= _TRIED_ROWS:
             self._tried.append([state[: _TRIED_ROWS - held].cpu() for state in states])
         first = -self._all % self._stride
         self._all += len(states[0])
@@ -212,13 +212,11 @@ class StateMoments:
             factors: by which each coordinate is multiplied first.
         """
         width = self.widths[0]
-        if len(set(self.widths)) > 1:
+        if len(set(self.widths)) > 1 or sum(len(part[0]) for part in self._tried) < 4 * width:
             return None
         rows = [
             torch.cat([part[depth] for part in self._tried]).double() * factors for depth in range(len(self.widths))
         ]
-        if len(rows[0]) < 4 * width:
-            return None
         centred = [row - row.mean(0) for row in rows]
         sizes = [float(row.square().mean().sqrt()) for row in centred[1:]]
         affine = [torch.cat([row, row.new_ones(len(row), 1)], 1) for row in rows]

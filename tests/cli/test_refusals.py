@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from koopman_interp.cli.app import cli
 from koopman_interp.cli.paths import OUT_FILE
+from tests.cli.verbs import leaves
 
 
 @pytest.mark.parametrize(
@@ -13,9 +13,9 @@ from koopman_interp.cli.paths import OUT_FILE
     [
         (("nonsense",), 2, "No such command"),
         (("edit", "owner/k", "--out", "e.safetensors"), 2, "--label"),
-        (("observe", "own_host", "own_host:data", "--out", "t"), 2, "module:callable"),
-        (("observe", "own_host:model", "own_host:none", "--out", "t"), 2, "could not be imported"),
-        (("observe", "own_host:number", "own_host:data", "--out", "t"), 2, "is a int, which cannot be called"),
+        (("observe", "own_host", "own_host:data", "--out", "t"), 1, "Did you mean own_host:model, own_host:data"),
+        (("observe", "own_host:model", "own_host:dta", "--out", "t"), 1, "own_host has no dta. Nearest: data"),
+        (("observe", "own_host:number", "own_host:data", "--out", "t"), 1, "is a int, which cannot be called"),
         (("spectrum", "k/k", "own_host.py", "--modes", "0"), 2, "0 is not in the range"),
         (("observe", "own_host:model", "own_host:data", "--site", "blokcs.*", "--out", "t"), 1, "Nearest: blocks"),
         (("observe", "own_host:broken", "own_host:data", "--out", "t"), 1, "RuntimeError: no such disk"),
@@ -23,7 +23,7 @@ from koopman_interp.cli.paths import OUT_FILE
         (("spectrum", "nowhere", "own_host.py"), 1, "There is no folder 'nowhere'; a name on the Hub"),
         (("fit", "missing.safetensors", "--out", "k"), 1, "There is no file"),
         (("audit", "own_host:model", "own_host:data", "owner/k", "e"), 1, "There is no file e."),
-        (("observe", "own_host:broken", "own_host:none", "--out", "t"), 2, "could not be imported"),
+        (("observe", "own_host:broken", "own_host:none", "--out", "t"), 1, "could not be imported"),
         (("fit", "own_host.py", "--out", "k", "--config", "own_host.py"), 1, "own_host.py cannot be read as JSON"),
         (("fit", "own_host.py", "--out", "k", "--set", "stepz=3"), 1, "stepz is no setting of a fit. Nearest: steps"),
         (("fit", "own_host.py", "--out", "k", "--set", "normalization.dimensoin=3"), 1, "Nearest: dimension"),
@@ -31,6 +31,13 @@ from koopman_interp.cli.paths import OUT_FILE
         (("fit", "own_host.py", "--out", "k", "--set", "learning_rate=fast"), 1, "of another kind"),
         (("config", "stepz"), 1, "Nearest: steps"),
         (("report", "nowhere"), 1, "nowhere"),
+        (("sites", "owner/nothing"), 1, "is no folder here, and as a name on the Hub could not be loaded"),
+        (("observe", "own_hst:model", "own_host:data", "--out", "t"), 1, "There is no module 'own_hst'"),
+        (("observe", "own_host:model", "none.txt", "--out", "t"), 1, "There is no file none.txt"),
+        (("observe", "own_host:model", "own_host:data", "--out", "t", "--inputs", "x"), 1, "has no columns"),
+        (("observe", "own_host:model", "own_host:data"), 2, "--out, or --run"),
+        (("lens", "own_host:model", "owner/k"), 2, "one of the two"),
+        (("obsrve",), 2, "Nearest: observe"),
         (("demo", "--label", "7"), 1, "0 (yin)"),
     ],
 )
@@ -60,7 +67,7 @@ def test_rows_without_labels_and_classes_that_the_fit_has_not_seen_are_refused(r
 
 WRITERS = [
     (verb, option.name)
-    for verb, command in cli.commands.items()
+    for verb, command in leaves().items()
     for option in command.params
     if isinstance(option.type, type(OUT_FILE))
 ]
@@ -68,12 +75,14 @@ WRITERS = [
 
 def test_verbs_that_write_are_known():
     """Those below are all: none writes to a path that is only looked at afterwards."""
-    assert {verb for verb, _ in WRITERS} == {"demo", "observe", "fit", "lens", "edit", "forget", "audit"}
+    silent = {"doctor", "hosts", "sites", "config", "report", "completion"}  # which write nothing but a page
+    silent |= {"store info", "store verify", "store push"}
+    assert {verb for verb, _ in WRITERS} == {*leaves()} - silent
 
 
 @pytest.mark.parametrize(("verb", "option"), WRITERS)
 def test_a_path_that_cannot_be_written_is_refused_before_anything_is_read(run, verb, option):
-    code, _, err = run(verb, f"--{option}", "own_host.py/below")
+    code, _, err = run(*verb.split(), f"--{option}", "own_host.py/below")
     assert code == 1
     assert "cannot be written: own_host.py is a file, and not a folder" in err
 

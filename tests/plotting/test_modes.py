@@ -1,6 +1,7 @@
 """Figures of spectra and modes show the values they are given."""
 
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from matplotlib.figure import Figure
 import koopman_interp as ki
 from koopman_interp import plotting
 from koopman_interp.errors import InputError
-from koopman_interp.plotting.style import DARK_TO_LIGHT
 from tests.analysis.linear import known_operator, noisy_data, plain_surrogate
 
 TIMES = (0.0, 1.0, 2.0)
@@ -137,9 +137,12 @@ def test_growth_is_drawn_beside_the_eigenvalue(found):
         plotting.plot_mode_growth(replace(meanings, modes=()))
 
 
-def test_the_colour_of_an_eigenvalue_is_its_residual(found):
+def test_a_mark_of_a_spectrum_tells_its_mode_to_a_pointer(found, tmp_path):
     spectrum, _ = found
-    graded = replace(spectrum, residuals=np.array([0.0, 0.2, 0.2, 0.5, 1.0, 5.0]), tolerance=10.0)
-    _, filled = plotting.plot_spectrum(graded).collections
-    expected = [DARK_TO_LIGHT(min(residual, 1.0)) for residual in graded.residuals]
-    np.testing.assert_allclose(filled.get_facecolors(), expected, atol=1 / 255)
+    _, svg = plotting.save_figure(plotting.plot_spectrum(spectrum), tmp_path, "spectrum")
+    titles = [each.text for each in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}title")]
+    assert sorted(int(title.split(":")[0].removeprefix("mode ")) for title in titles) == list(range(6))
+    for title in titles:
+        mode = int(title.split(":")[0].removeprefix("mode "))
+        assert f"residual {spectrum.residuals[mode]:.3f}" in title
+        assert title.endswith("not trusted") != spectrum.trusted[mode]

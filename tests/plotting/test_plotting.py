@@ -1,7 +1,7 @@
 """Figures show each value they are given, draw where they are told, and change nothing global."""
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import matplotlib
 import numpy as np
@@ -132,8 +132,6 @@ RECORD = ki.FitRecord(
 )
 SINGLE = {
     "spectrum": lambda ax=None: plotting.plot_spectrum(SPECTRUM, ax=ax),
-    "betti-0": lambda ax=None: plotting.plot_topology(TOPOLOGY, 0, ax=ax),
-    "betti-1": lambda ax=None: plotting.plot_topology(TOPOLOGY, 1, ax=ax),
     "fidelity": lambda ax=None: plotting.plot_fidelity(FIDELITY, ax=ax),
     "output": lambda ax=None: plotting.plot_output_fidelity(FIDELITY, ax=ax),
     "fit": lambda ax=None: plotting.plot_fit(RECORD, ax=ax),
@@ -164,6 +162,11 @@ def test_each_draws_on_the_axes_given_or_on_a_figure_of_its_own(draw):
     assert len(own.figure.axes) == 1
 
 
+def test_class_names_are_told_where_they_are_known(trajectories):
+    drawn = plot_trajectories(trajectories, class_names={0: "yin", 2: "d$t"})
+    assert [points.get_label() for points in drawn[0].collections] == ["yin (0)", "class 1", r"d\$t (2)"]
+
+
 def test_nothing_global_changes(trajectories, tmp_path):
     before, open_before = dict(matplotlib.rcParams), pyplot.get_fignums()
     for draw in SINGLE.values():
@@ -180,17 +183,40 @@ def test_a_spectrum_shows_each_eigenvalue_once_and_fills_the_trusted():
     assert hollow.get_offsets().tolist() == [[0.2, 0.0]]
     assert sorted(filled.get_offsets().tolist()) == [[0.8, -0.3], [0.8, 0.3], [1.1, 0.0]]
     assert len(hollow.get_facecolors()) == 0
-    assert np.array_equal(filled.get_facecolors(), filled.get_edgecolors())
+    assert len(filled.get_facecolors()) == 1
+    assert hollow.get_paths()[0].vertices.shape != filled.get_paths()[0].vertices.shape  # told apart without colour
+
+
+def test_a_spectrum_numbers_the_upper_of_each_pair_and_covers_no_mark():
+    ax = plotting.plot_spectrum(SPECTRUM)
+    numbers = [text for text in ax.texts if text.get_text().isdecimal()]
+    assert {text.get_text(): text.xy for text in numbers} == {"0": (1.1, 0.0), "1": (0.8, 0.3), "3": (0.2, 0.0)}
+    assert {text.get_text() for text in numbers if text.get_fontweight() == "bold"} == {"0", "1"}
+    boxes = [text.get_window_extent() for text in numbers]
+    for point in SPECTRUM.eigenvalues:
+        at = ax.transData.transform((point.real, point.imag))
+        assert not any(box.contains(*at) for box in boxes)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 def test_betti_curves_are_the_betti_numbers():
     for dimension in (0, 1):
-        ax = plotting.plot_topology(TOPOLOGY, dimension)
-        for cloud, line in enumerate(lines(ax, ["0  first", "1  second"])):
+        axes = plotting.plot_topology(TOPOLOGY, dimension)
+        assert [ax.get_title() for ax in axes] == ["0  first", "1  second"]
+        first, second, own = lines(axes[0], ["0  first"]) + lines(axes[1], ["0  first", "1  second"])
+        for cloud, line in ((0, first), (0, second), (1, own)):
             x, y = line.get_data()
             assert y.tolist() == [TOPOLOGY.betti(scale)[cloud][dimension] for scale in x]
-        assert words(ax) == ["0", "1"]
-    assert plotting.plot_topology(TOPOLOGY, 0).get_yscale() == "log"
+        assert second.get_linestyle() != own.get_linestyle()
+    assert plotting.plot_topology(TOPOLOGY, 0)[0].get_yscale() == "log"
+
+
+def test_betti_curves_draw_on_the_axes_given():
+    axes = Figure().subplots(1, 2)
+    assert plotting.plot_topology(TOPOLOGY, axes=axes).tolist() == axes.tolist()
+    assert axes[0].get_xlabel()
+    with pytest.raises(InputError, match="1 to 2 axes, one a depth; got 3"):
+        plotting.plot_topology(TOPOLOGY, axes=Figure().subplots(1, 3))
 
 
 def test_a_dimension_that_was_not_computed_is_refused():
@@ -206,12 +232,12 @@ def test_many_depths_are_thinned_to_a_few_with_both_ends():
         diameters=(1.0,) * 33,
         thresholds=(0.5,) * 33,
     )
-    ax = plotting.plot_topology(many)
-    shown = words(ax)
+    axes = plotting.plot_topology(many)
+    shown = [ax.get_title().split()[0] for ax in axes]
     assert len(shown) <= 8
     assert shown[0] == "0"
     assert shown[-1] == "32"
-    assert "of 33 depths" in ax.get_title()
+    assert "of 33 depths" in axes[0].figure.get_suptitle()
 
 
 def test_fidelity_shows_every_predictor_that_exists_and_names_it_at_its_end():
@@ -253,7 +279,8 @@ def test_a_lens_writes_the_likeliest_output_in_each_cell_in_bold_where_the_host_
     assert [cells[0, 0].get_fontweight(), cells[1, 0].get_fontweight()] == ["normal", "bold"]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["once", "upon"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
-    assert ax.images[0].get_array()[0, 0] == pytest.approx(0.9)
+    shades = {patch.get_xy(): patch.get_alpha() for patch in ax.patches}
+    assert shades[-0.5, -0.5] / shades[0.5, -0.5] == pytest.approx(0.9 / 0.6)
     assert len(plotting.plot_lens(READING, start=1).texts) == 2
     for start in (2, -1):
         with pytest.raises(InputError, match="none to show"):
@@ -323,9 +350,9 @@ def test_a_plane_keeps_all_distances_that_lie_in_it(trajectories):
     first, second = plot_trajectories(made)
     for before, after in zip(first.collections, second.collections, strict=True):
         assert np.allclose(before.get_offsets(), after.get_offsets())
-    assert "100% of variance" in second.get_title()
+    assert "100 % of variance" in second.get_title()
     cube = replace(made, states=(torch.cat([torch.eye(3), -torch.eye(3)]).double().repeat(10, 1),) * 2)
-    assert "67% of variance" in plot_trajectories(cube)[0].get_title()
+    assert "67 % of variance" in plot_trajectories(cube)[0].get_title()
 
 
 def test_more_classes_than_marks_and_no_classes_at_all(trajectories):

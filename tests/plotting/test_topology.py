@@ -40,7 +40,6 @@ DIMENSION = IntrinsicDimension(
 )
 SINGLE = {
     "diagram": lambda ax=None: plotting.plot_diagram(run(0.0), ax=ax),
-    "bands": lambda ax=None: plotting.plot_betti_bands(BANDS, 1, ax=ax),
     "summary": lambda ax=None: plotting.plot_topology_summary({"one": BANDS, "two": BANDS}, ax=ax),
     "distances": lambda ax=None: plotting.plot_topology_distances(DISTANCES, ax=ax),
     "dimension": lambda ax=None: plotting.plot_intrinsic_dimension(DIMENSION, ax=ax),
@@ -76,14 +75,16 @@ def edges(band, places):
 
 
 def test_bands_are_the_bands():
-    ax = plotting.plot_betti_bands(BANDS, 0)
-    scales = ax.lines[1].get_xdata()
-    np.testing.assert_allclose(ax.lines[1].get_ydata(), BANDS.curves(0, scales).mean(0)[1])
-    assert len(ax.collections) == 3
+    axes = plotting.plot_betti_bands(BANDS, 0)
+    assert [ax.get_title() for ax in axes] == ["0  a", "1  b", "2  c"]
+    first, own = axes[1].lines
+    scales = own.get_xdata()
+    np.testing.assert_allclose([first.get_ydata(), own.get_ydata()], BANDS.curves(0, scales).mean(0)[:2])
     low, _, high = BANDS.band(BANDS.curves(0, scales))
-    assert edges(ax.collections[1], scales) == [low[1].tolist(), high[1].tolist()]
+    (band,) = axes[1].collections
+    assert edges(band, scales) == [low[1].tolist(), high[1].tolist()]
     # Loops are drawn as far as all clouds know them.
-    assert plotting.plot_betti_bands(BANDS, 1).get_xlim()[1] == pytest.approx(0.4)
+    assert plotting.plot_betti_bands(BANDS, 1)[0].get_xlim()[1] == pytest.approx(0.4)
 
 
 def test_a_summary_is_the_statistic():

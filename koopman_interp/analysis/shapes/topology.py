@@ -13,6 +13,7 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from koopman_interp.analysis.shapes import landmarks
 from koopman_interp.analysis.shapes.clouds import Of, clouds
@@ -44,6 +45,7 @@ def topology(
     unit: Unit = "own",
     engine: Engine | None = None,
     most_memory: float = 4.0,
+    progress: bool | None = None,
 ) -> Topology:
     """Compute persistent homology at each depth, of the model or of what a surrogate makes of its states.
 
@@ -66,6 +68,7 @@ def topology(
         unit: what scales are shares of: each cloud's `own` diameter, that of the `first` cloud, or `none`.
         engine: ripser or gudhi, for loops and higher holes; None is gudhi where it is installed.
         most_memory: GiB that one cloud may take.
+        progress: show a bar; None shows it on a terminal only.
 
     Returns:
         Diagrams per depth.
@@ -88,7 +91,7 @@ def topology(
     sketched = landmarks.sketch(chosen.states if part else (), rows=len(chosen), seed=seed)
     rows = landmarks.choose(sketched, points, sampling, seed=seed)
     asked: dict[str, Any] = {"max_dimension": max_dimension, "threshold": threshold, "pairs": pairs, "engine": engine}
-    persistences = _persistences(views, rows, unit, most_bytes=most_memory * 2**30, **asked)
+    persistences = _persistences(views, rows, unit, progress, most_bytes=most_memory * 2**30, **asked)
     covering = []
     if part:
         assigned = landmarks.assign(sketched, rows)
@@ -108,10 +111,11 @@ def topology(
 
 
 def _persistences(
-    views: Mapping[str, landmarks.Rows], rows: Int[Tensor, " row"], unit: Unit, **asked: Any
+    views: Mapping[str, landmarks.Rows], rows: Int[Tensor, " row"], unit: Unit, progress: bool | None, **asked: Any
 ) -> list[Persistence]:
     persistences: list[Persistence] = []
-    for name, view in views.items():
+    hidden = None if progress is None else not progress
+    for name, view in tqdm(views.items(), desc="topology", unit="cloud", disable=hidden):
         cloud = view(rows).double().numpy()
         if not np.isfinite(cloud).all():
             raise NonFiniteError(f"The cloud of {name!r} holds NaN or infinity. Drop those rows, or observe anew.")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from koopman_interp.analysis.encoding import require_sites
 from koopman_interp.analysis.substitutes.depth_fidelity import DepthFidelity, DepthSums
@@ -158,6 +159,7 @@ def fidelity(
     next_token: bool = False,
     outputs: bool = True,
     batch_size: int = BATCH_SIZE,
+    progress: bool | None = None,
 ) -> Fidelity:
     """Measure a surrogate beside the identity, the mean, linear maps, one K per depth and kernel ridge regression.
 
@@ -183,6 +185,7 @@ def fidelity(
             quantities, or states), since nothing tells it from one that is; where a model returns no tensor, or one of
             a single column, it is known.
         batch_size: of inputs that are to be cut.
+        progress: show a bar; None shows it on a terminal only.
 
     Returns:
         Figures per depth and at the output: of tokens, over all that are real. Of a model that gives no logits, figures
@@ -209,7 +212,8 @@ def fidelity(
     floor = TokenFloor(fitted) if next_token and whole and fitted is not None else None
     at_output = OutputSums(asked, floor)
     read = _HeldOut(host, koopman, held_out, labels, batch_size, "" if outputs else _NOT_ASKED_FOR)
-    for record, own, given in read:
+    hidden = None if progress is None else not progress
+    for record, own, given in tqdm(read, desc="fidelity", unit="batch", disable=hidden):
         if next_token and given is not None:
             raise InputError("Figures are of given labels or of next tokens; got both. Leave out one of them.")
         rows = [record.rows(site).cpu() for site in koopman.sites[first : last + 1]]
