@@ -89,14 +89,14 @@ tap = ki.attach(model)
 print("\n== Observe ==")
 print(tap)
 trajectories = tap.observe(x, labels=y)
-print("observe:", trajectories)
+print(f"observe: {trajectories!r}")
 
 with torch.no_grad(), tap:
     for batch in x.split(64):  # as observe cuts them: other batches, other last bits
         model(batch)
 heard = tap.trajectories.with_labels(y)
 same = all(torch.equal(*pair) for pair in zip(trajectories.states, heard.states, strict=True))
-print(f"with tap: {heard}")
+print(f"with tap: {heard!r}")
 print(f"The two recordings are {'bit-identical' if same else 'DIFFERENT'}.")
 held_out = tap.observe(x_test, labels=y_test)
 

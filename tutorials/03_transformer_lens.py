@@ -89,7 +89,7 @@ print(f"What the tap records is what run_with_cache gives: {'bit-identical' if s
 
 with tap:
     model.generate(stories[0][None, :8], max_new_tokens=12, do_sample=False, verbose=False)
-print(f"Under generate: {tap.trajectories}")
+print(f"Under generate: {tap.trajectories!r}")
 print(f"Row 9 comes from: {tap.trajectories.text(9, model.tokenizer)!r}")
 
 # %% [markdown]

@@ -94,7 +94,7 @@ print(", ".join(f"{k} ({100 * float(power[k] / power[1:].sum()):.0f} %)" for k i
 ticks = [(pairs + torch.tensor([tick, 0])) % PRIME for tick in range(6)]
 orbit = ki.orbit(model, ticks, site="block", period=PRIME, batch_size=4096, progress=False)
 print("\n== The input as clock ==")
-print(orbit)
+print(repr(orbit))
 clock = ki.fit(orbit, ki.FitConfig(validation=0.2, steps=FIT_STEPS), progress=False)
 spectrum = ki.spectrum(clock, orbit[clock.is_held_out(orbit)])
 print(spectrum.by_energy(12).text())
