@@ -152,7 +152,7 @@ def write(folder: Path, rows: int) -> dict[str, float]:
         to = folder / f"store-{turn}"
 
         def store(to: Path = to) -> None:
-            writer = StoreWriter(to, {})
+            writer = StoreWriter(to, {}, {})
             to.mkdir()
             for _ in range(times):
                 writer.add(batch, len(digests), digests)
