@@ -6,6 +6,7 @@ All is a matter of course where there is one process alone. Sums go over gloo on
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -115,7 +116,12 @@ class Processes:
             ask()
         except RuntimeError as error:  # dist.DistBackendError and gloo's own are such
             raise ProcessError(
-                f"Process {self.rank} of {self.ranks} has lost the others ({str(error).splitlines()[0]}). See what the "
+                f"Process {self.rank} of {self.ranks} has lost the others ({_in_short(error)}). See what the "
                 "first that ended said, then start all again; a fit with a checkpoint goes on with resume='auto', and "
                 "an observation where it was."
             ) from error
+
+
+def _in_short(error: RuntimeError) -> str:
+    """Return the first sentence of what a backend says, without the place in its source."""
+    return re.sub(r"^\[.*?\]\s*", "", str(error)).split(". ")[0].split("\n")[0]

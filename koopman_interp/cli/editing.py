@@ -12,7 +12,7 @@ from koopman_interp.cli.classes import by_next_token, label_of, require_class, r
 from koopman_interp.cli.data import DATA, DataName
 from koopman_interp.cli.hints import example, in_run, say_next
 from koopman_interp.cli.models import MODEL, ModelName
-from koopman_interp.cli.paths import EDIT, IN_FILE, OUT_FILE, SURROGATE
+from koopman_interp.cli.paths import EDIT, IN_FILE, IN_ROWS, OUT_FILE, SURROGATE
 from koopman_interp.cli.printing import Printing, printed
 from koopman_interp.cli.run_folder import adds_to_run, keep, place
 from koopman_interp.cli.taking import Taking, takes
@@ -29,7 +29,7 @@ from koopman_interp.cli.taking import Taking, takes
 @click.option("--strength", type=float, default=1.0, show_default=True, help="1 erases; more pushes beyond.")
 @click.option("--site", help="Site to erase at; by default where the classes are read best.")
 @click.option("--each-site", is_flag=True, help="Erase at each site past the first, to be written in place.")
-@click.option("--held-out", type=IN_FILE, help="Held-out trajectories to measure the drift on.")
+@click.option("--held-out", type=IN_ROWS, help="Held-out trajectories to measure the drift on.")
 @click.option("--out", type=OUT_FILE, help="Edit to write (.safetensors).")
 @adds_to_run
 def edit(
@@ -48,11 +48,11 @@ def edit(
         raise click.UsageError("Give --site or --each-site, not both.")
     from koopman_interp.edits.edit_set import each_site as at_each
     from koopman_interp.edits.erase import erase_class
+    from koopman_interp.sources.opening import in_memory
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-    from koopman_interp.trajectories import Trajectories
 
     surrogate = KoopmanAutoencoder.from_pretrained(koopman)
-    rows = None if held_out is None else Trajectories.load(held_out)
+    rows = None if held_out is None else in_memory(held_out)
     erase = partial(erase_class, surrogate, label=labels, strength=strength, held_out=rows)
     made = at_each(surrogate, lambda depth: erase(site=depth)) if each_site else erase(site=site)
     made.save(target)
@@ -71,7 +71,7 @@ def edit(
 @click.argument("model", type=MODEL)
 @click.argument("data", type=DATA)
 @click.argument("koopman", type=SURROGATE)
-@click.argument("trajectories", type=IN_FILE)
+@click.argument("trajectories", type=IN_ROWS)
 @click.option("--label", required=True, help="Class to forget, by number or name; a token with --next-token.")
 @click.option("--most", type=float, default=0.01, show_default=True, help="Share of it that may still be recognised.")
 @click.option("--mode", type=click.Choice(["delta", "replace"]), default="delta", show_default=True)
@@ -101,10 +101,10 @@ def forget_(
     """
     target = place(out, run, EDIT)
     from koopman_interp.forgetting.forget import forget
+    from koopman_interp.sources.opening import in_memory
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-    from koopman_interp.trajectories import Trajectories
 
-    surrogate, fitted = KoopmanAutoencoder.from_pretrained(koopman), Trajectories.load(trajectories)
+    surrogate, fitted = KoopmanAutoencoder.from_pretrained(koopman), in_memory(trajectories)
     if label.isdecimal():
         require_class(int(label), surrogate.config.classes, str(koopman))
     host, (rows,) = taking.all(model, data, labelled=not next_token)

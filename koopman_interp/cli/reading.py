@@ -10,7 +10,7 @@ import click
 from koopman_interp.cli.data import DATA, DataName
 from koopman_interp.cli.hints import example, in_run, say_next
 from koopman_interp.cli.models import MODEL, ModelName
-from koopman_interp.cli.paths import IN_FILE, OUT_FILE, SURROGATE
+from koopman_interp.cli.paths import IN_ROWS, OUT_FILE, SURROGATE
 from koopman_interp.cli.printing import Printing, printed
 from koopman_interp.cli.run_folder import adds_to_run, keep
 from koopman_interp.cli.taking import Taking, takes
@@ -24,7 +24,7 @@ from koopman_interp.cli.taking import Taking, takes
     ),
 )
 @click.argument("koopman", type=SURROGATE)
-@click.argument("trajectories", type=IN_FILE)
+@click.argument("trajectories", type=IN_ROWS)
 @click.option("--modes", type=click.IntRange(min=1), default=10, show_default=True, help="How many to print.")
 @adds_to_run
 @printed
@@ -32,10 +32,9 @@ def spectrum_(koopman: Path, trajectories: Path, modes: int, run: Path | None, p
     """Eigenvalues of KOOPMAN with residuals on TRAJECTORIES."""
     from koopman_interp.analysis.spectra.decomposing import spectrum
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-    from koopman_interp.trajectories import Trajectories
 
     surrogate = KoopmanAutoencoder.from_pretrained(koopman)
-    found = spectrum(surrogate, Trajectories.load(trajectories))
+    found = spectrum(surrogate, trajectories)
     printing.show(found, found.tables(modes)[:1])
     keep(run, surrogate, spectrum=found)
     say_next("describe-modes", koopman, trajectories, *in_run(run))
@@ -49,7 +48,7 @@ def spectrum_(koopman: Path, trajectories: Path, modes: int, run: Path | None, p
     ),
 )
 @click.argument("koopman", type=SURROGATE)
-@click.argument("trajectories", type=IN_FILE)
+@click.argument("trajectories", type=IN_ROWS)
 @click.option("--model", type=(MODEL, DATA), metavar="MODEL DATA", help="Tell what MODEL then says of DATA, too.")
 @click.option("--mode", "chosen", type=click.IntRange(min=0), multiple=True, help="A mode by its number; repeatable.")
 @click.option("--modes", type=click.IntRange(min=1), default=5, show_default=True, help="Else so many, slowest first.")
@@ -73,10 +72,10 @@ def describe_modes_(
     """What modes of KOOPMAN mean: the samples of TRAJECTORIES that have most of each, and what is then said."""
     from koopman_interp.analysis.spectra.decomposing import spectrum
     from koopman_interp.analysis.spectra.meaning import describe_modes
+    from koopman_interp.sources.opening import in_memory
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-    from koopman_interp.trajectories import Trajectories
 
-    surrogate, observed = KoopmanAutoencoder.from_pretrained(koopman), Trajectories.load(trajectories)
+    surrogate, observed = KoopmanAutoencoder.from_pretrained(koopman), in_memory(trajectories)
     given: dict[str, Any] = {}
     if model is not None:
         loaded, (rows,) = taking.all(*model, labelled=None)
@@ -106,7 +105,7 @@ def describe_modes_(
         "koopman-interp topology trajectories.safetensors --koopman koopman --points 200",
     ),
 )
-@click.argument("trajectories", type=IN_FILE)
+@click.argument("trajectories", type=IN_ROWS)
 @click.option("--koopman", type=SURROGATE, help="Take this surrogate's iterates in place of the model's states.")
 @click.option("--points", type=int, default=400, show_default=True)
 @adds_to_run
@@ -114,11 +113,11 @@ def describe_modes_(
 def topology_(trajectories: Path, koopman: Path | None, points: int, run: Path | None, printing: Printing) -> None:
     """Betti numbers of TRAJECTORIES by depth."""
     from koopman_interp.analysis.shapes.topology import topology
+    from koopman_interp.sources.opening import in_memory
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-    from koopman_interp.trajectories import Trajectories
 
     surrogate = None if koopman is None else KoopmanAutoencoder.from_pretrained(koopman)
-    found = topology(Trajectories.load(trajectories), surrogate, points=points)
+    found = topology(in_memory(trajectories), surrogate, points=points)
     printing.show(found)
     keep(run, surrogate, topologies={"model" if surrogate is None else "surrogate": found})
     if koopman is None:
@@ -138,7 +137,7 @@ def topology_(trajectories: Path, koopman: Path | None, points: int, run: Path |
 @click.argument("model", type=MODEL)
 @click.argument("data", type=DATA)
 @click.argument("koopman", type=SURROGATE)
-@click.option("--fitted", type=IN_FILE, help="Trajectories that KOOPMAN was fitted on: adds the best linear maps.")
+@click.option("--fitted", type=IN_ROWS, help="Trajectories that KOOPMAN was fitted on: adds the best linear maps.")
 @click.option("--spans", type=click.Choice(["given", "to_target", "all"]), default="given", show_default=True)
 @click.option("--next-token", is_flag=True, help="Judge by the tokens that follow, in place of labels.")
 @adds_to_run
@@ -157,8 +156,8 @@ def fidelity_(
 ) -> None:
     """Judge KOOPMAN in MODEL on held-out DATA: inputs or texts, with labels where the model's outputs are classes."""
     from koopman_interp.analysis.substitutes.fidelity import fidelity
+    from koopman_interp.sources.opening import in_memory
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-    from koopman_interp.trajectories import Trajectories
 
     host, (rows,) = taking.all(model, data, labelled=False if next_token else None)
     surrogate = KoopmanAutoencoder.from_pretrained(koopman)
@@ -166,7 +165,7 @@ def fidelity_(
         host,
         surrogate,
         held_out=rows.given,
-        fitted=None if fitted is None else Trajectories.load(fitted),
+        fitted=None if fitted is None else in_memory(fitted),
         spans=spans,
         next_token=next_token,
         batch_size=taking.batch_size,
