@@ -21,7 +21,8 @@ from koopman_interp.sources.protocol import Source
 from koopman_interp.surrogates.outlying_rows import LEAST_SHARE, MOST_OUTLYING, OutlyingRows
 from koopman_interp.trajectories import Trajectories
 
-_MEDIAN_ROWS = 8192
+_MEDIAN_ROWS, _LEAST_MEDIAN_ROWS, _MEDIAN_BYTES = 8192, 512, 2**27
+"""Rows that medians are of, at most and at least, and bytes of their states."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def surveyed(source: Source, config: FitConfig, processes: Processes) -> Survey:
     whole = config.context is not None
     bounds = None
     if config.outlying is not None:
-        medians = some_rows(source.thinned(4 * _MEDIAN_ROWS), _MEDIAN_ROWS, draw.rest)
+        rows = max(_LEAST_MEDIAN_ROWS, min(_MEDIAN_ROWS, _MEDIAN_BYTES // source.row_bytes))
+        medians = some_rows(source.thinned(4 * rows), rows, draw.rest)
         bounds = OutlyingRows.of(medians.states, config.outlying)
         del medians
     looked = _Looked(bounds, source.depths)
