@@ -5,6 +5,7 @@ All is a matter of course where there is one process alone. Sums go over gloo on
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Iterable
@@ -43,6 +44,7 @@ class Processes:
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, timeout=_PATIENCE)
+            atexit.register(_leave)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
@@ -120,6 +122,12 @@ class Processes:
                 "first that ended said, then start all again; a fit with a checkpoint goes on with resume='auto', and "
                 "an observation where it was."
             ) from error
+
+
+def _leave() -> None:
+    """Leave the others before the process ends: threads of theirs that still run would abort it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _in_short(error: RuntimeError) -> str:

@@ -137,8 +137,8 @@ def test_a_run_keeps_weights_and_configuration_of_one_fit_together(tmp_path, sur
     (folder / "notes.txt").write_text("mine")
     own, before = ki.KoopmanAutoencoder._save_pretrained, (folder / "koopman" / "config.json").read_bytes()
 
-    def half(self, directory):
-        own(self, directory)
+    def half(self, directory, *rest):
+        own(self, directory, *rest)
         (directory / "model.safetensors").unlink()
         raise KeyboardInterrupt
 
