@@ -87,7 +87,7 @@ class WatchedDescent(Descent):
     """A Descent that writes a FitClock and can stop by the clock or at a goal.
 
     Args:
-        groups, objective, *built: what Descent takes.
+        groups, objective, *built, **named: what Descent takes.
         record: where to write.
         started: `time.process_time()` when the fit was called.
         accuracy: judged at each look, or None.
@@ -107,8 +107,9 @@ class WatchedDescent(Descent):
         look_every: int | None,
         goal: float | None,
         most_seconds: float | None,
+        **named: Any,
     ) -> None:
-        super().__init__(groups, objective, *built)
+        super().__init__(groups, objective, *built, **named)
         self.surrogate = objective.surrogate
         self.record, self.accuracy, self.goal, self.most_seconds = record, accuracy, goal, most_seconds
         self.look_every = look_every or self.config.evaluate_every
