@@ -33,6 +33,7 @@ from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import calls
+from koopman_interp.observing.digests import input_digests
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
@@ -87,8 +88,10 @@ def distil(
     config = config or DistilConfig()
     host = host_for(model, koopman.config.layout)
     _require_own(host, koopman, fitted)
-    called = (x for x, _ in calls(host, batches, batch_size=config.batch_size))
-    inputs = PartedInputs.of(called, config.validation, config.seed, koopman.record.held_out)
+    called = [x for x, _ in calls(host, batches, batch_size=config.batch_size)]
+    digests = torch.cat([torch.empty(0, dtype=torch.int64), *map(input_digests, called)])
+    held_out = digests[koopman.record.is_held_out(digests)]
+    inputs = PartedInputs.of(called, config.validation, config.seed, held_out)
     distilled = deepcopy(koopman).to(device_of(host.model)).requires_grad_(True)
     output = OutputObjective(
         host,

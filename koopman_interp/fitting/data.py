@@ -20,12 +20,12 @@ from koopman_interp.fitting.normalizing import Normalizer
 from koopman_interp.fitting.rows import HeldRows, Rows
 from koopman_interp.fitting.survey import Survey, surveyed
 from koopman_interp.fitting.windows import StreamedRows
-from koopman_interp.hashing import in_share
+from koopman_interp.hashing import in_share, tensor_digest
 from koopman_interp.processes import Processes
 from koopman_interp.sources.memory import Memory
 from koopman_interp.sources.opening import Rows as AnyRows
 from koopman_interp.sources.opening import as_source, shared
-from koopman_interp.sources.protocol import Part, Source
+from koopman_interp.sources.protocol import Blocks, Part, Source
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.normalization import Normalization
 from koopman_interp.surrogates.outlying_rows import outlying_rows
@@ -34,6 +34,8 @@ from koopman_interp.trajectories import Trajectories
 HELD_BYTES = 2**26
 """States of a source up to this are taken into memory, and fitted as trajectories are."""
 _CHUNK = 8192
+_LEAST_BLOCKS = 4
+"""Blocks of a small source that each of several processes is to have, about."""
 _LEAST_BASIS, _BASIS_ROWS = 8192, 16
 """Rows that a basis is fitted on, at least, and the same for each coordinate of the states."""
 _BASIS_SHARES = 4
@@ -50,7 +52,7 @@ class FitData(Protocol):
         fitted: rows to fit on.
         held_out: rows to judge by.
         inputs: digests of the inputs held out, ascending.
-        bound: of the hashes of inputs held out, where each is drawn for itself; see `Draw`. None where all are known.
+        bound: of the hashes of inputs held out, see `Draw`; None where `inputs` names all of them.
         notes: what to say of the rows.
         processes: that each have a share of them.
     """
@@ -108,7 +110,7 @@ def fit_data(rows: AnyRows, config: FitConfig) -> FitData:
     """
     source, processes = as_source(rows), Processes.here()
     if processes.are_several:
-        return FromSource(source, config, processes)
+        return FromSource(_of_all(source, processes), config, processes)
     if isinstance(source, Memory):
         return InMemory(source.trajectories, config)
     small, found, size = HELD_BYTES // source.row_bytes, list[Trajectories](), 0
@@ -119,6 +121,26 @@ def fit_data(rows: AnyRows, config: FitConfig) -> FitData:
             del batch, found
             return FromSource(source, config, processes)
     return InMemory(Trajectories.concatenate(found, same_inputs=True), config)
+
+
+def _of_all(source: Source, processes: Processes) -> Source:
+    """Check that all processes were given one and the same source, and cut a small one so that each has blocks of it.
+
+    Raises:
+        InputError: they were given different ones.
+    """
+    if not isinstance(source, Blocks):
+        return source  # which is refused, with what to do, where it is to be shared
+    first = tensor_digest([("inputs", source.read(0).digests)]) if source.counts else ""
+    if len(set(processes.all_of((len(source), source.sites, source.host.weights, first)))) > 1:
+        raise InputError(
+            "Under torchrun all processes fit one source, and these were given different rows. Observe them to one "
+            "store, tap.observe(…, store='states'), and fit that; or fit in a process that torchrun did not start."
+        )
+    if len(source) * source.row_bytes > HELD_BYTES:
+        return source
+    rows = Trajectories.concatenate(source.batches(), same_inputs=True)
+    return Memory(rows, max(1, min(_CHUNK, len(rows) // (_LEAST_BLOCKS * processes.ranks))))
 
 
 class InMemory:
@@ -205,7 +227,8 @@ class FromSource:
         seen = self._seen
         self.facts, self.classes, self.notes = source.empty, seen.classes, []
         self.fitted, self.held_out, self.inputs = seen.fitted, seen.held_out, seen.inputs
-        self.bound = seen.draw.bound if seen.drawn_singly else None
+        # The rule and not the digests alone: sums need not go through all inputs, and none held out may be forgotten.
+        self.bound: int | None = seen.draw.bound
         if seen.left_out:
             where = "found on the way through the source"
             self.notes = [_of_outlying(config, seen.left_out, seen.fitted + seen.held_out + seen.left_out, where)]

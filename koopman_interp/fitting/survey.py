@@ -31,7 +31,6 @@ class Survey:
 
     Attributes:
         draw: which inputs are held out.
-        drawn_singly: whether each input was drawn for itself, so that there may be more than were seen.
         inputs: digests of those seen.
         fitted: rows to fit on, as far as was looked.
         held_out: rows held out, as far.
@@ -43,7 +42,6 @@ class Survey:
     """
 
     draw: Draw
-    drawn_singly: bool
     inputs: Int[Tensor, " input"]
     fitted: int
     held_out: int
@@ -67,7 +65,7 @@ def surveyed(source: Source, config: FitConfig, processes: Processes) -> Survey:
         NonFiniteError: a state is NaN or infinite.
     """
     some = source.thinned(config.statistics)
-    draw, singly = _draw(source, config)
+    draw = _draw(source, config)
     whole = config.context is not None
     bounds = None
     if config.outlying is not None:
@@ -89,7 +87,6 @@ def surveyed(source: Source, config: FitConfig, processes: Processes) -> Survey:
     judged = some_rows(some, judged_rows(source.depths), draw, whole=whole)
     return Survey(
         draw,
-        singly,
         looked.held_inputs(),
         looked.rows[0] - looked.marked[0],
         looked.rows[1] - looked.marked[1],
@@ -101,7 +98,7 @@ def surveyed(source: Source, config: FitConfig, processes: Processes) -> Survey:
     )
 
 
-def _draw(source: Source, config: FitConfig) -> tuple[Draw, bool]:
+def _draw(source: Source, config: FitConfig) -> Draw:
     """Say which inputs are held out; of many each is drawn for itself, and they need not be counted."""
     distinct = torch.empty(0, dtype=torch.int64)
     for digests in source.digests():
@@ -113,7 +110,7 @@ def _draw(source: Source, config: FitConfig) -> tuple[Draw, bool]:
             f"Holding out {config.validation:.0%} of {len(distinct)} distinct inputs leaves one part empty. Observe "
             "more, or choose another fraction."
         )
-    return Draw.of(distinct, config.validation, config.seed), len(distinct) > MOST_COUNTED
+    return Draw.of(distinct, config.validation, config.seed)
 
 
 class _Looked:

@@ -54,7 +54,7 @@ def as_source(rows: Rows) -> Source:
 
 
 def in_memory(rows: Rows, most: int | None = None) -> Trajectories:
-    """Return rows in memory: trajectories as they are, of other sources as many as fit, spread evenly.
+    """Return rows in memory: trajectories as they are, of other sources as many as fit, inputs with all their rows.
 
     Args:
         rows: as for `as_source`.
@@ -66,7 +66,7 @@ def in_memory(rows: Rows, most: int | None = None) -> Trajectories:
     if isinstance(source, Memory):
         return source.trajectories
     most = most or max(1, IN_MEMORY_BYTES // source.row_bytes)
-    return some_rows(source.thinned(_THINNED * most), most)
+    return some_rows(source.thinned(_THINNED * most), most, whole=True)
 
 
 def some_rows(source: Source, most: int, part: Part | None = None, *, whole: bool = False) -> Trajectories:

@@ -39,8 +39,8 @@ class FitRecord(Result):
         distilled: the same of a distillation that went on from the fit: `step` and `kl` (divergence at the model's
             output, in nats). Several in a row follow one another.
         held_out: digests of the inputs held out, ascending; neither the fit nor a distillation was trained on them.
-        bound: where there were too many inputs to count them, each was held out whose hash under the seed lies below
-            this (see `hashing.Draw`); those named in `held_out` are then the ones that sums were taken over.
+        bound: of a fit from a source that did not fit into memory: each input was held out whose hash under the seed
+            lies below this (see `hashing.Draw`); those named in `held_out` are the ones that sums were taken over.
         method: `gradient` or `least_squares`.
         seed: of the fit.
         validation: share of the inputs held out.

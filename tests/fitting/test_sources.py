@@ -15,6 +15,7 @@ from koopman_interp.files import read_tensors
 from koopman_interp.fitting import data as fit_data
 from koopman_interp.fitting import windows
 from koopman_interp.fitting.descent import Descent
+from koopman_interp.processes import Processes
 from koopman_interp.sources import shards, writing
 from koopman_interp.sources.memory import Memory
 from koopman_interp.testing import ResidualMLP
@@ -256,3 +257,24 @@ def test_pieces_of_memory_are_a_source_of_blocks(store):
     memory = Memory(rows, 100)
     assert sum(memory.counts) == len(memory) == 2000
     assert max(memory.counts) <= 100
+
+
+def test_no_input_held_out_is_forgotten_though_sums_go_through_few_rows(store, not_held, tmp_path):
+    """Blocks that no sum goes through hold inputs that are held out too."""
+    rows = store.trajectories()
+    koopman = fitted(store, replace(QUICK, steps=1, statistics=400))
+    held_out = koopman.is_held_out(rows)
+    assert torch.equal(held_out, torch.isin(rows.digests, rows.split(0.1, seed=0)[1].digests))
+    assert len(koopman.record.held_out) < 200 == int(held_out.sum())  # the digests alone would not have known
+    koopman.save_pretrained(tmp_path / "koopman")
+    assert torch.equal(ki.KoopmanAutoencoder.from_pretrained(tmp_path / "koopman").is_held_out(rows), held_out)
+
+
+def test_processes_that_were_given_different_rows_are_refused(tap, monkeypatch):
+    class Apart(Processes):
+        def all_of(self, value):
+            return [value, (*value[:-1], "other")]
+
+    monkeypatch.setattr(Processes, "here", classmethod(lambda cls: Apart(0, 2)))
+    with pytest.raises(InputError, match="all processes fit one source, and these were given different rows"):
+        fitted(tap.observe(points(), progress=False))
