@@ -69,7 +69,7 @@ class OnHub:
         create_repo(repo, private=private, token=token, exist_ok=True)
         with TemporaryDirectory() as folder:
             path = Path(folder) / Path(file).name
-            self.save(path)  # type: ignore[attr-defined]
+            self.save(path)  # type: ignore[attr-defined]  # every value that is on the Hub has it
             pushed = upload_file(path_or_fileobj=path, path_in_repo=file, repo_id=repo, token=token, **upload)
         return pushed.commit_url
 
@@ -89,5 +89,5 @@ class OnHub:
             FileNotFoundError: there is no such repository, or no such file in it.
             FileFormatError: the file is truncated or holds something else.
         """
-        value: Value = cls.load(fetched(repo, file or cls.hub_file, **download))  # type: ignore[attr-defined]
+        value: Value = cls.load(fetched(repo, file or cls.hub_file, **download))  # type: ignore[attr-defined]  # the same
         return value
