@@ -267,7 +267,7 @@ def process(folder: Path, rows: int) -> dict[str, float]:
     stepping: list[float] = []
 
     class Watch(ki.Callback):
-        def on_look(self, step: int, figures: Any) -> None:  # noqa: ARG002
+        def on_look(self, step: int, figures: Any) -> None:  # noqa: ARG002 (the callback gives it)
             stepping.append(time.perf_counter())
 
     fitting, koopman = timed(lambda: ki.fit(store, config, progress=False, callbacks=[Watch()]))

@@ -6,4 +6,6 @@ The catalogue of public names stands in `__init__.pyi`; each is imported when it
 
 import lazy_loader
 
+__version__ = "0.5.0"
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -108,3 +108,5 @@ from .sources.merging import merge_stores as merge_stores
 from .sources.protocol import Source as Source
 from .sources.store import Store as Store
 from .trajectories import Trajectories as Trajectories
+
+__version__: str

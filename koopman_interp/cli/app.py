@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import click
 
+from koopman_interp import __version__
 from koopman_interp.cli.editing import audit_, edit, forget_
 from koopman_interp.cli.hints import example
 from koopman_interp.cli.language import audit_language_, generate
@@ -46,7 +47,7 @@ class _InOrder(click.Group):
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(package_name="koopman-interp")
+@click.version_option(__version__)
 @click.option("--traceback", is_flag=True, help="Show where an error came from.")
 def cli(traceback: bool) -> None:
     """Fit, read and edit the Koopman operator of a network's depth."""

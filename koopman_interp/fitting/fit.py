@@ -11,11 +11,11 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 
 import torch
 from torch import nn
 
+from koopman_interp import __version__
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.callbacks import Callback, tell_all
 from koopman_interp.fitting.candidate import linear_maps, solve_operator_anew
@@ -164,7 +164,7 @@ def _fitted(
         validation=config.validation,
         settings=config.as_dict(),
         choices=(*data.notes, *_normalization_choices(normalization), *chosen.reasons, *inputs, *outcome),
-        versions={"koopman-interp": version("koopman-interp"), "torch": torch.__version__},
+        versions={"koopman-interp": __version__, "torch": torch.__version__},
         seconds=time.perf_counter() - started,
     )
     data.gather_moments(surrogate)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import version
 
 import torch
 
+from koopman_interp import __version__
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
@@ -25,7 +25,7 @@ def provenance(koopman: KoopmanAutoencoder | None, trajectories: Trajectories | 
     seed = None if koopman is None else koopman.record.seed
     facts = {
         DATE: datetime.now(UTC).isoformat(timespec="seconds"),
-        VERSION: version("koopman-interp"),
+        VERSION: __version__,
         TORCH: str(torch.__version__),
         SEED: "" if seed is None else str(seed),
         **_of_model(host),
