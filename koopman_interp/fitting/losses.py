@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -43,9 +43,9 @@ def matching_isometry(
 
     The same expectation as over all pairs at a cost linear in the batch.
     """
-    order = torch.randperm(states.shape[1], generator=generator).to(states.device)
-    other = order.roll(1)
-    return mse_loss(_norms(observables[:, order] - observables[:, other]), _norms(states[:, order] - states[:, other]))
+    other = _others(states.shape[1], generator).to(states.device)
+    before, after = (each - each.index_select(1, other) for each in (states, observables))
+    return mse_loss(_norms(after), _norms(before))
 
 
 def all_pairs_isometry(
@@ -74,11 +74,15 @@ def chord_isometry(
     return ((_norms(moved) - 1).square() * (lengths.squeeze(-1) > 0)).mean()
 
 
+def _others(samples: int, generator: torch.Generator | None) -> Int[Tensor, " sample"]:
+    """Draw for each sample another: the one before it on a random way through all of them."""
+    order = torch.randperm(samples, generator=generator)
+    return torch.empty_like(order).index_copy_(0, order, order.roll(1))
+
+
 def _norms(differences: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch"]:
     """Euclidean norms with a gradient of zero, not NaN, at zero."""
-    squares = differences.square().sum(-1)
-    positive = squares > 0
-    return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+    return torch.linalg.vector_norm(differences, dim=-1)
 
 
 def _distances(points: Float[Tensor, "depth batch width"]) -> Float[Tensor, "depth pair"]:

@@ -6,6 +6,7 @@ Holds the normalised trajectories. Knows nothing of how the loss is lowered.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations, groupby
 from operator import itemgetter
 from typing import Protocol, runtime_checkable
@@ -21,7 +22,6 @@ from koopman_interp.fitting.losses import (
     linearity,
     matching_isometry,
     prediction,
-    reconstruction,
 )
 from koopman_interp.fitting.rows import HeldRows, Rows, States, judged_rows
 from koopman_interp.sequences import Sequences
@@ -45,6 +45,33 @@ class Objective(Protocol):
     def judged(self, generator: torch.Generator) -> dict[str, float]:
         """Return the figures."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Samples at some depths, all of whose pairs losses are taken of.
+
+    Attributes:
+        z: their observables.
+        states: their normalised states.
+        times: of the depths.
+        weight: of the losses.
+    """
+
+    z: Float[Tensor, "depth sample observable"]
+    states: States
+    times: Sequence[float]
+    weight: float = 1.0
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """All pairs of an earlier depth and a later one."""
+        return list(combinations(range(len(self.states)), 2))
+
+    def first_half(self) -> Part:
+        """Return the first half of the samples."""
+        some = slice(0, (self.states.shape[1] + 1) // 2)
+        return replace(self, z=self.z[:, some], states=self.states[:, some])
 
 
 class FitObjective:
@@ -83,15 +110,14 @@ class FitObjective:
 
     def __call__(self, step: int, generator: torch.Generator) -> Float[Tensor, ""]:
         """Weigh the losses on the batch of a step: of all pairs of depths, or of the whole span and one drawn pair."""
-        times = self._times
         if not self._sampled:
             batch, sequences = self._batches(step)
-            return self.weighed(batch, times, generator, sequences)
+            return self.weighed(batch, self._times, generator, sequences)
         i, j = drawn_pair(self._batches.depths(step), generator)
-        batch, sequences = self._batches(step, (0, i, j, self._train.depths - 1))
-        whole = self.weighed(batch[[0, -1]], (times[0], times[-1]), generator, sequences)
-        drawn = self.weighed(batch[1:3], (times[i], times[j]), generator, sequences, drawn_rows(batch))
-        return whole + self._config.drawn * drawn
+        depths = (0, self._train.depths - 1, i, j)
+        batch, sequences = self._batches(step, depths)
+        parts = self._parts(batch, [self._times[depth] for depth in depths], sequences)
+        return self._weighed(parts, generator, self.surrogate.operator.propagator)
 
     def halve_batch(self) -> int | None:
         """Take half as many samples a step, or sequences, from now on; return how many, or None where it is one."""
@@ -109,7 +135,6 @@ class FitObjective:
         times: Sequence[float],
         generator: torch.Generator,
         sequences: Sequences | None = None,
-        some: slice = slice(None),
     ) -> Float[Tensor, ""]:
         """Weigh the four losses on trajectories, over all pairs of their depths.
 
@@ -118,50 +143,63 @@ class FitObjective:
             times: of their depths.
             generator: of the matching.
             sequences: how the samples follow each other, for an encoder that looks back.
-            some: samples that the losses are taken of; the others are looked back on.
 
         Returns:
             The weighted sum.
         """
-        surrogate = self.surrogate
-        # What is not among them is lifted only where it is looked back on.
-        some_z = surrogate.lift(states[:, some]) if sequences is None else surrogate.lift(states, sequences)[:, some]
-        return self._of_observables(some_z, states[:, some], times, generator, surrogate.operator.propagator)
+        part = Part(self.surrogate.lift(states, sequences), states, times)
+        return self._weighed([part], generator, self.surrogate.operator.propagator)
 
-    def _of_observables(
-        self,
-        z: Float[Tensor, "depth sample observable"],
-        states: States,
-        times: Sequence[float],
-        generator: torch.Generator,
-        propagator: Callable[[float], Propagator],
+    def _parts(self, batch: States, times: Sequence[float], sequences: Sequences | None) -> list[Part]:
+        """Lift the ends of a batch, which come first, and some rows of the drawn pair."""
+        some, lift = drawn_rows(batch), self.surrogate.lift
+        states = [batch[:2], batch[2:, some]]
+        if sequences is None:
+            ends, drawn = of_rows_together(lift, states)
+        else:  # what is not drawn is looked back on
+            z = lift(batch, sequences)
+            ends, drawn = z[:2], z[2:, some]
+        return [Part(ends, states[0], times[:2]), Part(drawn, states[1], times[2:], self._config.drawn)]
+
+    def _weighed(
+        self, parts: Sequence[Part], generator: torch.Generator, propagator: Callable[[float], Propagator]
     ) -> Float[Tensor, ""]:
-        """Weigh the four losses on observables of states, moved by the propagators of a K."""
-        config, surrogate = self._config, self.surrogate
-        pairs = list(combinations(range(len(states)), 2))
+        """Weigh the four losses over all pairs of depths of each part, moved by the propagators of a K."""
+        config, propagators = self._config, dict[float, Propagator]()
+        losses = [part.weight * self._isometry(part, generator) for part in parts]
         # Every prediction trains the decoder as well, so that half of the rows are enough for what it undoes.
-        some = slice(0, (states.shape[1] + 1) // 2)
-        total = config.reconstruction * reconstruction(surrogate.decoder(z[:, some]), states[:, some])
-        propagators: dict[float, Propagator] = {}
-        # A look takes the pairs of one start after the other: all at once are, of many depths, more than memory holds.
-        # Gradients hold them all anyway.
-        starts = [pairs] if torch.is_grad_enabled() else [list(group) for _, group in groupby(pairs, itemgetter(0))]
-        for group in starts:
-            advanced = torch.stack(_advanced(z, times, group, propagator, propagators))
-            arriving, share = [later for _, later in group], len(group) / len(pairs)
-            total = total + share * config.linearity * linearity(advanced, z[arriving])
-            total = total + share * config.prediction * prediction(surrogate.decoder(advanced), states[arriving])
+        undone = [part.first_half() for part in parts]
+        decoded = [(part.z, part.states, part.weight * config.reconstruction) for part in undone]
+        for part in parts:
+            for pairs in _together(part.pairs):
+                if not torch.is_grad_enabled():  # a look lets go of each before the next
+                    losses.append(self._of_decoded(decoded))
+                    decoded = []
+                advanced = torch.stack(_advanced(part.z, part.times, pairs, propagator, propagators))
+                arriving = torch.tensor([later for _, later in pairs], device=advanced.device)
+                weight = part.weight * len(pairs) / len(part.pairs)
+                losses.append(weight * config.linearity * linearity(advanced, part.z.index_select(0, arriving)))
+                decoded.append((advanced, part.states.index_select(0, arriving), weight * config.prediction))
+        return torch.stack([*losses, self._of_decoded(decoded)]).sum()
+
+    def _of_decoded(self, each: Sequence[tuple[Tensor, Tensor, float]]) -> Float[Tensor, ""]:
+        """Weigh how far decoded observables are from the states they should be."""
+        decoded = of_rows_together(self.surrogate.decoder, [z for z, _, _ in each])
+        losses = [weight * prediction(ours, states) for ours, (_, states, weight) in zip(decoded, each, strict=True)]
+        return torch.stack(losses).sum()
+
+    def _isometry(self, part: Part, generator: torch.Generator) -> Float[Tensor, ""]:
+        config, z, states = self._config, part.z, part.states
         weight = 1 / states.shape[-1] if config.isometry_weight is None else config.isometry_weight
         if weight == 0:
-            return total
+            return z.new_zeros(())
         match config.isometry:
             case "matching":
-                isometry = matching_isometry(z, states, generator)
+                return weight * matching_isometry(z, states, generator)
             case "all_pairs":
-                isometry = all_pairs_isometry(z, states)
+                return weight * all_pairs_isometry(z, states)
             case _:
-                isometry = chord_isometry(surrogate.encoder, states, generator)
-        return total + weight * isometry
+                return weight * chord_isometry(self.surrogate.encoder, states, generator)
 
 
 def drawn_pair(depths: Sequence[int], generator: torch.Generator) -> tuple[int, int]:
@@ -174,6 +212,28 @@ def drawn_pair(depths: Sequence[int], generator: torch.Generator) -> tuple[int, 
 def drawn_rows(batch: States) -> slice:
     """Return the part of a batch on which a drawn pair is fitted."""
     return slice(0, max(2, round(_DRAWN_ROWS * batch.shape[1])))
+
+
+def of_rows_together(
+    network: Callable[[Tensor], Tensor], parts: Sequence[Float[Tensor, "... _"]]
+) -> list[Float[Tensor, "... _"]]:
+    """Apply a network of rows to several tensors at once: many small products take longer to begin than to do."""
+    if len(parts) == 1:
+        return [network(parts[0])]
+    rows = network(torch.cat([part.flatten(0, -2) for part in parts]))
+    lengths = [part[..., 0].numel() for part in parts]
+    return [each.unflatten(0, part.shape[:-1]) for each, part in zip(rows.split(lengths), parts, strict=True)]
+
+
+def _together(pairs: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Say which pairs to take at once.
+
+    Gradients hold them all anyway. A look takes those of one start after those of the other: all at once are, of many
+    depths, more than memory holds.
+    """
+    if torch.is_grad_enabled():
+        return [pairs]
+    return [list(group) for _, group in groupby(pairs, itemgetter(0))]
 
 
 def _advanced(

@@ -158,8 +158,8 @@ class HeldBatches:
         if self._rows.order is not None:
             rows, sequences = self._rows.order.take(rows)
         if depths is None:
-            return self._rows.states[:, rows], sequences
-        return torch.stack([self._rows.states[depth][rows] for depth in depths]), sequences
+            return self._rows.states.index_select(1, rows), sequences
+        return torch.stack([self._rows.states[depth].index_select(0, rows) for depth in depths]), sequences
 
     def halve(self) -> int | None:
         """Take half as many a step from now on."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.least_squares import start_operator, start_rows
-from koopman_interp.fitting.objective import FitObjective, drawn_pair, drawn_rows
+from koopman_interp.fitting.objective import FitObjective, Part, drawn_pair, drawn_rows
 from koopman_interp.surrogates.operators import Propagator
 
 _BATCH_RIDGE = 1e-5
@@ -53,15 +53,14 @@ class SpectrumObjective(FitObjective):
         (batch, sequences), times = self._batches(step), self._times
         z = self.surrogate.lift(batch, sequences)
         K, residual = solved(z)
-        propagator = partial(self._propagator, K)
-        total = self._config.residual * residual
-        if not self._sampled:
-            return total + self._of_observables(z, batch, times, generator, propagator)
-        i, j = drawn_pair(range(len(batch)), generator)
-        some, span = drawn_rows(batch), (times[0], times[-1])
-        whole = self._of_observables(z[[0, -1]], batch[[0, -1]], span, generator, propagator)
-        drawn = self._of_observables(z[[i, j], some], batch[[i, j], some], (times[i], times[j]), generator, propagator)
-        return total + whole + self._config.drawn * drawn
+        parts = [Part(z, batch, times)]
+        if self._sampled:
+            (i, j), last = drawn_pair(range(len(batch)), generator), len(batch) - 1
+            some = drawn_rows(batch)
+            ends = Part(z[::last], batch[::last], times[::last])
+            drawn_z, drawn = (torch.stack([each[i, some], each[j, some]]) for each in (z, batch))
+            parts = [ends, Part(drawn_z, drawn, (times[i], times[j]), self._config.drawn)]
+        return self._config.residual * residual + self._weighed(parts, generator, partial(self._propagator, K))
 
     def judged(self, generator: torch.Generator) -> dict[str, float]:
         """Judge under the K that suits the rows that are fitted on, with the residual on the rows held out."""

@@ -1,5 +1,9 @@
-"""A look at held-out rows weighs all pairs of depths, and never holds more than those of one start."""
+"""A look at held-out rows weighs all pairs of depths, and never holds more than those of one start.
 
+A step takes what belongs to different pairs at once, and is the same as one after the other.
+"""
+
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -55,3 +59,18 @@ def test_a_look_decodes_the_pairs_of_one_start_at_a_time(looked):
     hook.remove()
     depths = len(states)
     assert [pairs for pairs, rows in shapes if rows == 100 and pairs != depths] == list(range(depths - 1, 0, -1))
+
+
+def test_a_step_is_that_of_the_whole_span_and_of_one_drawn_pair_one_after_the_other(looked):
+    koopman, states, _ = looked
+    config = replace(CONFIG, pairs="sampled", drawn=0.4, isometry_weight=0.1)
+    rows, times = HeldRows(states[:, :200]), koopman.config.times
+    objective = FitObjective(koopman, config, rows, HeldRows(states[:, 200:300]), 50)
+    for step in range(3):
+        drawing, whole = torch.Generator().manual_seed(step), torch.Generator().manual_seed(step)
+        others = [pair for pair in combinations(range(len(states)), 2) if pair != (0, len(states) - 1)]
+        i, j = others[int(torch.randint(len(others), (1,), generator=whole))]
+        batch, _ = rows.batches(50, config.seed)(step)
+        expected = objective.weighed(batch[[0, -1]], (times[0], times[-1]), whole)
+        expected = expected + 0.4 * objective.weighed(batch[[i, j], :25], (times[i], times[j]), whole)
+        torch.testing.assert_close(objective(step, drawing), expected, rtol=1e-12, atol=0)
