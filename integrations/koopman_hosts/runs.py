@@ -44,6 +44,20 @@ def runs(modules: Modules) -> list[list[str]]:
     return [names for names in found.values() if len(names) > 1]
 
 
+def guessed(modules: Modules) -> str | None:
+    """Return a glob of what might be a residual stream: the members of the container that has most of them.
+
+    To be offered, not taken: whether they follow each other is not known. None where no container in it has two.
+    """
+    members = {
+        name: sum(_has_parameters(child) for child in module.children())
+        for name, module in modules.items()
+        if name and isinstance(module, _CONTAINERS) and name.rpartition(".")[2] not in _PARALLEL
+    }
+    name = max(members, key=lambda each: members[each], default="")
+    return f"{name}.*" if members.get(name, 0) > 1 else None
+
+
 def _in_a_row(container: nn.ModuleList | nn.Sequential) -> tuple[type[nn.Module], list[str]]:
     """Name the blocks of a container, and their type; none where its children are layers of several kinds."""
     children = list(container.named_children())

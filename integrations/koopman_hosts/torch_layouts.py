@@ -1,7 +1,7 @@
 """Torch's own layers that take positions first, unless they are made with `batch_first=True`.
 
-People also hand them states with the batch first, and get attention across the batch. Where the pass has tokens, these
-tell which of the two it is.
+Ids that reach them with their axes as they are may have positions first too, or the batch, over which these layers then
+attend: nothing tells which.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from koopman_interp.errors import UnsupportedHostError
 from koopman_interp.hosts.laid_out import advanced_in, in_layout
 from koopman_interp.hosts.layouts import Layout
 from koopman_interp.hosts.passes import Passes
@@ -46,4 +47,12 @@ def _called(as_is: Callable[..., Any], laid_out: Callable[..., Any], passes: Pas
 def _are_first(state: Tensor, passes: Passes) -> bool:
     tokens = None if passes.current is None else passes.current.tokens
     shape = tuple(state.shape[:2])
-    return state.ndim == 3 and (tokens is None or tokens.shape != shape or shape[0] == shape[1])
+    if state.ndim == 3 and tokens is not None and tokens.shape == shape != shape[::-1]:
+        raise UnsupportedHostError(
+            f"Token ids of shape {shape} reach one of torch's layers as a state of shape {tuple(state.shape)}, and it "
+            "takes positions first unless it is made with batch_first=True. If the batch is the first axis, it "
+            "mixes inputs with each other: make it with batch_first=True or, if that is meant, attach(model, "
+            "layout='batch position width'). If positions are, wrap the model in a module that is called with the "
+            "batch first: def forward(self, ids): return self.model(ids.T).transpose(0, 1)."
+        )
+    return state.ndim == 3

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from koopman_hosts.compiled import eager
 from koopman_hosts.containers import containers, followed
 from koopman_hosts.offloaded import offloaded_weights
-from koopman_hosts.runs import INPUT, residual_stream, runs, width_of
+from koopman_hosts.runs import INPUT, guessed, residual_stream, runs, width_of
 from koopman_hosts.site_names import matches
 from koopman_hosts.skipped_span import SkippedSpan
 from koopman_hosts.skipping import Unheard, overridden, overwritten
@@ -63,6 +63,7 @@ class TorchHost:
         self.basis = "module outputs"
         self._modules = dict(self.model.named_modules())
         self._chains: dict[tuple[str, ...], list[nn.Module]] = {}
+        self._as_ordered = False
 
     @classmethod
     def accepts(cls, model: object) -> bool:
@@ -121,6 +122,16 @@ class TorchHost:
         """Return a host of a deep copy of the model."""
         return TorchHost(deepcopy(self.model))
 
+    def orders_axes(self, sites: Sequence[str]) -> bool:
+        """Whether some of the sites are of torch's own layers that take positions first; they come batch first here."""
+        return not self._as_ordered and any(takes_positions_first(self._module(_parsed(site)[0])) for site in sites)
+
+    def as_ordered(self) -> TorchHost:
+        """Return a host of the same model that hands out states with their axes as the model has them."""
+        host = copy(self)
+        host._as_ordered = True
+        return host
+
     def weights_elsewhere(self) -> Mapping[int, Tensor]:
         """Return the weights that accelerate keeps on the CPU or on disk."""
         return offloaded_weights(self.model)
@@ -156,7 +167,7 @@ class TorchHost:
         States of torch's own layers that take positions first are brought to `[batch, position, width]` and back.
         """
         with ExitStack() as stack:
-            positions_first = [site for site in hooks if takes_positions_first(self._module(_parsed(site)[0]))]
+            positions_first = [site for site in hooks if self.orders_axes([site])]
             own = dict(hooks)
             if positions_first:
                 passes = stack.enter_context(self.passes(tuple(hooks)))
@@ -200,7 +211,7 @@ class TorchHost:
             blocks = [self._modules[name] for name in run[skipped.start : skipped.stop]]
             span = SkippedSpan(skipped, (source, target), advance, Unheard(_hooks_inside(blocks), skipped))
             span.passes = stack.enter_context(self.passes((source, target), span.end))
-            if takes_positions_first(blocks[0]):
+            if self.orders_axes([run[skipped.start]]):
                 span.advance = advance_of_positions_first(advance, span.passes)
             stack.enter_context(self._hooked({source: span.read}))
             for index, block in enumerate(blocks):
@@ -235,7 +246,8 @@ class TorchHost:
             return sites
         listed = [site for site in self.listed() if site.width is not None] or list(self.listed())
         shown = ", ".join(f"{site.name} ({site.kind}, {site.width or '?'})" for site in listed[:8]) or "none"
-        line = f"attach(model, {[site.name for site in listed[:3]]})" if len(listed) > 1 else "attach(model, sites=[…])"
+        named = guessed(self._modules) or ([site.name for site in listed[:3]] if len(listed) > 1 else None)
+        line = "attach(model, sites=[…])" if named is None else f"attach(model, {named!r})"
         raise UnsupportedHostError(
             f"{type(self.model).__name__} has no run of two or more blocks, and no plain layers in a row of one width, "
             f"so its residual stream is not clear. Name the sites, as in {line}. Its modules, with type and width: "

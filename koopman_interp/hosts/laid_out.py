@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -28,6 +28,11 @@ def advanced_in(layout: Layout, advance: Callable[[Tensor], Tensor], state: Tens
     return layout.back(advance(layout.standard(state)), state)
 
 
+def orders_axes(host: Host, sites: Sequence[str]) -> bool:
+    """Whether a host brings the axes of states at some of the sites to the standard order of its own accord."""
+    return hasattr(host, "orders_axes") and bool(host.orders_axes(sites))
+
+
 class LaidOut:
     """A host with the layout that its user names.
 
@@ -39,7 +44,7 @@ class LaidOut:
     """
 
     def __init__(self, host: Host, pattern: str) -> None:
-        self.host = host
+        self.host: Host = host.as_ordered() if hasattr(host, "as_ordered") else host
         self.layout = Layout(pattern)
 
     def __getattr__(self, name: str) -> Any:

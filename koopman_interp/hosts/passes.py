@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from koopman_interp.errors import InputError
-from koopman_interp.hosts.arguments import cache_of, cached_length
+from koopman_interp.hosts.arguments import cache_of, cached_length, matrix_of_ids
 from koopman_interp.hosts.tokens import Tokens
 
 Arguments = Mapping[str, Any]
@@ -52,6 +52,8 @@ class Pass:
     def tokens(self) -> Tokens | None:
         """Its tokens, as the innermost container whose call tells them; None without any.
 
+        Where one farther out was called with the same ids, their axes in the other order, they are as it has them.
+
         Raises:
             InputError: there are tokens, and no call tells which of them are padding.
         """
@@ -68,10 +70,18 @@ class Pass:
                 unclear = unclear or error
                 continue
             if tokens is not None:
-                return tokens
+                return self._as_outside(tokens)
         if unclear is not None:
             raise unclear
         return None
+
+    def _as_outside(self, tokens: Tokens) -> Tokens:
+        own = tokens.ids
+        for arguments in self._calls[:-1]:
+            ids = matrix_of_ids(arguments.get("input_ids", next(iter(arguments.values()), None)))
+            if own is not None and ids is not None and ids.shape == own.T.shape and torch.equal(ids, own.T):
+                return self._read(arguments) or tokens
+        return tokens
 
     @property
     def cache(self) -> Any:

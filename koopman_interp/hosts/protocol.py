@@ -30,7 +30,9 @@ class Host(Protocol):
 
     Reading never changes a value, and no context leaves a trace on any exit. `koopman_interp.testing.HostContract`
     holds these laws as tests. An adapter whose framework has lenses of its own can bring them to the package's form
-    with one more method, `adapted_lens(lens, sites, skip)`, which returns None for what it does not know.
+    with one more method, `adapted_lens(lens, sites, skip)`, which returns None for what it does not know. One that
+    brings axes to the standard order of its own accord has two more: `orders_axes(sites)` says whether it does so at
+    some of the sites, and `as_ordered()` returns a host that does so nowhere, for a user who names the axes.
     """
 
     adapter: ClassVar[str]

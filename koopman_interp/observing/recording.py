@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from koopman_interp.errors import InputError
+from koopman_interp.errors import InputError, UnsupportedHostError
 from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.hosts.laid_out import orders_axes
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Tokens
 from koopman_interp.observing.digests import input_digests
@@ -148,9 +149,24 @@ class Recording:
             tensors = {name: value for name, value in record.arguments.items() if isinstance(value, Tensor)}
             batch = tensors if len(tensors) > 1 else next(iter(tensors.values()), None)
         try:
-            return input_digests(batch, samples)
+            digests = input_digests(batch)
         except InputError:
             return None
+        if len(digests) == samples.inputs:
+            return digests
+        self._require_batch_first(len(digests), record)
+        return None
+
+    def _require_batch_first(self, entries: int, record: PassRecord) -> None:
+        """Refuse states whose second axis has the length of the batch where nobody has said which axis is which."""
+        shape = max(record.shapes.values(), key=len)
+        told = self.layout is not None or orders_axes(self.host, self.sites)
+        if not told and len(shape) == 3 and shape[1] == entries != shape[0]:
+            raise UnsupportedHostError(
+                f"The model was called with {entries} inputs and its states have the shape {shape}, so that positions "
+                "seem to come first in them. Say so, as in attach(model, layout='position batch width'); or, where the "
+                "batch does come first, layout='batch position width'."
+            )
 
     def _first_input(self, samples: Samples, tokens: Tokens | None) -> int:
         """Return the number of the pass's first sequence: a new one, unless the pass goes on from a cache."""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from koopman_interp.errors import InputError
+from koopman_interp.errors import InputError, UnsupportedHostError
 from koopman_interp.hosts.layouts import row_origins
 from koopman_interp.hosts.tokens import Tokens
 from koopman_interp.labels import Form, spread_labels
@@ -58,6 +58,7 @@ class Samples:
 
         Raises:
             InputError: positions are to be skipped in a state that has none.
+            UnsupportedHostError: its axes are those of the tokens in the other order.
         """
         if tokens is not None and _row_per_token(shape, tokens):
             real = tokens.real.flatten().cpu()
@@ -171,5 +172,12 @@ def none_left(passes: Sequence[Samples], skip: int) -> str:
 def _row_per_token(shape: Sequence[int], tokens: Tokens) -> bool:
     """Whether a state holds the tokens of a pass, as `[batch, position, width]` or flattened to their rows."""
     if len(shape) == 3:
+        if tuple(shape[:2]) == tokens.shape[::-1] != tokens.shape:
+            raise UnsupportedHostError(
+                f"A state of shape {tuple(shape)} has the axes of {tokens.shape} tokens, batch and position, in the "
+                "other order. If positions come first in the model's states, say so: attach(model, layout='position "
+                "batch width'). If they come first in its token ids, wrap it in a module that is called with the batch "
+                "first: def forward(self, ids): return self.model(ids.T).transpose(0, 1)."
+            )
         return tuple(shape[:2]) == tokens.shape
     return len(shape) == 2 and shape[0] == tokens.real.numel()

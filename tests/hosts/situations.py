@@ -30,7 +30,12 @@ class Situation:
 
 
 SITUATIONS: list[Situation] = []
-MODULES = ("tests.hosts.test_odd_hosts", "tests.hosts.test_other_callers", "tests.observing.test_batches")
+MODULES = (
+    "tests.hosts.test_odd_hosts",
+    "tests.hosts.test_order_of_axes",
+    "tests.hosts.test_other_callers",
+    "tests.observing.test_batches",
+)
 """Where tests say what they show, in the order of the page."""
 
 

@@ -640,3 +640,12 @@ def test_blocks_called_by_keyword_can_be_replaced():
             assert skips
             assert torch.equal(model(ids), before)
             assert torch.equal(model(ids), before)
+
+
+def test_without_a_run_the_members_of_a_list_are_offered():
+    model = nn.Module()
+    model.stem = nn.Linear(3, 4)
+    model.parts = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3))
+    with pytest.raises(UnsupportedHostError, match=r"attach\(model, 'parts\.\*'\)"):
+        ki.attach(model)
+    assert ki.attach(model, "parts.*").sites == ("parts.0", "parts.1", "parts.2")

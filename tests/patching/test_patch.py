@@ -419,7 +419,9 @@ class Tokens(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.embed = torch.nn.Embedding(11, 8)
-        self.blocks = torch.nn.ModuleList(torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0) for _ in range(3))
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True) for _ in range(3)
+        )
 
     def forward(self, input_ids, attention_mask=None):
         x = self.embed(input_ids)
