@@ -112,6 +112,20 @@ def whole_numbers(labels: Any) -> Int[Tensor, " _"]:
     return numbers.flatten().long()
 
 
+def require_outputs(labels: Int[Tensor, " row"], outputs: int) -> None:
+    """Check that each label but those that are ignored is the number of one of a model's outputs.
+
+    Raises:
+        InputError: one is not.
+    """
+    outside = labels[(labels != IGNORED) & ((labels < 0) | (labels >= outputs))]
+    if len(outside):
+        raise InputError(
+            f"Label {int(outside[0])} is none of the {outputs} outputs of the model, so that it cannot be predicted. "
+            f"Mark the samples of such labels by {IGNORED}, which leaves them out."
+        )
+
+
 def one_hot(numbers: Shaped[Tensor, "..."]) -> bool:
     """Whether it is a matrix whose rows each have a single 1 among zeros."""
     if numbers.ndim != 2 or numbers.shape[1] < 2 or not len(numbers):
@@ -123,6 +137,11 @@ def _remedy(numbers: Tensor) -> str:
     """Say what to give in place of labels that are not whole numbers."""
     if one_hot(numbers):
         return "Each row has a single 1, in a column a class: give y.argmax(1)."
+    if numbers.ndim == 2 and numbers.shape[1] > 1 and bool(((numbers == 0) | (numbers == 1)).all()):
+        return (
+            "Rows of several 1s are of several concepts and of no one class: observe without them, and give a column "
+            "to erase_concept(…, attribute=y[:, column])."
+        )
     if not numbers.is_complex() and bool((numbers == numbers.round()).all()):
         return "Give y.long()."
     return "A quantity is no class: observe without it, and give it to erase_concept(…, attribute=y)."

@@ -36,6 +36,7 @@ def test_labels_in_any_form_are_the_same_whole_numbers(labels):
     ("labels", "remedy"),
     [
         (torch.eye(3), r"y\.argmax\(1\)"),
+        (torch.ones(2, 3), r"attribute=y\[:, column\]"),
         (np.array([0.0, 2.0]), r"Give y\.long\(\)"),
         ([0.5, 1.5], "erase_concept"),
         (["yin", "yang"], r"names\.index\(name\)"),

@@ -16,7 +16,7 @@ from torch import Tensor
 from koopman_interp.auditing.labelled import Batch
 from koopman_interp.errors import InputError, UnknownSiteError
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.labels import IGNORED
+from koopman_interp.labels import IGNORED, require_outputs
 from koopman_interp.observing.outputs import Output
 from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import Samples
@@ -52,7 +52,7 @@ class LabelledPass:
 
         Raises:
             UnknownSiteError: the pass never reached the last site.
-            InputError: labels and logits are not of the same rows.
+            InputError: labels and logits are not of the same rows, or a label is none of the outputs.
         """
         x, y = batch
         records: list[PassRecord] = []
@@ -71,6 +71,7 @@ class LabelledPass:
                 f"An audit needs one label a row of logits; got {len(of_states)} labelled rows of states and "
                 f"{len(output.logp)} rows of logits, and the rows of one input differ in their labels."
             )
+        require_outputs(labels, output.logp.shape[1])
         states = {site: _aligned(rows, record.samples(site), y, output) for site, rows in record.states.items()}
         judged = labels != IGNORED
         if bool(judged.all()):

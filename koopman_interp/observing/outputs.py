@@ -5,6 +5,7 @@ Costs one forward pass a call; holds one batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,7 @@ class Output:
 
         Raises:
             UnsupportedHostError: the host returned no logits `[batch, class]` or `[batch, position, class]`, of two
-                classes or more.
+                classes or more, or probabilities in their place.
         """
         seen: list[Tokens | None] = []
         with host.eager(), host.passes(ended=lambda running: seen.append(running.tokens)):
@@ -68,17 +69,24 @@ class Output:
             skip: as in `of`.
             training: as in `of`.
         """
+        if logits.ndim == 1 or logits.shape[-1] < 2:
+            raise UnsupportedHostError(
+                f"Expected logits of two classes or more; got a shape of {tuple(logits.shape)}, one number an input, "
+                "a quantity. Of one logit y for yes against no make two: torch.stack([torch.zeros_like(y), y], -1), "
+                "without an axis of one; of one probability, with torch.logit(y) in the place of y."
+            )
         if logits.ndim not in (2, 3):
             raise UnsupportedHostError(
                 f"Expected logits [batch, class] or [batch, position, class]; got a shape of {tuple(logits.shape)}."
             )
-        if logits.shape[-1] < 2:
-            raise UnsupportedHostError(
-                f"Expected logits of two classes or more; got a shape of {tuple(logits.shape)}, whose one column is a "
-                "quantity. Of a single logit for yes against no, make two: torch.cat([torch.zeros_like(y), y], -1)."
-            )
         samples = Samples.of(logits.shape, tokens, skip if logits.ndim == 3 else 0)
         rows = samples.take(logits.flatten(0, -2))
+        if _are_probabilities(rows[:1]) and _are_probabilities(rows):
+            raise UnsupportedHostError(
+                "Expected logits; got rows that are nowhere negative and sum to 1, so they are probabilities, of which "
+                "another softmax would be taken. Give their logarithms: wrap the model in a module that returns "
+                "self.model(x).clamp_min(1e-12).log()."
+            )
         logp = log_softmax(rows.float(), dim=1) if training else log_softmax(rows.double(), dim=1).cpu()
         return cls(logp, samples, tokens)
 
@@ -126,13 +134,21 @@ class Output:
         return found if torch.equal(found[entry], given) else None
 
 
+def _are_probabilities(rows: Float[Tensor, "sample class"]) -> bool:
+    """Whether rows are nowhere negative and sum to 1, as far as their dtype can tell."""
+    sums = rows.sum(1, dtype=torch.float64)
+    near = max(torch.finfo(rows.dtype).eps, 1e-5)  # each number is off by half of eps, at most, of itself
+    return bool(len(rows)) and bool((rows >= 0).all()) and bool(((sums - 1).abs() <= near).all())
+
+
 def logits_of(output: Any) -> Tensor:
     """Find the logits in what a model returned.
 
     Raises:
-        UnsupportedHostError: it is neither a tensor nor has any in `.logits`.
+        UnsupportedHostError: it is neither a tensor nor has one in `.logits` or under that name.
     """
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = output if isinstance(output, Tensor) else named
     if isinstance(logits, Tensor):
         return logits
     raise UnsupportedHostError(

@@ -380,6 +380,13 @@ def test_rows_that_lack_the_class_or_the_others_are_refused(case):
         case.audited(held_out=[])
 
 
+def test_a_label_that_the_model_has_no_output_for_is_refused(case):
+    x, y = case.held_out
+    outside = torch.where(torch.arange(len(y)) == 5, 3, y)
+    with pytest.raises(InputError, match=r"Label 3 is none of the 3 outputs.*-100"):
+        case.audited(held_out=(x, outside))
+
+
 def test_a_class_that_is_no_output_is_refused(case):
     x, y = case.held_out
     with pytest.raises(InputError, match="Class 9 is not among the model's 3 outputs"):

@@ -17,7 +17,7 @@ from koopman_interp.analysis.substitutes.stand_ins import MEAN, SURROGATE, Stand
 from koopman_interp.analysis.substitutes.token_floor import FLOOR, TokenFloor
 from koopman_interp.divergence import kullback_leibler
 from koopman_interp.errors import InputError
-from koopman_interp.labels import IGNORED
+from koopman_interp.labels import IGNORED, require_outputs
 from koopman_interp.observing.outputs import Output
 from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.tables import Column, Table, digits, percents
@@ -202,12 +202,7 @@ class _Judged:
             return cls(logp, logp.argmax(1), every, own.output.following())
         if given is None:
             return cls(logp, logp.argmax(1), every, None)
-        outside = given[(given != IGNORED) & ((given < 0) | (given >= logp.shape[1]))]
-        if len(outside):
-            raise InputError(
-                f"Label {int(outside[0])} is none of the {logp.shape[1]} outputs of the model, so that it cannot be "
-                "predicted. Mark the samples of such labels by -100, which leaves them out."
-            )
+        require_outputs(given, logp.shape[1])
         return cls(logp, logp.argmax(1), given != IGNORED, given)
 
 
