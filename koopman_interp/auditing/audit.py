@@ -213,7 +213,7 @@ def _measured(
     host, site = ours.host, rows.sites[-1]
     base, mask = Method(BASE, host, learns=False), logit_mask(host, rows.labels)
     first = FirstPasses.of(base, rows)
-    _require_rows(first, rows.labels)
+    _require_rows(first)
     trained = scored_on_training([base, mask], rows, states=True) if rows.training else []
     if trained and all(trained[0].counts):
         states, labels = torch.cat([*trained[0].states[site]]).double(), trained[0].labels
@@ -235,10 +235,7 @@ def _measured(
     return methods, measured, () if reason is None else (reason,)
 
 
-def _require_rows(first: FirstPasses, labels: Sequence[int]) -> None:
-    for label in labels:
-        if not 0 <= label < first.classes:
-            raise InputError(f"Class {label} is not among the model's {first.classes} outputs.")
+def _require_rows(first: FirstPasses) -> None:
     present, counts = torch.unique(first.labels, return_counts=True)
     for label, count in zip(present.tolist(), counts.tolist(), strict=True):
         if count < LEAST_ROWS:

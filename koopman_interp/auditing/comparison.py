@@ -58,27 +58,24 @@ class FirstPasses:
         kept: its pass over each batch; None where it is too much to keep.
         states: float64 rows at the last site.
         labels: class of each row.
-        classes: outputs of the model.
     """
 
     kept: Sequence[LabelledPass | None]
     states: Float[Tensor, "row width"]
     labels: Int[Tensor, " row"]
-    classes: int
 
     @classmethod
     def of(cls, base: Method, rows: AuditedRows) -> FirstPasses:
         """Run the base model over all held-out batches."""
         kept = list[LabelledPass | None]()
-        states, labels, size, classes = list[Tensor](), list[Tensor](), 0, 0
+        states, labels, size = list[Tensor](), list[Tensor](), 0
         for batch in rows.gone_through(rows.held_out, "base model"):
             own = base.passed(batch, rows.sites, rows.skip)
             size += own.logp.nbytes
             kept.append(own if size <= MOST_KEPT else None)
             states.append(own.states[rows.sites[-1]])
             labels.append(own.labels)
-            classes = own.logp.shape[1]
-        return cls(kept, torch.cat(states).double(), torch.cat(labels), classes)
+        return cls(kept, torch.cat(states).double(), torch.cat(labels))
 
     def every_other(self, forget: Sequence[int]) -> tuple[Float[Tensor, "row width"], Int[Tensor, " row"]]:
         """Take half of the rows, with their labels: of each class to forget in turn, then of the others."""

@@ -472,8 +472,8 @@ class Regressor(nn.Module):
 @pytest.mark.parametrize(
     ("outputs", "squeeze", "given", "why"),
     [
-        (1, True, {}, r"Expected logits \[batch, class\] or \[batch, position, class\]; got a shape of \(64,\)"),
-        (1, False, {}, r"Expected logits of two classes or more; got a shape of \(64, 1\), whose one column"),
+        (1, True, {}, r"Expected logits of two classes or more; got a shape of \(64,\), one number an input"),
+        (1, False, {}, r"Expected logits of two classes or more; got a shape of \(64, 1\), one number an input"),
         (2, False, {"outputs": False}, r"They were not asked for: outputs=False\."),
     ],
 )
