@@ -23,15 +23,16 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from koopman_interp.edits.operator_edit import OperatorEdit
-from koopman_interp.errors import HostMismatchError, InputError, UnsupportedHostError
+from koopman_interp.errors import InputError, UnsupportedHostError
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.finding import host_for
-from koopman_interp.hosts.fingerprint import HostFingerprint
+from koopman_interp.hosts.fingerprint import weight_versions
 from koopman_interp.hosts.layouts import shaped_like
 from koopman_interp.hosts.passes import Pass, Passes, refuse_recomputation
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Positions
 from koopman_interp.patching.arrivals import warn_of_nothing
+from koopman_interp.patching.belonging import require_host, require_own
 from koopman_interp.patching.looking_back import CALLED_ALONE, LookingBack, keep, new_owner, require_seen
 from koopman_interp.patching.motion import Mode, Motion
 from koopman_interp.patching.options import CARRIED, IN_PLACE, At, Edits, PatchOptions
@@ -127,7 +128,8 @@ class Patch:
         self, host: Host, koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], options: PatchOptions
     ) -> None:
         mode, at = options.mode, options.at
-        _require_own(host, koopman, edits, options.check_weights)
+        require_own(host, koopman, edits, options.check_weights)
+        self._versions = weight_versions(host.model)
         # Gone are edits of strength nothing: they would cost what an edit costs.
         acting = [one for one in edits if one.directions.any()]
         self._idle = mode == "delta" and not acting
@@ -177,15 +179,23 @@ class Patch:
 
         Raises:
             InputError: it is installed already.
+            HostMismatchError: the model's weights have changed since the patch was made.
         """
         if self._installed is not None:
             raise InputError("This patch is installed already. Remove it first, or make another with patched(…).")
+        self._require_unchanged()
         with ExitStack() as stack:
             if not self._idle:
                 stack.enter_context(self.host.eager())
                 self._enter(stack)
             self._installed = stack.pop_all()
         return self
+
+    def _require_unchanged(self) -> None:
+        """Check the model again where its weights were written into since."""
+        if (versions := weight_versions(self.host.model)) != self._versions:
+            require_host(self.host, self.koopman, self.options.check_weights)
+            self._versions = versions
 
     def _enter(self, stack: ExitStack) -> None:
         """Place all hooks, to be taken off as the stack is closed."""
@@ -228,7 +238,9 @@ class Patch:
 
         Raises:
             UnsupportedHostError: the model's framework has no such idiom.
+            HostMismatchError: the model's weights have changed since the patch was made.
         """
+        self._require_unchanged()
         # Each list follows passes of its own: another list, or the installed patch, may outlive it.
         held, alive, own = ExitStack(), Alive(), copy(self)
         own._spans = [replace(one, owner=new_owner()) for one in self._spans]
@@ -374,18 +386,3 @@ def _refuse_to_save_plain(*_: Any, **__: Any) -> None:
         "base model, the surrogate (koopman.save_pretrained) and the edit (edit.save), and bake anew after loading; or "
         "keep the copy whole with torch.save(copy, path)."
     )
-
-
-def _require_own(host: Host, koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], check_weights: bool) -> None:
-    ignoring = () if check_weights else ("weights",)
-    koopman.require_depth("A patch")
-    found = HostFingerprint.of(host)
-    koopman.config.host.require(found, "surrogate", ignoring=ignoring, host=host)
-    digest = koopman.digest() if edits else ""
-    for edit in edits:
-        edit.host.require(found, "edit", ignoring=ignoring)
-        if edit.operator != digest:
-            raise HostMismatchError(
-                f"The edit {edit.description!r} was made for another surrogate of this host. "
-                "Make it anew from this one: the moments are kept with it."
-            )

@@ -323,8 +323,9 @@ def _kept(values: Float[Tensor, " component"], share: float, widths: Sequence[in
 def _require_rows(count: int, dimension: int) -> None:
     if count <= dimension:
         raise InputError(
-            f"{dimension} principal components need more than {dimension} samples; got {count}. "
-            "Observe more, or set NormalizationConfig(dimension=…) lower."
+            f"{dimension} principal components need more than {dimension} samples; got {count}. Observe more, ten "
+            "times as many at best, or keep fewer components: FitConfig(normalization=NormalizationConfig(dimension="
+            f"{max(1, count // 4)}))."
         )
 
 

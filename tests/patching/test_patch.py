@@ -276,6 +276,25 @@ def test_the_other_fields_are_compared_whether_or_not_weights_are(model, surroga
             pytest.fail("the context was entered")
 
 
+def test_a_model_that_was_trained_on_since_its_patch_was_made_is_refused(model, surrogate, edits, x):
+    trained = copy.deepcopy(model)
+    patch, let_through = (ki.patched(trained, surrogate, edits[0], check_weights=check) for check in (True, False))
+    with torch.no_grad():
+        for _ in range(2):  # nothing has changed
+            with patch:
+                before = trained(x)
+        for weight in trained.parameters():
+            weight.mul_(1.01)
+        for _ in range(2):
+            with pytest.raises(HostMismatchError, match="weights was"), patch:
+                pytest.fail("the context was entered")
+        with let_through:
+            assert not torch.equal(trained(x), before)
+        trained.load_state_dict(model.state_dict())
+        with patch:
+            assert torch.equal(trained(x), before)
+
+
 @pytest.fixture(scope="module")
 def another(trajectories):
     """Another surrogate of the same host."""
