@@ -50,6 +50,7 @@ from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.labels import whole_numbers
 from koopman_interp.observing.batches import BATCH_SIZE
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.patch import Patch
 
 Retrained = nn.Module | Host | Callable[[], nn.Module]
@@ -62,6 +63,7 @@ _REACH_BATCHES = 4
 """Batches that the reach of the edit is measured on, at most: four passes each, and one more a further site."""
 
 
+@own_kinds
 @torch.no_grad()
 def audit(
     patch: Patch,

@@ -26,6 +26,7 @@ from koopman_interp.hosts.protocol import Host
 from koopman_interp.labels import IGNORED
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.patch import Patch
 from koopman_interp.results import PlainResult
 from koopman_interp.tables import Column, Table, columns_of, digits, percents
@@ -119,6 +120,7 @@ class LanguageAudit(PlainResult):
         return [*language_samples(self.rows), *([f"The edit is {self.way}."] if self.way else [])]
 
 
+@own_kinds
 @torch.no_grad()
 def audit_language(
     patch: Patch,

@@ -28,6 +28,7 @@ from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
 from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import Samples
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.options import IN_PLACE, PatchOptions
 from koopman_interp.patching.patch import Patch
 from koopman_interp.results import PlainResult
@@ -172,6 +173,7 @@ class Reach(PlainResult):
         return {**super().as_dict(), "warning": self.warning}
 
 
+@own_kinds
 def reach(patch: Patch, *, held_out: Any, last: bool = False, batch_size: int = BATCH_SIZE) -> Reach:
     """Measure how much of what a patch's edits change at their sites arrives at the target and at the output.
 

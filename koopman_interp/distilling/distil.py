@@ -34,11 +34,13 @@ from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import calls
 from koopman_interp.observing.digests import input_digests
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
 
+@own_kinds
 @with_checkpoint
 def distil(
     model: nn.Module | Host,

@@ -26,8 +26,10 @@ from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import calls
+from koopman_interp.own_kinds import own_kinds
 
 
+@own_kinds
 @with_checkpoint
 def tune_lens(
     model: nn.Module | Host,

@@ -21,6 +21,7 @@ from koopman_interp.edits.oblique import SHRINKAGE, oblique
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
 from koopman_interp.labels import forms_of, spread
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
@@ -33,6 +34,7 @@ _DEPENDENT = 1e-6
 """Singular value of the cross-covariance, relative to the largest, below which a column says nothing new."""
 
 
+@own_kinds
 def erase_concept(
     koopman: KoopmanAutoencoder,
     trajectories: Rows,

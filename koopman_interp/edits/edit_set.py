@@ -18,6 +18,7 @@ from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import HostMismatchError, InputError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.hub import OnHub
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits, percents
@@ -155,6 +156,7 @@ class EditSet(Sequence[OperatorEdit], Result, OnHub):
         return replace(self, edits=tuple(change(edit) for edit in self.edits), description=description)
 
 
+@own_kinds
 def each_site(
     koopman: KoopmanAutoencoder,
     make: Callable[[int], OperatorEdit],

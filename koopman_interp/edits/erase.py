@@ -25,6 +25,7 @@ from koopman_interp.edits.oblique import SHRINKAGE, Projection, oblique
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
 from koopman_interp.labels import whole_numbers
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.moments import Moments
@@ -69,6 +70,7 @@ def oblique_eraser(
     return solved
 
 
+@own_kinds
 def erase_class(
     koopman: KoopmanAutoencoder,
     *,

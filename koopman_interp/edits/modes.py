@@ -24,6 +24,7 @@ from koopman_interp.edits.certifying import acting_depth, certified, edit_at
 from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.errors import InputError
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 Basis = Literal["eigenpairs", "schur"]
@@ -32,6 +33,7 @@ _REAL = 1e-12
 _SAME = 1e-8
 
 
+@own_kinds
 def edit_modes(
     koopman: KoopmanAutoencoder,
     spectrum: Spectrum,
@@ -86,6 +88,7 @@ def edit_modes(
     return certified(edit_at(koopman, depth, description, change), koopman)
 
 
+@own_kinds
 def steer(
     koopman: KoopmanAutoencoder,
     spectrum: Spectrum,

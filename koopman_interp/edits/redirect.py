@@ -25,6 +25,7 @@ from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.edits.targets import Targets, named_targets
 from koopman_interp.errors import InputError
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
@@ -38,6 +39,7 @@ _RIDGE = 1e-4
 _SINGULAR = 1e-12
 
 
+@own_kinds
 def redirect(
     koopman: KoopmanAutoencoder,
     *,
@@ -97,6 +99,7 @@ def redirect(
     return _finished(koopman, depth, problem, solved, description, strength, rank, after)
 
 
+@own_kinds
 def redirect_in_null_space(
     koopman: KoopmanAutoencoder,
     *,

@@ -32,6 +32,7 @@ from koopman_interp.fitting.variable_projection import SpectrumObjective
 from koopman_interp.hashing import tensor_digest
 from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.processes import Processes
 from koopman_interp.sources.opening import Rows as AnyRows
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder, SurrogateConfig
@@ -45,6 +46,7 @@ _RANK_TOLERANCE = 1e-4
 """Share of the largest singular value that one has to have to count."""
 
 
+@own_kinds
 @with_checkpoint
 @torch.inference_mode(False)  # in whatever context it is called; gradients are switched on where they are taken
 def fit(

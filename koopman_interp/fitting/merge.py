@@ -21,11 +21,13 @@ from koopman_interp.errors import InputError
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.least_squares import solve_operator
 from koopman_interp.fitting.shards import RowSums, ShardStatistics, added_up
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 _GATHER = "parts = [gather_shard(koopman, tap.observe(shard)) for shard in shards]"
 
 
+@own_kinds
 @torch.no_grad()
 def merge(
     koopman: KoopmanAutoencoder,

@@ -20,6 +20,7 @@ from koopman_interp.annotations import as_annotated
 from koopman_interp.errors import InputError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
 from koopman_interp.fitting.config import FitConfig
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.moments import Moments
@@ -114,6 +115,7 @@ class ShardStatistics:
             return as_annotated(own)
 
 
+@own_kinds
 @torch.no_grad()
 def gather_shard(koopman: KoopmanAutoencoder, trajectories: Rows) -> ShardStatistics:
     """Gather what a shard of the data adds to a fit with this surrogate's encoder.

@@ -31,6 +31,7 @@ from koopman_interp.hosts.protocol import Host
 from koopman_interp.labels import IGNORED
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.motion import Mode
 from koopman_interp.patching.options import At
 from koopman_interp.patching.patch import patched
@@ -147,6 +148,7 @@ class Forgetting(Result):
         write_json(path, self.as_dict())
 
 
+@own_kinds
 @torch.no_grad()
 def forget(
     model: nn.Module | Host,

@@ -23,6 +23,7 @@ from koopman_interp.hosts.devices import device_of
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Positions
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.options import At
 from koopman_interp.patching.patch import patched
 from koopman_interp.patching.stepped_motion import SteppedMotion
@@ -36,6 +37,7 @@ _LEAST = 0.1
 """Size that a factor's steps are relative to at least, in units of the observables' standard deviation."""
 
 
+@own_kinds
 def gradient_edit(
     model: nn.Module | Host,
     koopman: KoopmanAutoencoder,

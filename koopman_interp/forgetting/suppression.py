@@ -34,6 +34,7 @@ from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import right_padded
 from koopman_interp.observing.outputs import Output
 from koopman_interp.observing.tap import attach
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.options import IN_PLACE, At
 from koopman_interp.patching.patch import patched
 from koopman_interp.results import Result
@@ -186,6 +187,7 @@ class Suppression(Result):
         write_json(path, self.as_dict())
 
 
+@own_kinds
 @torch.no_grad()
 def suppress_concept(
     model: nn.Module | Host,

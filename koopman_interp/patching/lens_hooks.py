@@ -33,6 +33,7 @@ from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Positions
 from koopman_interp.hosts.vocabulary import Token
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.site_hooks import RowMap, SiteHooks
 
 _NEARLY_PARALLEL = 0.999
@@ -40,6 +41,7 @@ _NEARLY_PARALLEL = 0.999
 _RANK_TOLERANCE = 1e-6
 
 
+@own_kinds
 def steering_hooks(
     model: nn.Module | Host,
     vectors: LensVectors,
@@ -94,6 +96,7 @@ def steering_hooks(
     return _hooks(model, vectors, at if strength else None, layers, positions, what, check_weights)
 
 
+@own_kinds
 def ablation_hooks(
     model: nn.Module | Host,
     vectors: LensVectors,
@@ -132,6 +135,7 @@ def ablation_hooks(
     return _hooks(model, vectors, at if places else None, layers, positions, what, check_weights)
 
 
+@own_kinds
 def swap_hooks(
     model: nn.Module | Host,
     vectors: LensVectors,

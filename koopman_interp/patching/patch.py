@@ -31,6 +31,7 @@ from koopman_interp.hosts.layouts import shaped_like
 from koopman_interp.hosts.passes import Pass, Passes, refuse_recomputation
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Positions
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.arrivals import warn_of_nothing
 from koopman_interp.patching.belonging import require_host, require_own
 from koopman_interp.patching.looking_back import CALLED_ALONE, LookingBack, keep, new_owner, require_seen
@@ -41,6 +42,7 @@ from koopman_interp.patching.spans import MovedRows, PatchedSpan
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 
+@own_kinds
 def patched(
     model: nn.Module | Host,
     koopman: KoopmanAutoencoder,

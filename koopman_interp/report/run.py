@@ -22,6 +22,7 @@ from koopman_interp.auditing.result import Audit
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.files import Json, jsonable, write_json
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.plotting.figures import unseen
 from koopman_interp.report import drawing
 from koopman_interp.report import folder as places
@@ -32,6 +33,7 @@ from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
 
 
+@own_kinds
 def write_run(
     folder: str | os.PathLike[str],
     koopman: KoopmanAutoencoder | None = None,

@@ -15,6 +15,7 @@ from numpy import ndarray
 from koopman_interp.analysis.shapes.diagrams import bottleneck, clipped, finite, wasserstein
 from koopman_interp.analysis.shapes.diagrams_by_depth import SHOWN, Topology
 from koopman_interp.errors import InputError
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import PlainResult
 from koopman_interp.tables import Column, Table, digits
 
@@ -53,6 +54,7 @@ class TopologyDistances(PlainResult):
         return (Table(columns, f"How far diagrams are apart, in {self.scale_name}."),)
 
 
+@own_kinds
 def topology_distances(first: Topology, second: Topology) -> TopologyDistances:
     """Compare two topologies cloud by cloud.
 

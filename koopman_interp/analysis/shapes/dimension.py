@@ -20,6 +20,7 @@ from numpy import ndarray
 
 from koopman_interp.analysis.shapes.clouds import Of, clouds
 from koopman_interp.errors import InputError, NonFiniteError
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import PlainResult
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -105,6 +106,7 @@ def _range(estimate: tuple[float, float, float]) -> str:
     return f"{mean:.1f} [{least:.1f}, {most:.1f}]"
 
 
+@own_kinds
 def intrinsic_dimension(
     trajectories: Rows,
     koopman: KoopmanAutoencoder | None = None,

@@ -21,6 +21,7 @@ from koopman_interp.analysis.shapes.diagrams_by_depth import Topology as Topolog
 from koopman_interp.analysis.shapes.diagrams_by_depth import Unit
 from koopman_interp.analysis.shapes.persistence import Engine, Persistence, persistence
 from koopman_interp.errors import InputError, NonFiniteError, TooLargeError
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
@@ -29,6 +30,7 @@ PAIRS = 0.15
 """Unless a threshold is given, loops are followed to the scale within which this share of all pairs lie."""
 
 
+@own_kinds
 def topology(
     trajectories: Rows,
     koopman: KoopmanAutoencoder | None = None,
@@ -127,6 +129,7 @@ def _persistences(
     return persistences
 
 
+@own_kinds
 def topology_by_class(
     trajectories: Rows, koopman: KoopmanAutoencoder | None = None, **options: Any
 ) -> dict[int, Topology]:

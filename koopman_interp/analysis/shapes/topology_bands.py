@@ -25,6 +25,7 @@ from koopman_interp.analysis.shapes.topology import of_class, topology
 from koopman_interp.annotations import as_annotated
 from koopman_interp.errors import InputError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import PlainResult, Result
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -158,6 +159,7 @@ def _band(ends: tuple[float, float, float]) -> str:
     return f"{mean:.3g} [{low:.3g}, {high:.3g}]"
 
 
+@own_kinds
 def topology_bands(
     trajectories: Rows,
     koopman: KoopmanAutoencoder | None = None,
@@ -243,6 +245,7 @@ class PermutationTest(PlainResult):
         return (Table(columns, "Mean of the second group less that of the first, two-sided."),)
 
 
+@own_kinds
 def permutation_test(
     first: TopologyBands,
     second: TopologyBands,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.errors import InputError
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import PlainResult
 from koopman_interp.tables import Column, Table, digits
 
@@ -65,6 +66,7 @@ class SpectralDistance(PlainResult):
         return (Table(columns, "0 for the same dynamics; the angle is π/2 for unrelated ones."),)
 
 
+@own_kinds
 def spectral_distance(
     first: Spectrum,
     second: Spectrum,

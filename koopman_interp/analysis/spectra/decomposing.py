@@ -24,6 +24,7 @@ from koopman_interp.analysis.spectra.residuals import CONSTANT, SpanPass, step_r
 from koopman_interp.analysis.spectra.spaces import APART, shared_spaces
 from koopman_interp.analysis.spectra.spectrum import TOLERANCE, Spectrum
 from koopman_interp.errors import InputError
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.sources.opening import Rows
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
@@ -35,6 +36,7 @@ _GROWING = 4096
 """Rows on which it is measured how eigenfunctions grow with the state."""
 
 
+@own_kinds
 @torch.no_grad()
 def spectrum(
     koopman: KoopmanAutoencoder,

@@ -18,6 +18,7 @@ from numpy import ndarray
 from scipy.optimize import linear_sum_assignment
 
 from koopman_interp.errors import InputError
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import PlainResult
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits
@@ -216,6 +217,7 @@ class SchurForm(PlainResult):
         return self.Q[:, :modes]
 
 
+@own_kinds
 def schur_form(koopman: KoopmanAutoencoder) -> SchurForm:
     """Bring K to real Schur form, slowest first; costs O(observables³).
 

@@ -22,6 +22,7 @@ from koopman_interp.analysis.encoding import Encoded, encoded
 from koopman_interp.annotations import as_annotated
 from koopman_interp.errors import InputError
 from koopman_interp.files import read_tensors, rebuilding, write_tensors
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.sources.opening import Rows
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
@@ -175,6 +176,7 @@ class Grams:
             return as_annotated(own)
 
 
+@own_kinds
 def gather_grams(
     koopman: KoopmanAutoencoder,
     trajectories: Rows | Iterable[Trajectories],

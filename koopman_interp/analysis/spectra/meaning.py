@@ -28,6 +28,7 @@ from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import token_names
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.trajectories import Trajectories
@@ -39,6 +40,7 @@ _FEWEST_OF_A_TOKEN = 5
 """Samples of a token below which its mean amplitude says little, so that it is not named."""
 
 
+@own_kinds
 @torch.no_grad()
 def describe_modes(
     koopman: KoopmanAutoencoder,

@@ -17,6 +17,7 @@ from koopman_interp.analysis.encoding import require_sites
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.depths import depth_of
 from koopman_interp.errors import InputError
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.sequences import Sequences
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -25,6 +26,7 @@ _AT_ONCE = 2**22
 """Numbers that the Jacobian-vector products of one batch of modes may hold."""
 
 
+@own_kinds
 @torch.no_grad()
 def eigenfunctions(
     koopman: KoopmanAutoencoder,
@@ -60,6 +62,7 @@ def eigenfunctions(
     return phi
 
 
+@own_kinds
 def host_modes(
     koopman: KoopmanAutoencoder,
     spectrum: Spectrum,

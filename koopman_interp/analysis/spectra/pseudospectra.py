@@ -24,6 +24,7 @@ from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.annotations import as_annotated
 from koopman_interp.errors import InputError
 from koopman_interp.files import Json, read_tensors, rebuilding, write_tensors
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import Result
 from koopman_interp.tables import Column, Table, digits
 
@@ -120,6 +121,7 @@ class Pseudospectra(Result):
             return as_annotated(cls(**kept, eigenvalues=values))
 
 
+@own_kinds
 def pseudospectra(
     spectrum: Spectrum,
     *,

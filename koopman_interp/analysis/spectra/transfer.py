@@ -33,6 +33,7 @@ from koopman_interp.annotations import as_annotated
 from koopman_interp.depths import span
 from koopman_interp.errors import InputError
 from koopman_interp.files import Json, jsonable, read_tensors, rebuilding, write_tensors
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import Result
 from koopman_interp.sources.opening import Rows
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -173,6 +174,7 @@ class TransferModes(Result):
             return as_annotated(cls(**{field.name: values[field.name] for field in fields(cls)}))
 
 
+@own_kinds
 @torch.no_grad()
 def transfer_modes(
     koopman: KoopmanAutoencoder,

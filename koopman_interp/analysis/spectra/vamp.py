@@ -18,6 +18,7 @@ from numpy import ndarray
 from koopman_interp.analysis.spectra.eigen import PRINTED
 from koopman_interp.analysis.spectra.grams import Grams, gather_grams
 from koopman_interp.errors import InputError
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import PlainResult
 from koopman_interp.sources.opening import Rows
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -66,6 +67,7 @@ class VampScores(PlainResult):
         return (Table(columns, "VAMP-2 score, higher is better", self.modes - 1, max(PRINTED, self.modes + 2)),)
 
 
+@own_kinds
 def vamp_score(
     koopman: KoopmanAutoencoder, trajectories: Rows | Iterable[Trajectories], *, folds: int = 5
 ) -> VampScores:

@@ -41,6 +41,7 @@ from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import labels_of_samples
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import PlainResult
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -145,6 +146,7 @@ class Fidelity(PlainResult):
         return tuple(notes)
 
 
+@own_kinds
 @torch.no_grad()
 def fidelity(
     model: nn.Module | Host,

@@ -31,6 +31,7 @@ from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.outputs import Output
 from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.observing.samples import Samples
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits, percents
@@ -158,6 +159,7 @@ class LensReading(Result):
             return as_annotated(cls(lens=header["lens"], sites=sites, inputs=inputs, names=names, **tensors))
 
 
+@own_kinds
 @torch.no_grad()
 def koopman_lens(
     model: nn.Module | Host,

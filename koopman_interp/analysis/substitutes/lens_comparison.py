@@ -23,6 +23,7 @@ from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.own_pass import OwnPass
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import PlainResult
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
@@ -80,6 +81,7 @@ class LensComparison(PlainResult):
         return tuple({row.name: row.kl for row in outputs}.get(lens) for outputs in self.outputs)
 
 
+@own_kinds
 @torch.no_grad()
 def compare_lenses(
     model: nn.Module | Host,

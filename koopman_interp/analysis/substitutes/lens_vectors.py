@@ -34,6 +34,7 @@ from koopman_interp.hosts.tokens import Positions, Tokenizer, token_names
 from koopman_interp.hosts.vocabulary import Token, token_ids
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.own_pass import OwnPass
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits
@@ -159,6 +160,7 @@ def _from_header(values: Mapping[str, Any]) -> dict[str, Any]:
     return listed | rest | {"host": HostFingerprint(**values["host"])}
 
 
+@own_kinds
 @torch.inference_mode(False)  # in whatever context it is called; gradients are taken below
 def lens_vectors(
     model: nn.Module | Host,
