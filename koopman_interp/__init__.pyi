@@ -87,9 +87,9 @@ from .hosts.fingerprint import HostFingerprint as HostFingerprint
 from .hosts.listing import SiteTable as SiteTable
 from .hosts.protocol import Host as Host
 from .observing.orbits import orbit as orbit
-from .observing.tap import sites as sites
+from .observing.attaching import sites as sites
 from .observing.tap import Tap as Tap
-from .observing.tap import attach as attach
+from .observing.attaching import attach as attach
 from .patching.lens_hooks import ablation_hooks as ablation_hooks
 from .patching.lens_hooks import steering_hooks as steering_hooks
 from .patching.lens_hooks import swap_hooks as swap_hooks

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+from collections import abc
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -53,9 +54,16 @@ def own_kinds(function: Callable[_Arguments, _Returned]) -> Callable[_Arguments,
 
 @functools.cache
 def _kinds_of(function: Callable[..., Any]) -> dict[str, tuple[type, ...]]:
-    """Return the classes of each parameter that has one of the package's own among them, and nothing unclear."""
+    """Return the classes of each parameter that is of the package's own, of a sequence of these, or None.
+
+    What takes much else beside them says itself what it takes.
+    """
     found = {name: _classes(hint) for name, hint in get_type_hints(function).items() if name != "return"}
-    return {name: kinds for name, kinds in found.items() if any(map(_is_own, kinds))}
+    return {
+        name: kinds
+        for name, kinds in found.items()
+        if any(map(_is_own, kinds)) and all(_is_own(kind) or kind in (types.NoneType, abc.Sequence) for kind in kinds)
+    }
 
 
 def _classes(hint: Any) -> tuple[type, ...]:

@@ -35,10 +35,11 @@ from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.fit import fit
 from koopman_interp.fitting.sizes import Method
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.observing.attaching import attach
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.next_tokens import labelled_by_next_token
 from koopman_interp.observing.outputs import Output
-from koopman_interp.observing.tap import Tap, attach
+from koopman_interp.observing.tap import Tap
 from koopman_interp.patching.motion import Mode
 from koopman_interp.patching.options import CARRIED, IN_PLACE, At
 from koopman_interp.patching.patch import patched

@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from koopman_interp.clocks import Clock
-from koopman_interp.depths import span
+from koopman_interp.depths import depth_of, span
 from koopman_interp.errors import FileFormatError, InputError, NonFiniteError
 from koopman_interp.files import Json, read_tensors, write_tensors
 from koopman_interp.growing import GrowingRows
@@ -85,15 +85,13 @@ class Trajectories(Result, OnHub):
         lengths = {len(state) for state in (*self.states, self.sequence, self.position)}
         if len(lengths) != 1:
             raise InputError(f"All depths need the same number of samples; got {sorted(lengths)}.")
-        if self.labels is not None and len(self.labels) != len(self):
-            raise InputError(f"Expected {len(self)} labels, one a sample; got {len(self.labels)}.")
-        if self.tokens is not None and len(self.tokens) != len(self):
-            raise InputError(f"Expected {len(self)} token ids, one a sample; got {len(self.tokens)}.")
         if self.digests is None:
-            digests = group_digests(row_digests(self.states[0]), self.sequence, self.position)
-            object.__setattr__(self, "digests", digests)
-        if len(self.digests) != len(self):
-            raise InputError(f"Expected {len(self)} digests of inputs, one a sample; got {len(self.digests)}.")
+            found = group_digests(row_digests(self.states[0]), self.sequence, self.position)
+            object.__setattr__(self, "digests", found)
+        for name, what in (("labels", "labels"), ("tokens", "token ids"), ("digests", "digests of inputs")):
+            given = getattr(self, name)
+            if given is not None and len(given) != len(self):
+                raise InputError(f"Expected {len(self)} {what}, one a sample; got {len(given)}.")
 
     def __len__(self) -> int:
         return len(self.states[0])
@@ -145,8 +143,20 @@ class Trajectories(Result, OnHub):
         """The labels that occur, in ascending order; empty without labels."""
         return () if self.labels is None else tuple(torch.unique(self.labels).tolist())
 
-    def __getitem__(self, rows: Int[Tensor, " _"] | Bool[Tensor, " _"] | slice) -> Trajectories:
-        """Take some of the samples, by index, mask or slice."""
+    @overload
+    def __getitem__(self, rows: str) -> Float[Tensor, "sample _"]: ...
+
+    @overload
+    def __getitem__(self, rows: int | Int[Tensor, " _"] | Bool[Tensor, " _"] | slice) -> Trajectories: ...
+
+    def __getitem__(self, rows: str | int | Int[Tensor, " _"] | Bool[Tensor, " _"] | slice) -> Tensor | Trajectories:
+        """Take some of the samples, by index, mask or slice; or, by the name of a site, the states there."""
+        if isinstance(rows, str):
+            return self.states[depth_of(self.sites, rows)]
+        if isinstance(rows, int):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"Sample {rows} is outside the {len(self):,} samples.")
+            rows = slice(rows, rows + 1 or None)
         return replace(
             self,
             states=tuple(state[rows] for state in self.states),

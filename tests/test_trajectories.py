@@ -331,3 +331,16 @@ def test_the_text_is_that_of_the_rows_own_input():
 def test_without_token_ids_there_is_no_text():
     with pytest.raises(InputError, match="no token ids"):
         made(tokens=False).text(0, Letters())
+
+
+def test_a_name_takes_the_states_of_a_site_and_a_number_one_sample(trajectories):
+    assert trajectories["blocks.2"] is trajectories.states[3]
+    with pytest.raises(InputError, match=r"'blocks\.7' is not among"):
+        trajectories["blocks.7"]
+    few = trajectories[:4]
+    assert [len(one) for one in few] == [1] * 4
+    for number, one in enumerate(few):
+        assert torch.equal(one.states[1], few.states[1][number : number + 1])
+        assert torch.equal(few[number - 4].states[1], one.states[1])
+    with pytest.raises(IndexError, match="4 samples"):
+        few[4]

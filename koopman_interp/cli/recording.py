@@ -57,8 +57,8 @@ def observe(
     if share is not None and store is None:
         raise click.UsageError("--keep is the share of the rows that a store keeps. Give --store FOLDER with it.")
     target = place(out, run, TRAJECTORIES) if store is None else store
+    from koopman_interp.observing.attaching import attach
     from koopman_interp.observing.next_tokens import labelled_by_next_token
-    from koopman_interp.observing.tap import attach
 
     host, (rows,) = taking.all(model, data, labelled=not next_token)
     tap, batches = attach(host, sites or None, skip=skip), rows.given

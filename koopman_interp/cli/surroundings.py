@@ -108,7 +108,7 @@ def hosts() -> None:
 @takes(data=False)
 def sites_(model: ModelName, printing: Printing, taking: Taking) -> None:
     """List the sites of MODEL, and which of them are taken unless told otherwise."""
-    from koopman_interp.observing.tap import sites
+    from koopman_interp.observing.attaching import sites
 
     printing.show(sites(taking.model(model)))
     say_next("observe", model, "DATA", "--out", "trajectories.safetensors")

@@ -179,7 +179,16 @@ class OperatorEdit(Result, OnHub):
         )
 
     def __call__(self, z: Float[Tensor, "*batch observable"]) -> Float[Tensor, "*batch observable"]:
-        """Apply P to rows of observables at the edit's depth."""
+        """Apply P to rows of observables at the edit's depth.
+
+        Raises:
+            InputError: the rows are of another width, as the model's own states are.
+        """
+        if z.shape[-1] != len(self.directions):
+            raise InputError(
+                f"An edit acts on {len(self.directions)} observables; got rows of width {z.shape[-1]}. Lift states "
+                f"first: edit(koopman.encode(states, {self.site!r})). In a model: patched(model, koopman, edit)."
+            )
         return self.map(z)
 
     def apply(self, K: Float[Tensor, "observable observable"]) -> Float[Tensor, "observable observable"]:

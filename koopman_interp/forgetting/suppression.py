@@ -32,8 +32,8 @@ from koopman_interp.forgetting.contrast import Contrast, ContrastRows
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import right_padded
+from koopman_interp.observing.attaching import attach
 from koopman_interp.observing.outputs import Output
-from koopman_interp.observing.tap import attach
 from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.options import IN_PLACE, At
 from koopman_interp.patching.patch import patched

@@ -35,8 +35,13 @@ def host_for(model: nn.Module | Host, layout: str | None = None) -> Host:
     for adapter in adapters():
         if adapter.accepts(model):
             return adapter(model)
+    remedy = ""
+    if isinstance(model, str):
+        remedy = f" Load it: transformers.AutoModelForCausalLM.from_pretrained({model!r})."
+    elif isinstance(model, type):
+        remedy = f" Build one: {model.__name__}(…)."
     raise UnsupportedHostError(
-        f"Expected a torch.nn.Module or a model of a known host framework, got {type(model).__name__}. "
+        f"Expected a torch.nn.Module or a model of a known host framework, got {type(model).__name__}.{remedy} "
         f"Registered adapters: {', '.join(adapter.adapter for adapter in adapters()) or 'none'}."
     )
 

@@ -49,6 +49,11 @@ def to_rows(state: Float[Tensor, "..."]) -> Float[Tensor, "sample width"]:
             return rearrange(state, "batch position width -> (batch position) width")
         case 4:
             return rearrange(state, "batch channel height width -> batch (channel height width)")
+    if state.ndim < 2:
+        raise UnsupportedHostError(
+            f"A state of shape {tuple(state.shape)} has no axis for the batch; known are {_SPELT}. Give inputs with "
+            "one: x[None] for a single input."
+        )
     raise UnsupportedHostError(
         f"A state of shape {tuple(state.shape)} has {state.ndim} axes; known are {_SPELT}. "
         "Say what its axes are, as in attach(model, sites, layout='batch position head width'), or choose other sites."

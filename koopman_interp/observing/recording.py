@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from koopman_interp.errors import InputError, UnsupportedHostError
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.hosts.laid_out import orders_axes
+from koopman_interp.hosts.laid_out import LaidOut, orders_axes
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Tokens
 from koopman_interp.observing.digests import input_digests
@@ -93,6 +93,27 @@ class Recording:
                 yield
         finally:
             self.running = False
+
+    def take(self, states: Mapping[str, Tensor], batch: object) -> None:
+        """Record a pass that was made elsewhere.
+
+        Args:
+            states: by site, in the model's own shapes.
+            batch: what it was called with; None where that is not known.
+        """
+        if self.layout is None and orders_axes(self.host, self.sites):
+            raise InputError(
+                "torch's own layers among the sites take positions first, and these states can have either order. Say "
+                "which: attach(model, layout='position batch width'), or layout='batch position width'."
+            )
+        arguments = batch if isinstance(batch, Mapping) else {} if batch is None else {"input_ids": batch}
+        record = PassRecord(self.skip, Tokens.of_arguments(arguments), arguments)
+        standard = self.host.layout.standard if isinstance(self.host, LaidOut) else None
+        for site in self.sites:
+            if site in states:
+                record.keep(site, states[site] if standard is None else standard(states[site]), rows_alone=True)
+        self._batch = batch
+        self._add(record)
 
     def _add(self, record: PassRecord) -> None:
         record.require(self.sites)

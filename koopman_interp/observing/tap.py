@@ -7,7 +7,7 @@ forward passes run (`with tap:`). Recording costs one copy of each state; the mo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,80 +15,21 @@ from types import TracebackType
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from koopman_interp.errors import InputError, NonFiniteError, UnsupportedHostError
-from koopman_interp.hosts.finding import host_for
-from koopman_interp.hosts.listing import SiteTable
-from koopman_interp.hosts.protocol import Host, SiteSelection
+from koopman_interp.errors import InputError, NonFiniteError
+from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.observing.batches import BATCH_SIZE, Inputs, batches_in, calls
 from koopman_interp.observing.model_inputs import Batch
 from koopman_interp.observing.pass_record import warn_of_train_mode
 from koopman_interp.observing.recording import OnNonfinite, Recording
 from koopman_interp.observing.samples import Samples, labels_of_samples, none_left
-from koopman_interp.observing.site_times import site_times
 from koopman_interp.observing.storing import observed_to_store
 from koopman_interp.sources.store import Store
 from koopman_interp.sources.writing import Coordinates
 from koopman_interp.trajectories import Trajectories
-
-
-def attach(
-    model: nn.Module | Host,
-    sites: SiteSelection = None,
-    *,
-    times: Sequence[float | int] | None = None,
-    skip: int = 0,
-    layout: str | None = None,
-) -> Tap:
-    """Attach to a model; nothing is hooked until something is recorded.
-
-    Args:
-        model: a torch module, a model of a known framework, or a `Host`.
-        sites: which states to record, in order of depth: names, globs or a predicate on names. None is the
-            residual stream: the input of the first block and the output of each.
-        times: time of each site in operator steps. None goes by the block numbers in the names of the sites: the
-            outputs of blocks 0, 2 and 5 lie at times 0, 2 and 5. Where names do not tell (stages joined to one
-            another, places within a block) it is 0, 1, 2, … Two sites at times 0 and k give the setting of arXiv
-            2505.12809.
-        skip: leading positions of each sequence to leave out, counted from its first real token. The first tokens of
-            language models are often attention sinks, whose states are far from all others.
-        layout: names of the axes of the states, where they are not `batch width`, `batch position width` or `batch
-            channel height width`: `position batch width`, or `batch position head width`, whose heads are joined.
-
-    Returns:
-        A Tap on those sites.
-
-    Raises:
-        InputError: fewer than two sites, as many times as sites were not given, or a negative skip.
-    """
-    if skip < 0:
-        raise InputError(f"skip is how many leading positions to leave out, 0 or more; got {skip}.")
-    host = host_for(model, layout)
-    chosen = host.sites(sites)
-    if len(chosen) < 2:
-        raise InputError(f"A trajectory needs two or more sites; {sites!r} chose only {', '.join(chosen)}.")
-    if times is not None and len(times) != len(chosen):
-        raise InputError(f"Expected {len(chosen)} times, one a site ({', '.join(chosen)}); got {len(times)}.")
-    if times is None:
-        times = site_times(chosen, {site.name: site.kind for site in host.listed()})
-    return Tap(host, chosen, tuple(map(float, times)), skip, layout)
-
-
-def sites(model: nn.Module | Host) -> SiteTable:
-    """List the sites of a model, with types and widths, and which of them `attach` takes unless told otherwise.
-
-    Args:
-        model: as for `attach`.
-    """
-    host = host_for(model)
-    try:
-        chosen = host.sites()
-    except UnsupportedHostError:  # which `attach` says in full
-        chosen = ()
-    return SiteTable(type(host.model).__name__, host.listed(), chosen)
 
 
 class Tap:
@@ -267,6 +208,37 @@ class Tap:
         if not len(labelled):
             raise InputError(none_left(seen, self.skip))
         return labelled
+
+    def of_states(self, states: Any, batch: object = None, labels: object = None) -> Trajectories:
+        """Take states that were recorded elsewhere: by `run_with_cache`, by nnsight, by hooks of one's own.
+
+        Args:
+            states: of one call of the model, the state at each site in its own shape: by name of the site, in a
+                mapping or an `ActivationCache`, or one after the other in the order of the sites. Hugging Face's
+                `hidden_states` are not these: their last one is past the final norm in most models.
+            batch: what the model was called with, which tells tokens from padding, and inputs from each other. Without
+                it every row is taken, and inputs are told apart by their states.
+            labels: as in `observe`.
+
+        Returns:
+            The trajectories of all samples.
+
+        Raises:
+            UnknownSiteError: there are no states of a site.
+            InputError: there are more states than sites or fewer, their samples differ in number, or labels do not fit.
+            NonFiniteError: a state is NaN or infinite.
+        """
+        recording = Recording(self.host, self.sites, self.skip, self.layout)
+        if hasattr(states, "keys"):
+            there = set(states.keys())
+            by_site = {site: states[site] for site in self.sites if site in there}
+        elif len(states) == len(self.sites):
+            by_site = dict(zip(self.sites, states, strict=True))
+        else:
+            raise InputError(f"Expected {len(self.sites)} states, one a site; got {len(states)}.")
+        recording.take(by_site, batch)
+        whole = recording.trajectories(self.times)
+        return whole if labels is None else whole.with_labels(labels_of_samples(labels, recording.passes))
 
     def stream(
         self,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.hashing import row_hashes
@@ -46,10 +47,17 @@ def as_source(rows: Rows) -> Source:
         return Store(path.parent if path.is_file() else path)
     if callable(rows):
         return Stream(rows)
-    begun = " A stream that has begun cannot be gone through again: give lambda: tap.stream(texts)."
+    remedy = ""
+    if isinstance(rows, (Tensor, np.ndarray, Mapping, Sequence)):
+        remedy = (
+            " States that were recorded elsewhere come by a tap, which knows their model: attach(model).of_states("
+            "{site: states, …}, inputs)."
+        )
+    elif isinstance(rows, Iterable):
+        remedy = " A stream that has begun cannot be gone through again: give lambda: tap.stream(texts)."
     raise InputError(
         "Expected trajectories, a store, its folder, or a function that begins a stream; got "
-        f"{type(rows).__name__}.{begun if isinstance(rows, Iterable) else ''}"
+        f"{type(rows).__name__}.{remedy}"
     )
 
 

@@ -183,19 +183,20 @@ class KoopmanAutoencoder(
         return self.config.context is not None
 
     def encode(
-        self, states: Float[Tensor, "sample width"], depth: int, sequences: Sequences | None = None
+        self, states: Float[Tensor, "sample width"], depth: int | str, sequences: Sequences | None = None
     ) -> Float[Tensor, "sample observable"]:
         """Lift states at a depth to observables.
 
         Args:
             states: rows, in the model's own coordinates.
-            depth: that they stand at.
+            depth: that they stand at, or the name of its site.
             sequences: how they follow each other, for an encoder that looks back; of no matter to any other.
 
         Raises:
-            InputError: the encoder looks back, and it is not told how the rows follow each other.
+            InputError: there is no such depth, or the encoder looks back, and it is not told how the rows follow each
+                other.
         """
-        return self.lift(self.normalization.normalize(states, depth), sequences)
+        return self.lift(self.normalization.normalize(states, depth_of(self.sites, depth)), sequences)
 
     @property
     def token_encoder(self) -> LinearPlusNonlinear | PlainMLP:
@@ -244,9 +245,11 @@ class KoopmanAutoencoder(
             z = z.to(found).index_copy(0, number[piece].to(device), found)
         return z[wanted.to(device)]
 
-    def decode(self, observables: Float[Tensor, "sample observable"], depth: int) -> Float[Tensor, "sample width"]:
-        """Bring observables back to states at a depth."""
-        return self.normalization.denormalize(self.decoder(observables), depth)
+    def decode(
+        self, observables: Float[Tensor, "sample observable"], depth: int | str
+    ) -> Float[Tensor, "sample width"]:
+        """Bring observables back to states at a depth, or at the site of that name."""
+        return self.normalization.denormalize(self.decoder(observables), depth_of(self.sites, depth))
 
     def forward(
         self,

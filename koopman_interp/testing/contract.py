@@ -20,8 +20,8 @@ from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.layouts import to_rows
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Tokens
+from koopman_interp.observing.attaching import attach
 from koopman_interp.observing.outputs import logits_of
-from koopman_interp.observing.tap import attach
 from koopman_interp.patching.patch import patched
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.testing.identities import identity, mover

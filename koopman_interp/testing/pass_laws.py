@@ -21,7 +21,7 @@ from koopman_interp.errors import HostMismatchError
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.layouts import to_rows
 from koopman_interp.hosts.protocol import Host
-from koopman_interp.observing.tap import attach
+from koopman_interp.observing.attaching import attach
 from koopman_interp.patching.patch import patched
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.testing.traces import differences, traces

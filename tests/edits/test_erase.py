@@ -431,3 +431,11 @@ def test_the_numerical_rank_counts_eigenvalues(least, tolerance):
     values[:4] = 2 * (least if least < 0.1 and least > 0 else least * tolerance)
     found = numerical_rank(turn * values @ turn.T, tolerance)
     assert found == (30 if least > 1 else 26)
+
+
+def test_an_edit_of_states_in_place_of_observables_is_told_to_lift_them(surrogate, trajectories, unchecked):
+    edit = ki.erase_class(surrogate, label=1)
+    with pytest.raises(
+        InputError, match=r"got rows of width 10\..*koopman\.encode\(states, 'blocks\.\d'\)"
+    ):
+        edit(trajectories.states[0])

@@ -268,3 +268,11 @@ def test_a_configuration_of_other_weights_is_refused_and_none_is_not(surrogate, 
         ki.KoopmanAutoencoder.from_pretrained(tmp_path / "ours")
     (tmp_path / "ours" / CONFIG_FILE).unlink()
     assert ki.KoopmanAutoencoder.from_pretrained(tmp_path / "ours").digest() == surrogate.digest()
+
+
+def test_depths_go_by_the_names_of_their_sites_too(surrogate, trajectories):
+    z = surrogate.encode(trajectories["blocks.1"], "blocks.1")
+    assert torch.equal(z, surrogate.encode(trajectories.states[2], 2))
+    assert torch.equal(surrogate.decode(z, "blocks.1"), surrogate.decode(z, 2))
+    with pytest.raises(InputError, match=r"'block\.1' is not among the fitted sites"):
+        surrogate.encode(trajectories.states[2], "block.1")
