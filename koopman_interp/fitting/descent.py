@@ -103,6 +103,7 @@ class Descent:
         """
         if self._checkpoint.is_gone_on_from(resume):
             self._go_on_from(self._checkpoint.read())
+        self._processes.wait()  # so that none writes before all have looked
         self._processes.copy_from_first(weight.data for weight in self._moved.parameters)
         for callback in self._callbacks:
             callback.on_start(tuple(self.progress.history))
@@ -183,8 +184,7 @@ class Descent:
         return f"{looks}, brought less than {gain} by step {state.decay_from:,}, and the rate fell to 0"
 
     def _is_stale(self) -> bool:
-        patience = self.config.patience
-        return self.config.schedule != "wsd" and patience is not None and self.progress.stale >= patience
+        return self.config.schedule != "wsd" and self.progress.stale >= (self.config.patience or math.inf)
 
     def _let_fall(self) -> None:
         """Begin the decay of wsd where otherwise it would not end with the steps, or within the time."""

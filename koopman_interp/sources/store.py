@@ -23,13 +23,15 @@ from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import Json, json_digest, read_json, read_tensors, rebuilding, write_json
 from koopman_interp.hashing import generator_of
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.sources.hub import fetched, sent
+from koopman_interp.hub import fetched_dataset, sent_dataset
 from koopman_interp.sources.protocol import Blocks
 from koopman_interp.sources.shards import Shard, read_block
 from koopman_interp.trajectories import Trajectories
 
 INDEX, COORDINATES = "index.json", "coordinates.safetensors"
 KIND, VERSION = "koopman-interp store", 1
+_MOST_READ = 8
+"""Times as many blocks as hold the rows wanted that are read at most, so that these are the same in every order."""
 
 
 @dataclass(frozen=True)
@@ -198,10 +200,21 @@ class Store(Blocks):
             tokens=tensors.get("tokens"),
         )
 
-    def digests(self) -> Iterator[Int[Tensor, " row"]]:
-        """Go through the digests of the inputs, one a row."""
-        for shard, at in self._places:
-            yield read_block(self.folder, shard, at, ["digests"])["digests"]
+    def digests_of(self, block: int) -> Int[Tensor, " row"]:
+        """Read the digests of a block's inputs, one a row, and nothing else of it."""
+        shard, at = self._places[block]
+        return read_block(self.folder, shard, at, ["digests"])["digests"]
+
+    def thinned(self, rows: int) -> Blocks:
+        """Return the rows of inputs drawn, about as many, or all: the same, however they lie in blocks and shards.
+
+        A block is read whole, so that few of many short inputs are spread over all blocks: where these are read many
+        times over, they are evenly spaced blocks instead, which differ by how the store was written.
+        """
+        share, in_block = rows / max(1, len(self)), self.index.inputs / max(1, len(self.counts))
+        if share < 1 and 1 - (1 - share) ** in_block > _MOST_READ * share:
+            return self.spaced(rows)
+        return super().thinned(rows)
 
     def trajectories(self, rows: int | None = None) -> Trajectories:
         """Read rows into memory.
@@ -209,7 +222,7 @@ class Store(Blocks):
         Args:
             rows: how many, from evenly spaced blocks; None is all.
         """
-        source: Blocks = self if rows is None else self.thinned(rows)
+        source: Blocks = self if rows is None else self.spaced(rows)
         if not len(self):  # of an observation that was stopped early
             return self.empty
         found = Trajectories.concatenate(source.batches(), same_inputs=True)
@@ -248,7 +261,7 @@ class Store(Blocks):
             FileNotFoundError: there is no such data set, or no store in it.
             FileFormatError: its index was changed, or is of something else.
         """
-        return cls(fetched(repo, **download))
+        return cls(fetched_dataset(repo, ["*.safetensors", "*.json"], **download))
 
     def push_to_hub(self, repo: str, *, private: bool | None = None, **upload: Any) -> str:
         """Send the store to the Hub, as a data set.
@@ -266,7 +279,8 @@ class Store(Blocks):
         """
         if not self.index.complete:
             raise InputError(f"The observation of {self.folder} did not come to its end. Observe to it again first.")
-        return sent(self.folder, self._files, repo, private=private, **upload)
+        said = {"commit_message": "Upload a store of koopman-interp"} | upload
+        return sent_dataset(self.folder, self._files, repo, private=private, **said)
 
     @property
     def _files(self) -> list[str]:
