@@ -59,7 +59,5 @@ def either(value: "ki.Trajectories | ki.FitConfig | Sequence[ki.Trajectories] | 
 def test_all_that_an_annotation_allows_is_let_through_and_nothing_else(trajectories):
     for value in (None, ki.FitConfig(), trajectories, [trajectories]):
         assert either(value) is value
-    with pytest.raises(
-        InputError, match=r"value= as Trajectories or FitConfig or Sequence; got int\."
-    ):
+    with pytest.raises(InputError, match=r"value= as Trajectories or FitConfig or Sequence; got int\."):
         either(3)

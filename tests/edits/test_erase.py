@@ -435,7 +435,5 @@ def test_the_numerical_rank_counts_eigenvalues(least, tolerance):
 
 def test_an_edit_of_states_in_place_of_observables_is_told_to_lift_them(surrogate, trajectories, unchecked):
     edit = ki.erase_class(surrogate, label=1)
-    with pytest.raises(
-        InputError, match=r"got rows of width 10\..*koopman\.encode\(states, 'blocks\.\d'\)"
-    ):
+    with pytest.raises(InputError, match=r"got rows of width 10\..*koopman\.encode\(states, 'blocks\.\d'\)"):
         edit(trajectories.states[0])
