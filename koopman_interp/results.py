@@ -11,7 +11,7 @@ import os
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -164,7 +164,9 @@ def _rebuilt(hint: Any, value: Any) -> Any:
         return None if value is None else _rebuilt(Any if others else kind, value)
     if isinstance(hint, type) and is_dataclass(hint):
         hints = get_type_hints(hint)
-        return hint(**{part.name: _rebuilt(hints[part.name], value[part.name]) for part in fields(hint)})
+        # What an earlier version did not write is what it was without it.
+        given = [part for part in fields(hint) if part.name in value or part.default is MISSING]
+        return hint(**{part.name: _rebuilt(hints[part.name], value[part.name]) for part in given})
     if origin is tuple:
         entries = parts[:1] * len(value) if parts[1:] == (Ellipsis,) else parts
         return tuple(_rebuilt(part, entry) for part, entry in zip(entries, value, strict=True))

@@ -20,7 +20,7 @@ from koopman_interp.fitting.normalizing import Normalizer
 from koopman_interp.fitting.rows import HeldRows, Rows
 from koopman_interp.fitting.survey import Survey, surveyed
 from koopman_interp.fitting.windows import StreamedRows
-from koopman_interp.hashing import in_share, tensor_digest
+from koopman_interp.hashing import MOST_COUNTED, in_share, tensor_digest
 from koopman_interp.processes import Processes
 from koopman_interp.sources.memory import Memory
 from koopman_interp.sources.opening import Rows as AnyRows
@@ -53,6 +53,7 @@ class FitData(Protocol):
         held_out: rows to judge by.
         inputs: digests of the inputs held out, ascending.
         bound: of the hashes of inputs held out, see `Draw`; None where `inputs` names all of them.
+        trained: digests of the inputs fitted on, ascending; none where they are more than are counted.
         notes: what to say of the rows.
         processes: that each have a share of them.
     """
@@ -63,6 +64,7 @@ class FitData(Protocol):
     held_out: int
     inputs: Int[Tensor, " input"]
     bound: int | None
+    trained: Int[Tensor, " trained"]
     notes: list[str]
     processes: Processes
 
@@ -157,7 +159,9 @@ class InMemory:
         self.bound: int | None = None
         self._all, self._config = trajectories, config
         self._train, self._judged = trajectories.split(config.validation, seed=config.seed)
-        self.inputs = torch.unique(self._judged.digests)
+        self.inputs, self.trained = (torch.unique(each.digests) for each in (self._judged, self._train))
+        if len(self.trained) > MOST_COUNTED:
+            self.trained = self.trained[:0]
         self.notes = self._leave_out()
         self.fitted, self.held_out = len(self._train), len(self._judged)
 
@@ -231,6 +235,8 @@ class FromSource:
         self.fitted, self.held_out, self.inputs = seen.fitted, seen.held_out, seen.inputs
         # The rule and not the digests alone: sums need not go through all inputs, and none held out may be forgotten.
         self.bound: int | None = seen.draw.bound
+        every = source.inputs
+        self.trained = every[~seen.draw(every)] if len(every) <= MOST_COUNTED else every[:0]
         if seen.left_out:
             where = "found on the way through the source"
             self.notes = [_of_outlying(config, seen.left_out, seen.fitted + seen.held_out + seen.left_out, where)]

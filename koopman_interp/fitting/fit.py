@@ -161,6 +161,7 @@ def _fitted(
         history=tuple(history),
         held_out=data.inputs,
         bound=data.bound,
+        fitted=data.trained,
         method=method,
         seed=config.seed,
         validation=config.validation,

@@ -35,10 +35,10 @@ from koopman_interp.surrogates.networks import ARCHITECTURES, Activation, Archit
 from koopman_interp.surrogates.normalization import Normalization
 from koopman_interp.surrogates.operators import operator
 from koopman_interp.surrogates.outlying_rows import outlying_rows
-from koopman_interp.surrogates.record import FitRecord
+from koopman_interp.surrogates.record import INPUTS, FitRecord
 from koopman_interp.trajectories import Trajectories
 
-_HELD_OUT = "record.held_out"
+_RECORD = "record."  # before the names of its digests, beside the weights
 """Name, among the weights, of the digests of the inputs held out: too many for a header."""
 _CHUNK, _CHUNK_NUMBERS = 8192, 2**23
 """Rows that are lifted at once, and observables of them over all depths: 64 MiB in float64."""
@@ -293,6 +293,10 @@ class KoopmanAutoencoder(
         """Mark the rows of inputs that the fit held out: neither it nor a distillation was trained on them."""
         return self.record.is_held_out(trajectories.digests)
 
+    def is_fitted_on(self, trajectories: Trajectories) -> Bool[Tensor, " sample"]:
+        """Mark the rows of inputs that the fit is known to have been trained on; see `FitRecord.fitted`."""
+        return self.record.is_fitted_on(trajectories.digests)
+
     @torch.no_grad()
     def gather_moments(self, rows: Trajectories | Iterable[Trajectories]) -> None:
         """Gather both moments anew from the rows of the fit: held-out ones apart from those fitted on.
@@ -358,9 +362,8 @@ class KoopmanAutoencoder(
         return model_card(name, self.config, self.record)
 
     def _save_pretrained(self, save_directory: Path, name: str | None = None) -> None:
-        record = self.record.as_dict()
-        del record["held_out"]
-        tensors = self.state_dict() | {_HELD_OUT: self.record.held_out}
+        record = {name: value for name, value in self.record.as_dict().items() if name not in INPUTS}
+        tensors = self.state_dict() | {f"{_RECORD}{name}": getattr(self.record, name) for name in INPUTS}
         card = str(self.generate_model_card(name=name or save_directory.name))
         write_folder(save_directory, tensors, asdict(self.config), record, card)
 
@@ -387,7 +390,8 @@ class KoopmanAutoencoder(
             # Without memory of its own: what a file says of its sizes is believed only once its tensors have them.
             with torch.device("meta"):
                 surrogate = cls(as_annotated(SurrogateConfig.from_dict(header["config"])))
-            record = FitRecord.from_dict(header["record"] | {"held_out": tensors.pop(_HELD_OUT)})
+            inputs = {name: tensors.pop(f"{_RECORD}{name}") for name in INPUTS if f"{_RECORD}{name}" in tensors}
+            record = FitRecord.from_dict(header["record"] | inputs)
             surrogate.record = as_annotated(record)
             # Assigned, not copied, so that the dtype that was saved is the dtype that comes back.
             surrogate.load_state_dict(tensors, assign=True)

@@ -21,6 +21,9 @@ from koopman_interp.tables import Column, Table, digits, in_percent
 Look = Mapping[str, int | float]
 """Held-out figures at one step, by name."""
 
+INPUTS = ("held_out", "fitted")
+"""Attributes of a record that are digests of inputs, kept as tensors."""
+
 _HEADINGS = {"step": "step", "loss": "loss", "fvu": "FVU", "stress": "stress", "kl": "KL"}
 
 
@@ -41,6 +44,8 @@ class FitRecord(Result):
         held_out: digests of the inputs held out, ascending; neither the fit nor a distillation was trained on them.
         bound: of a fit from a source that did not fit into memory: each input was held out whose hash under the seed
             lies below this (see `hashing.Draw`); those named in `held_out` are the ones that sums were taken over.
+        fitted: digests of the inputs fitted on, ascending, where they are 100,000 at most; empty where they are more,
+            or in a record of before 0.5.0, which did not name them.
         method: `gradient` or `least_squares`.
         seed: of the fit.
         validation: share of the inputs held out.
@@ -54,6 +59,7 @@ class FitRecord(Result):
     distilled: tuple[Look, ...] = ()
     held_out: Int[Tensor, " input"] = field(default_factory=_no_inputs)
     bound: int | None = None
+    fitted: Int[Tensor, " fitted"] = field(default_factory=_no_inputs)
     method: str | None = None
     seed: int | None = None
     validation: float | None = None
@@ -87,6 +93,10 @@ class FitRecord(Result):
             return known
         return known | Draw(self.seed, self.bound)(digests).to(digests.device)
 
+    def is_fitted_on(self, digests: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
+        """Mark the digests that are known to be of inputs fitted on."""
+        return torch.isin(digests, self.fitted.to(digests.device))
+
     def tables(self) -> tuple[Table, ...]:
         """Return the held-out figures by step: of the fit and, if there was one, of the distillation."""
         fit = _table(self.history, "The fit, on inputs held out.", self.kept if self.history else None)
@@ -108,15 +118,29 @@ class FitRecord(Result):
 
     def as_dict(self) -> dict[str, Json]:
         """Return plain values for JSON, from which `from_dict` makes the same record."""
-        return asdict(replace(self, held_out=_no_inputs())) | {"held_out": self.held_out.tolist()}
+        inputs = {name: getattr(self, name).tolist() for name in INPUTS}
+        return asdict(replace(self, held_out=_no_inputs(), fitted=_no_inputs())) | inputs
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Json]) -> FitRecord:
-        """Rebuild from plain values; `held_out` may be a tensor."""
-        given = {each.name: values[each.name] for each in fields(cls) if each.name != "bound" or "bound" in values}
+        """Rebuild from plain values; digests may be tensors."""
+        later = {"bound", "fitted"} - values.keys()  # which earlier versions did not write
+        given = {each.name: values[each.name] for each in fields(cls) if each.name not in later}
         given |= {name: tuple(map(dict, given[name])) for name in ("history", "distilled")}
         given["choices"] = tuple(given["choices"])
-        return cls(**(given | {"held_out": torch.as_tensor(given["held_out"], dtype=torch.int64)}))
+        inputs = {name: torch.as_tensor(given[name], dtype=torch.int64) for name in INPUTS if name in given}
+        return cls(**(given | inputs))
+
+
+def in_sample(fitted: int, rows: int) -> str:
+    """Say that some of the rows that figures are of are no held-out ones; nothing where none is known not to be."""
+    if not fitted:
+        return ""
+    some = "All" if fitted == rows else f"{fitted:,} of {rows:,}"
+    return (
+        f"{some} rows are of inputs that the surrogate was fitted on, so these figures are not those of rows held out. "
+        "koopman.is_fitted_on(trajectories) marks them."
+    )
 
 
 def _table(looks: tuple[Look, ...], caption: str, best: Look | None) -> Table:

@@ -81,7 +81,9 @@ def spectrum(
     coordinates = koopman.config.coordinates
     scaled = coordinates.growth is not None and coordinates.growth != 1
     degrees = DegreePass(W, coordinates.growth if scaled and coordinates.growth else 1.0)
+    fitted = 0
     for chunk in encoded(koopman, trajectories, growing=_GROWING if scaled else 0):
+        fitted += int(koopman.record.is_fitted_on(chunk.digests).sum())
         whole.update(chunk if basis is None else chunk.projected(basis))
         slow = chunk.projected(few)
         sharded.update(slow)
@@ -100,6 +102,7 @@ def spectrum(
         residuals=np.where(vague, np.inf, np.maximum.reduce(known)),
         condition=pairs.condition,
         samples=grams.samples,
+        fitted=fitted,
         tolerance=tolerance,
         about_zero=steps.about_zero,
         about_mean=steps.about_mean,

@@ -29,6 +29,7 @@ from koopman_interp.errors import InputError
 from koopman_interp.files import Json, read_tensors, rebuilding, write_tensors
 from koopman_interp.results import Result
 from koopman_interp.surrogates.coordinates import Coordinates
+from koopman_interp.surrogates.record import in_sample
 from koopman_interp.tables import Column, Table, digits, in_percent, percents
 
 TOLERANCE = 0.3
@@ -48,6 +49,7 @@ class Spectrum(Result):
         condition: condition number of the eigenvector matrix; large means that eigenvalues move far for small
             changes of K.
         samples: rows that the residuals were measured on.
+        fitted: how many of them are known to be of inputs that the surrogate was fitted on.
         tolerance: residual past which a mode is marked spurious.
         about_zero: `‖φ(x_next) − λ φ(x)‖ / ‖φ(x)‖` over the rows given, `[mode]`; a gap of several steps takes λ to
             that power.
@@ -97,6 +99,7 @@ class Spectrum(Result):
     clock: Clock | None = None
     shared: Float[ndarray, " step"] | None = None
     variance_trusted: float | None = None
+    fitted: int = 0
 
     @property
     def eigenvalues(self) -> Complex[ndarray, " mode"]:
@@ -260,8 +263,8 @@ class Spectrum(Result):
     def notes(self) -> tuple[str, ...]:
         """Say in which coordinates λ holds, what verdicts judge nothing, and where inputs are few or depths unlike."""
         few = None if self.intervals is None else self.intervals.note()
-        unlike = apart(self.shared, self.variance_trusted)
-        return (self._coordinates(), *sentences(self.verdicts), *(note for note in (few, unlike) if note))
+        unlike, own = apart(self.shared, self.variance_trusted), in_sample(self.fitted, self.samples)
+        return (self._coordinates(), *sentences(self.verdicts), *(note for note in (few, unlike, own) if note))
 
     def _coordinates(self) -> str:
         where = f"K acts in these coordinates: {self.coordinates}"
@@ -307,6 +310,7 @@ class Spectrum(Result):
             "verdicts": list(verdicts),
             "condition": self.condition if np.isfinite(self.condition) else None,
             "samples": self.samples,
+            "fitted": self.fitted,
             "tolerance": self.tolerance,
             "intervals": None if self.intervals is None else self.intervals.as_dict(),
             "clock": None if self.clock is None else self.clock.as_dict(),
@@ -320,7 +324,7 @@ class Spectrum(Result):
         header: dict[str, Json] = {name: getattr(self, name) for name in ("condition", "samples", "tolerance")}
         header["coordinates"] = self.coordinates.as_dict()
         header["clock"] = None if self.clock is None else self.clock.as_dict()
-        header["variance_trusted"] = self.variance_trusted
+        header["variance_trusted"], header["fitted"] = self.variance_trusted, self.fitted
         if self.intervals is not None:
             parts |= {f"intervals.{name}": getattr(self.intervals, name) for name in _INTERVALS}
             header["intervals"] = {n: getattr(self.intervals, n) for n in _COUNTS}
@@ -347,7 +351,7 @@ class Spectrum(Result):
             own |= {name: parts.get(name) for name in _OPTIONAL}
             own["coordinates"] = Coordinates.from_dict(header["coordinates"])
             own["clock"] = Clock.from_dict(header.get("clock"))
-            own["variance_trusted"] = header.get("variance_trusted")
+            own["variance_trusted"], own["fitted"] = header.get("variance_trusted"), header.get("fitted", 0)
             if "intervals" in header:
                 kept: dict[str, Json] = {name: parts[f"intervals.{name}"] for name in _INTERVALS}
                 own["intervals"] = Intervals(**kept, **header["intervals"])

@@ -29,6 +29,7 @@ from koopman_interp.analysis.substitutes.in_place import (
     output_table,
     span_tables,
 )
+from koopman_interp.analysis.substitutes.in_sample import fitted_on
 from koopman_interp.analysis.substitutes.stand_ins import ENDPOINT, SURROGATE, StandIns
 from koopman_interp.analysis.substitutes.token_floor import TokenFloor
 from koopman_interp.depths import span
@@ -45,6 +46,7 @@ from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import PlainResult
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.surrogates.record import in_sample
 from koopman_interp.tables import Column, Table, digits, in_percent
 
 Spans = Literal["given", "to_target", "all"]
@@ -83,6 +85,7 @@ class Fidelity(PlainResult):
         no_outputs: why there are no figures at the output; empty where there are.
         kernel_rows: rows that kernel ridge regression was fitted on.
         floor: what the token-wise floor is and is not; empty where there is none.
+        fitted: how many of the rows are known to be of inputs that the surrogate was fitted on.
     """
 
     depths: tuple[DepthFidelity, ...]
@@ -92,6 +95,7 @@ class Fidelity(PlainResult):
     no_outputs: str = ""
     kernel_rows: int = 0
     floor: str = ""
+    fitted: int = 0
 
     def __repr__(self) -> str:
         at_output = ""
@@ -143,6 +147,8 @@ class Fidelity(PlainResult):
             notes.append(f"Kernel ridge regression was fitted on {self.kernel_rows:,} rows.")
         if self.floor:
             notes.append(self.floor)
+        if own := in_sample(self.fitted, self.rows):
+            notes.append(own)
         return tuple(notes)
 
 
@@ -228,7 +234,7 @@ def fidelity(
             at_output.add(own, given, next_token=next_token)
     depths = at_depths.figures()
     if read.no_outputs:
-        return Fidelity(depths, (), at_depths.rows, (), read.no_outputs, stand_ins.kernel_rows())
+        return Fidelity(depths, (), at_depths.rows, (), read.no_outputs, stand_ins.kernel_rows(), fitted=read.fitted)
     judged, sites = at_output.figures(), koopman.sites
     by_span = tuple(SpanFidelity(sites[i], sites[j], outputs) for (i, j), outputs in judged.items())
     kept = () if spans == "given" else by_span
@@ -239,6 +245,7 @@ def fidelity(
         kept,
         kernel_rows=stand_ins.kernel_rows(),
         floor="" if floor is None else floor.note(),
+        fitted=read.fitted,
     )
 
 
@@ -247,6 +254,7 @@ class _HeldOut:
 
     Attributes:
         no_outputs: why there are no outputs to judge, known once the first pass is over; else empty.
+        fitted: rows so far that are known to be of inputs that the surrogate was fitted on.
     """
 
     def __init__(
@@ -259,6 +267,8 @@ class _HeldOut:
         no_outputs: str = "",
     ) -> None:
         self.no_outputs = no_outputs
+        self.fitted = 0
+        self._record = koopman.record
         self._judges = False
         self._host = host
         self._sites, self._skip = koopman.sites, koopman.config.skip
@@ -283,6 +293,8 @@ class _HeldOut:
             if apart is not None:
                 given = apart[start : start + len(samples)]
             start += len(samples)
+            own_rows = fitted_on(self._record, x, samples)
+            self.fitted += int((own_rows if given is None else own_rows & (given != IGNORED)).sum())
             labelled.add(given is None)
             if len(labelled) > 1:
                 raise InputError("Some batches came with labels and others without. Give labels with all or with none.")

@@ -14,6 +14,7 @@ from torch import nn
 
 from koopman_interp.analysis.encoding import require_sites
 from koopman_interp.analysis.substitutes.in_place import BASE, OutputFidelity, OutputSums, span_tables
+from koopman_interp.analysis.substitutes.in_sample import fitted_on
 from koopman_interp.analysis.substitutes.lenses import AffineLens, KoopmanLens, Lens, LogitLens, lens_of
 from koopman_interp.analysis.substitutes.stand_ins import MEAN, StandIn, mean_at
 from koopman_interp.analysis.substitutes.token_floor import FLOOR, TokenFloor
@@ -27,6 +28,7 @@ from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import PlainResult
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.surrogates.record import in_sample
 from koopman_interp.tables import Column, Table
 
 
@@ -40,12 +42,16 @@ class LensComparison(PlainResult):
         outputs: at each depth, figures of the model, of the mean of the last state, and of each lens.
         floor: what the token-wise floor, which stands beside the lenses at the first depth, is and is not; empty where
             there is none.
+        rows: samples read.
+        fitted: how many of them are known to be of inputs that the surrogate was fitted on.
     """
 
     sites: tuple[str, ...]
     parameters: dict[str, int]
     outputs: tuple[tuple[OutputFidelity, ...], ...]
     floor: str = ""
+    rows: int = 0
+    fitted: int = 0
 
     def __repr__(self) -> str:
         means = []
@@ -67,8 +73,8 @@ class LensComparison(PlainResult):
         return (*figures, Table(columns, "Numbers that were fitted"))
 
     def notes(self) -> tuple[str, ...]:
-        """Say what the floor is."""
-        return (self.floor,) if self.floor else ()
+        """Say what the floor is, and which rows were fitted on."""
+        return tuple(note for note in (self.floor, in_sample(self.fitted, self.rows)) if note)
 
     def kl(self, lens: str) -> tuple[float | None, ...]:
         """Mean divergence of a lens from the model at each depth, in nats; None where the lens does not exist.
@@ -137,10 +143,14 @@ def compare_lenses(
     at_output = OutputSums(
         {(depth, last): ablated | {lens.name: lens.at(depth) for lens in lenses} for depth in range(last)}, floor
     )
+    rows = own_rows = 0
     for batch, _ in calls(host, held_out, batch_size=batch_size):
-        at_output.add(OwnPass.of(host, batch, koopman.sites, koopman.config.skip), next_token=next_token)
+        own = OwnPass.of(host, batch, koopman.sites, koopman.config.skip)
+        at_output.add(own, next_token=next_token)
+        rows += len(own.of_states)
+        own_rows += int(fitted_on(koopman.record, batch, own.of_states).sum())
     by_depth = tuple(at_output.figures().values())
     parameters = {lens.name: lens.parameters for lens in lenses}
     if floor.rows:
         parameters[FLOOR] = floor.parameters
-    return LensComparison(koopman.sites[:-1], parameters, by_depth, floor.note())
+    return LensComparison(koopman.sites[:-1], parameters, by_depth, floor.note(), rows, own_rows)
