@@ -10,7 +10,8 @@ import math
 import os
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -19,7 +20,7 @@ import numpy as np
 from numpy import ndarray
 
 from koopman_interp.annotations import as_annotated
-from koopman_interp.errors import FileFormatError
+from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import json_digest, jsonable, read_json, write_json
 from koopman_interp.tables import Table, escaped
 
@@ -101,8 +102,7 @@ class PlainResult(Result):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one file, as JSON with a digest; a number that is not finite becomes null."""
-        values = self.as_dict()
-        write_json(path, {"kind": type(self).__name__, "digest": json_digest(values), **values})
+        write_value(path, type(self).__name__, self.as_dict())
 
     @classmethod
     def load(cls: type[Kept], path: str | os.PathLike[str]) -> Kept:
@@ -112,25 +112,44 @@ class PlainResult(Result):
             FileNotFoundError: there is no such file.
             FileFormatError: it is not JSON, holds something else, was changed, or is incomplete.
         """
-        values = read_json(path)
-        if not isinstance(values, dict) or values.get("kind") != cls.__name__:
-            raise FileFormatError(f"{path} does not hold a value of the kind {cls.__name__}.")
-        if values.pop("digest", None) != json_digest({name: each for name, each in values.items() if name != "kind"}):
-            raise FileFormatError(
-                f"{path} does not hold what was written to it: its digest differs. Write it again from its source."
-            )
-        try:
+        with read_value(path, cls.__name__) as values:
             return as_annotated(cls.from_dict(values))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileFormatError(
-                f"{path} lacks parts of the {cls.__name__} that it holds ({type(error).__name__} {error}). Write it "
-                "again from its source."
-            ) from error
 
 
 def plotted(value: object, **options: object) -> Any:
     """Draw a value with `koopman_interp.plotting.plot`, which is imported only now."""
     return import_module(PLOTTING).plot(value, **options)
+
+
+def write_value(path: str | os.PathLike[str], kind: str, values: dict[str, object]) -> None:
+    """Write plain values of a kind to one file, as JSON with a digest."""
+    write_json(path, {"kind": kind, "digest": json_digest(values), **values})
+
+
+@contextmanager
+def read_value(path: str | os.PathLike[str], kind: str) -> Iterator[dict[str, Any]]:
+    """Hand out what `write_value` wrote; what is missing of it while the context lasts is said of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: it is not JSON, holds something else, was changed, or is incomplete.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("kind") != kind:
+        raise FileFormatError(f"{path} does not hold a value of the kind {kind}.")
+    if values.pop("digest", None) != json_digest({name: each for name, each in values.items() if name != "kind"}):
+        raise FileFormatError(
+            f"{path} does not hold what was written to it: its digest differs. Write it again from its source."
+        )
+    try:
+        yield values
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(
+            f"{path} lacks parts of the {kind} that it holds ({type(error).__name__} {error}). Write it again from its "
+            "source."
+        ) from error
 
 
 def rebuilt(kind: type[Value], values: Mapping[str, object]) -> Value:
@@ -143,7 +162,7 @@ def rebuilt(kind: type[Value], values: Mapping[str, object]) -> Value:
         TypeError: a part is of another shape than its annotation says.
         ValueError: likewise.
     """
-    made: Value = _rebuilt(kind, values)
+    made: Value = rebuilt_part(kind, values)
     return made
 
 
@@ -157,22 +176,23 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _rebuilt(hint: Any, value: Any) -> Any:
+def rebuilt_part(hint: Any, value: Any) -> Any:
+    """Rebuild a value of any annotation; see `rebuilt`."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         kind, *others = (part for part in parts if part is not types.NoneType)
-        return None if value is None else _rebuilt(Any if others else kind, value)
+        return None if value is None else rebuilt_part(Any if others else kind, value)
     if isinstance(hint, type) and is_dataclass(hint):
         hints = get_type_hints(hint)
         # What an earlier version did not write is what it was without it.
         given = [part for part in fields(hint) if part.name in value or part.default is MISSING]
-        return hint(**{part.name: _rebuilt(hints[part.name], value[part.name]) for part in given})
+        return hint(**{part.name: rebuilt_part(hints[part.name], value[part.name]) for part in given})
     if origin is tuple:
         entries = parts[:1] * len(value) if parts[1:] == (Ellipsis,) else parts
-        return tuple(_rebuilt(part, entry) for part, entry in zip(entries, value, strict=True))
-    if origin is not None and issubclass(origin, Mapping):
+        return tuple(rebuilt_part(part, entry) for part, entry in zip(entries, value, strict=True))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         key, entry = parts
-        return {_rebuilt(key, name): _rebuilt(entry, each) for name, each in value.items()}
+        return {rebuilt_part(key, name): rebuilt_part(entry, each) for name, each in value.items()}
     if getattr(hint, "array_type", hint) is ndarray:
         array = np.asarray(value)
         return array.astype(float) if array.dtype == object else array

@@ -7,12 +7,11 @@ its output only, so it cannot tell suppression from removal: a logit mask, which
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +24,7 @@ from koopman_interp.edits.erase import erase_class
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.edits.redirect import EQUALITY, redirect
 from koopman_interp.errors import InputError
-from koopman_interp.files import write_json
+from koopman_interp.forgetting.choice import Choice, Edit
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.labels import IGNORED
@@ -35,13 +34,11 @@ from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.motion import Mode
 from koopman_interp.patching.options import At
 from koopman_interp.patching.patch import patched
-from koopman_interp.results import Result
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits, in_percent, percents
 from koopman_interp.trajectories import Trajectories
 
-Edit = OperatorEdit | EditSet
 Candidates = Iterable[Edit | Callable[[], Edit]]
 
 STRENGTHS = (1.0, 1.25, 1.5)
@@ -73,7 +70,7 @@ class Trial:
 
 
 @dataclass(frozen=True, repr=False)
-class Forgetting(Result):
+class Forgetting(Choice):
     """What `forget` chose, and what it passed over.
 
     Attributes:
@@ -87,6 +84,8 @@ class Forgetting(Result):
         forget_rows: rows of the class in the split.
         retain_rows: rows of the others.
     """
+
+    edit_field: ClassVar[str] = "edit"
 
     label: int
     edit: Edit = field(compare=False)
@@ -143,9 +142,10 @@ class Forgetting(Result):
             "edit": self.edit.as_dict(),
         }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as JSON."""
-        write_json(path, self.as_dict())
+    @classmethod
+    def as_fields(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Name what was refused by pairs."""
+        return {**values, "refused": [(one["name"], one["reason"]) for one in values["refused"]]}
 
 
 @own_kinds

@@ -9,12 +9,11 @@ that can be afforded is found.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,7 +26,7 @@ from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.edits.redirect import redirect
 from koopman_interp.edits.targets import Targets, counterfactual
 from koopman_interp.errors import InputError
-from koopman_interp.files import write_json
+from koopman_interp.forgetting.choice import Choice
 from koopman_interp.forgetting.contrast import Contrast, ContrastRows
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.protocol import Host
@@ -37,7 +36,6 @@ from koopman_interp.observing.outputs import Output
 from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.options import IN_PLACE, At
 from koopman_interp.patching.patch import patched
-from koopman_interp.results import Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import Column, Table, digits, in_percent, percents
 from koopman_interp.trajectories import Trajectories
@@ -77,7 +75,7 @@ class SuppressionTrial:
 
 
 @dataclass(frozen=True, repr=False)
-class Suppression(Result):
+class Suppression(Choice):
     """What `suppress_concept` chose, and what it passed over.
 
     Attributes:
@@ -94,6 +92,8 @@ class Suppression(Result):
         met: whether it costs no more.
         prompts: how many prompts it was chosen on.
     """
+
+    edit_field: ClassVar[str] = "edits"
 
     name: str
     edits: EditSet = field(compare=False)
@@ -182,10 +182,6 @@ class Suppression(Result):
             "trials": [asdict(trial) for trial in self.trials],
             "edits": self.edits.as_dict(),
         }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as JSON."""
-        write_json(path, self.as_dict())
 
 
 @own_kinds

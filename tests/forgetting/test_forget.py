@@ -1,12 +1,13 @@
 """forget() returns the candidate that its own table says is nearest to what was asked."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import koopman_interp as ki
-from koopman_interp.errors import InputError
+from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 
 LABEL = 2
@@ -87,6 +88,22 @@ def test_it_prints_and_saves(forgetting, tmp_path):
     told = json.loads((tmp_path / "forgetting.json").read_text())
     assert told["chosen"]["name"] == forgetting.chosen.name
     assert told["edit"]["description"] == forgetting.edit.description
+
+
+def test_it_is_loaded_with_its_edit_and_with_no_other(forgetting, setting, tmp_path):
+    forgetting.save(tmp_path / "forgetting.json")
+    forgetting.edit.save(tmp_path / "edit.safetensors")
+    edit = type(forgetting.edit).load(tmp_path / "edit.safetensors")
+    loaded = ki.Forgetting.load(tmp_path / "forgetting.json", edit)
+    assert loaded == replace(forgetting, edit=edit)
+    assert str(loaded) == str(forgetting)
+    other = ki.erase_class(setting[1], label=LABEL, strength=0.37)
+    with pytest.raises(InputError, match="the edit given is another"):
+        ki.Forgetting.load(tmp_path / "forgetting.json", other)
+    told = json.loads((tmp_path / "forgetting.json").read_text())
+    (tmp_path / "changed.json").write_text(json.dumps(told | {"met": not told["met"]}))
+    with pytest.raises(FileFormatError, match="digest differs"):
+        ki.Forgetting.load(tmp_path / "changed.json", edit)
 
 
 def test_what_cannot_be_reached_is_said(setting):

@@ -153,6 +153,14 @@ def test_nothing_but_teaching_data_is_ever_shown_to_the_model(case, found):
     assert model.seen_in_choosing == allowed
 
 
+def test_it_is_loaded_with_its_edits(found, tmp_path):
+    found.save(tmp_path / "suppression.json")
+    found.edits.save(tmp_path / "edits.safetensors")
+    loaded = ki.Suppression.load(tmp_path / "suppression.json", ki.EditSet.load(tmp_path / "edits.safetensors"))
+    assert loaded == found
+    assert str(loaded) == str(found)
+
+
 def test_it_is_the_least_that_can_be_afforded(case, found):
     model, koopman, _, choosing, _, text = case
     host = ki.host_for(model)
