@@ -113,6 +113,14 @@ def group_digests(
     return _signed(mixed(_unsigned(sums)))[index]
 
 
+def among(digests: Int[Tensor, " row"], known: Int[Tensor, " known"]) -> Bool[Tensor, " row"]:
+    """Mark the digests that are among known ones, which are ascending: `torch.isin`, without sorting them each time."""
+    known = known.to(digests.device)
+    if not len(known):
+        return torch.zeros_like(digests, dtype=torch.bool)
+    return known[torch.searchsorted(known, digests).clamp_max(len(known) - 1)] == digests
+
+
 def drawn(digests: Int[Tensor, " input"], count: int, seed: int) -> Int[Tensor, " drawn"]:
     """Draw some of the distinct digests: those whose hash under the seed is smallest.
 

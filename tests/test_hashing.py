@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from koopman_interp.hashing import (
+    among,
     drawn,
     group_digests,
     joined_digests,
@@ -133,3 +134,11 @@ def test_a_tensor_digest_covers_names_and_bytes():
     }
     assert len(digests) == 4
     assert tensor_digest(whole) in digests
+
+
+@pytest.mark.parametrize("known", [0, 1, 40])
+def test_digests_among_known_ones_are_those_that_isin_marks(known):
+    generator = torch.Generator().manual_seed(known)
+    some = torch.randint(-50, 50, (200,), generator=generator)
+    ascending = torch.unique(some)[:known]
+    assert torch.equal(among(some, ascending), torch.isin(some, ascending))

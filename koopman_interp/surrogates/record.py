@@ -14,7 +14,7 @@ from torch import Tensor
 
 from koopman_interp.errors import InputError
 from koopman_interp.files import Json
-from koopman_interp.hashing import Draw
+from koopman_interp.hashing import Draw, among
 from koopman_interp.results import Result
 from koopman_interp.tables import Column, Table, digits, in_percent
 
@@ -88,14 +88,14 @@ class FitRecord(Result):
 
     def is_held_out(self, digests: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
         """Mark the digests that are of inputs held out."""
-        known = torch.isin(digests, self.held_out.to(digests.device))
+        known = among(digests, self.held_out)
         if self.bound is None or self.seed is None:
             return known
         return known | Draw(self.seed, self.bound)(digests).to(digests.device)
 
     def is_fitted_on(self, digests: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
         """Mark the digests that are known to be of inputs fitted on."""
-        return torch.isin(digests, self.fitted.to(digests.device))
+        return among(digests, self.fitted)
 
     def tables(self) -> tuple[Table, ...]:
         """Return the held-out figures by step: of the fit and, if there was one, of the distillation."""
