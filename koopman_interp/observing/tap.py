@@ -22,6 +22,7 @@ from koopman_interp.errors import InputError, NonFiniteError
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.observing.batches import BATCH_SIZE, Inputs, batches_in, calls
+from koopman_interp.observing.loader_order import require_own_order
 from koopman_interp.observing.model_inputs import Batch
 from koopman_interp.observing.pass_record import warn_of_train_mode
 from koopman_interp.observing.recording import OnNonfinite, Recording
@@ -189,6 +190,8 @@ class Tap:
         warn_of_train_mode(self.host.model)
         column = labels if isinstance(labels, str) else None
         given = None if isinstance(labels, str) else labels
+        if given is not None:
+            require_own_order(batches)
         seen: list[Samples] = []
         found: list[Tensor] = []
 

@@ -39,6 +39,7 @@ from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.labels import IGNORED
 from koopman_interp.observing.batches import BATCH_SIZE, calls
+from koopman_interp.observing.loader_order import require_own_order
 from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import labels_of_samples
@@ -276,6 +277,8 @@ class _HeldOut:
         self._column = labels if isinstance(labels, str) else None
         self._apart = None if labels is None or isinstance(labels, str) else labels
         self._batch_size = batch_size
+        if self._apart is not None:
+            require_own_order(inputs)
         if self._apart is not None and isinstance(inputs, Iterable) and iter(inputs) is inputs:
             raise InputError(
                 "Labels that come apart from their inputs need the inputs twice, and an iterator can be read once. "
