@@ -122,6 +122,11 @@ class TorchHost:
         """Return a host of a deep copy of the model."""
         return TorchHost(deepcopy(self.model))
 
+    def links(self, sites: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Pair the outputs of blocks in a row with the inputs of the next, which they should be on one stream."""
+        run = next((names for names in runs(self._modules) if set(sites[1:]) <= set(names)), [])
+        return tuple((before, after + INPUT) for before, after in pairwise(run))
+
     def orders_axes(self, sites: Sequence[str]) -> bool:
         """Whether some of the sites are of torch's own layers that take positions first; they come batch first here."""
         return not self._as_ordered and any(takes_positions_first(self._module(_parsed(site)[0])) for site in sites)

@@ -55,7 +55,8 @@ def attach(
         raise InputError(f"Expected {len(chosen)} times, one a site ({', '.join(chosen)}); got {len(times)}.")
     if times is None:
         times = site_times(chosen, {site.name: site.kind for site in host.listed()})
-    return Tap(host, chosen, tuple(map(float, times)), skip, layout)
+    links = host.links(chosen) if sites is None and hasattr(host, "links") else ()
+    return Tap(host, chosen, tuple(map(float, times)), skip, layout, links)
 
 
 def _by_name(host: Host, sites: SiteSelection | nn.Module | Sequence[nn.Module]) -> SiteSelection:

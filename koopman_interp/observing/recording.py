@@ -120,6 +120,11 @@ class Recording:
         counts = {site: len(record.states[site]) for site in self.sites}
         if len(set(counts.values())) != 1:
             raise InputError(f"The sites differ in their number of samples ({counts}). Choose sites that agree.")
+        if (reached := tuple(record.states)) != self.sites:
+            raise InputError(
+                f"The model computes the sites in another order than that of depth: {', '.join(reached)}. Give them "
+                f"so: attach(model, {list(reached)})."
+            )
         samples = record.of_states
         if self._on_nonfinite == "raise":
             record.require_finite(f"batch {self._recorded} (counted from 0)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from koopman_interp.errors import InputError, NonFiniteError
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.observing.batches import BATCH_SIZE, Inputs, batches_in, calls
+from koopman_interp.observing.handed_on import Links, warned_of_other_inputs
 from koopman_interp.observing.loader_order import require_own_order
 from koopman_interp.observing.model_inputs import Batch
 from koopman_interp.observing.pass_record import warn_of_train_mode
@@ -54,12 +55,14 @@ class Tap:
         times: tuple[float, ...],
         skip: int = 0,
         layout: str | None = None,
+        links: Links = (),
     ) -> None:
         self.host = host
         self.sites = sites
         self.times = times
         self.skip = skip
         self.layout = layout
+        self._links = links
         self._recording: Recording | None = None
         self._listening = ExitStack()
 
@@ -74,6 +77,7 @@ class Tap:
             raise InputError("This tap is recording already. Leave its `with` block before entering it again.")
         warn_of_train_mode(self.host.model)
         self._recording = Recording(self.host, self.sites, self.skip, self.layout)
+        self._listening.enter_context(self._handed_on())
         self._listening.enter_context(self._recording.listening())
         return self
 
@@ -322,6 +326,11 @@ class Tap:
 
     def _called(self, recording: Recording, x: Batch) -> tuple[Trajectories, list[Samples]]:
         """Call the model on a batch; return what was recorded, and which of it are samples."""
-        with torch.no_grad(), recording.listening(x):
+        with torch.no_grad(), self._handed_on(), recording.listening(x):
             self.host.call(x)
         return recording.drained(self.times)
+
+    def _handed_on(self) -> AbstractContextManager[None]:
+        """Look, once, whether the blocks whose outputs were taken unasked hand their states on."""
+        links, self._links = self._links, ()
+        return warned_of_other_inputs(self.host, links) if links else nullcontext()
