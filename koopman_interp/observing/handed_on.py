@@ -21,11 +21,12 @@ Links = Sequence[tuple[str, str]]
 
 
 @contextmanager
-def warned_of_other_inputs(host: Host, links: Links) -> Iterator[None]:
+def warned_of_other_inputs(host: Host, first: str, links: Links) -> Iterator[None]:
     """Compare, in the first pass of a context, what blocks return with what the next ones are given; warn at its end.
 
     Args:
         host: the host.
+        first: site of what the first block is given.
         links: what to compare.
     """
     kept: dict[str, Tensor] = {}
@@ -38,7 +39,8 @@ def warned_of_other_inputs(host: Host, links: Links) -> Iterator[None]:
     def compare(site: str, state: Tensor) -> None:
         if site in kept:
             before = kept.pop(site)
-            seen[site] = before.shape == state.shape and torch.equal(before, state)
+            same = before.shape == state.shape
+            seen[site] = same and bool(((before == state) | (before.isnan() & state.isnan())).all())
 
     hooks = {site: partial(keep, site) for site, _ in links} | {after: partial(compare, site) for site, after in links}
     with host.hooked(hooks):
@@ -46,7 +48,7 @@ def warned_of_other_inputs(host: Host, links: Links) -> Iterator[None]:
     unlike = next((link for link in links if not seen.get(link[0], True)), None)
     if unlike is not None:
         before, after = unlike
-        inputs = [after for _, after in links]
+        inputs = [first, *(after for _, after in links)]
         warnings.warn(
             f"The module of {after!r} is given something else than what {before!r} returned, so that the outputs of "
             "these blocks may be no states of one stream: they may stand side by side, or return what is added to it. "

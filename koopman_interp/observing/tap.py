@@ -333,4 +333,4 @@ class Tap:
     def _handed_on(self) -> AbstractContextManager[None]:
         """Look, once, whether the blocks whose outputs were taken unasked hand their states on."""
         links, self._links = self._links, ()
-        return warned_of_other_inputs(self.host, links) if links else nullcontext()
+        return warned_of_other_inputs(self.host, self.sites[0], links) if links else nullcontext()

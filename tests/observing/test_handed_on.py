@@ -72,6 +72,9 @@ def test_blocks_that_hand_no_state_on_are_asked_about_once(run, own_pass):
     with pytest.warns(UserWarning, match=NOT_HANDED_ON) as told:
         found = observed(host, own_pass=own_pass)
     assert len(told) == 1
+    inputs = [f"blocks.{number}:input" for number in range(4)]
+    assert f"attach(model, {inputs})" in str(told[0].message)
+    assert observed(host, inputs).sites == tuple(inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         meant = observed(host, found.sites, own_pass=own_pass)
