@@ -43,7 +43,6 @@ from koopman_interp.observing.tap import Tap
 from koopman_interp.patching.motion import Mode
 from koopman_interp.patching.options import CARRIED, IN_PLACE, At
 from koopman_interp.patching.patch import patched
-from koopman_interp.report.parts_of_run import LANGUAGE
 from koopman_interp.report.run import write_run
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.tables import percent
@@ -163,7 +162,7 @@ def run_pipeline(
         say(shapes)
     say(read["fidelity"])
     with _timed("audit", seconds):
-        audits = _judged(folder, tap.host, koopman, edit, plan, (rows, held), say)
+        judged = _judged(tap.host, koopman, edit, plan, (rows, held), say)
     return write_run(
         folder,
         koopman,
@@ -171,11 +170,11 @@ def run_pipeline(
         command=command,
         trajectories=held_out,
         edit=edit,
-        audits=audits,
         facts=facts,
         seconds=seconds,
         class_names=plan.class_names,
         **read,
+        **judged,
     )
 
 
@@ -278,15 +277,14 @@ def _null_edit(host: Host, koopman: KoopmanAutoencoder, rows: Any, batch_size: i
 
 
 def _judged(
-    folder: str | os.PathLike[str],
     host: Host,
     koopman: KoopmanAutoencoder,
     edit: OperatorEdit | EditSet,
     plan: Plan,
     rows: tuple[Any, Any],
     say: Callable[[object], None],
-) -> list[Audit]:
-    """Audit the edit in each mode, as it is to be written."""
+) -> dict[str, Any]:
+    """Audit the edit in each mode, as it is to be written; what is found, by the names that a run has for it."""
     train, held_out = rows
     at, modes = (IN_PLACE, ("delta",)) if isinstance(edit, EditSet) else (CARRIED, plan.modes)
     patches = [patched(host, koopman, edit, mode=mode, at=at) for mode in modes]
@@ -294,12 +292,12 @@ def _judged(
     if reference is not None and not isinstance(reference, (nn.Module, Host)):
         reference = reference()  # once, for all modes
     if not plan.classes:
-        if plan.checks is not None:
-            spoken = audit_language(patches[0], plan.checks, batch_size=plan.batch_size)
-            spoken.save(Path(folder) / LANGUAGE)
-            say(spoken)
-        return []
-    audits = []
+        if plan.checks is None:
+            return {}
+        spoken = audit_language(patches[0], plan.checks, batch_size=plan.batch_size)
+        say(spoken)
+        return {"language": [spoken]}
+    audits = list[Audit]()
     for patch in patches:
         audits.append(
             audit(
@@ -313,7 +311,7 @@ def _judged(
             )
         )
         say(audits[-1])
-    return audits
+    return {"audits": audits}
 
 
 @contextmanager

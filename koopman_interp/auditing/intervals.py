@@ -12,6 +12,8 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 from torch import Tensor
 
+from koopman_interp.tables import percent
+
 Z95 = 1.959963984540054
 """Quantile of the normal distribution that 95 % intervals reach to."""
 
@@ -36,6 +38,15 @@ def wilson(share: float, rows: int) -> tuple[float, float]:
     reach = Z95 * math.sqrt(share * (1 - share) / rows + square / (4 * rows**2))
     scale = 1 + square / rows
     return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+
+
+def between(ends: tuple[float, float], digits: int = 1) -> str:
+    """Show the ends of an interval of a share, in per cent.
+
+    >>> between((0.0, 0.0713))
+    '0.0 … 7.1'
+    """
+    return f"{percent(ends[0], digits)} … {percent(ends[1], digits)}"
 
 
 def area_under_curve(

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from koopman_interp.auditing.baselines import BASE, edited
 from koopman_interp.auditing.concept_baselines import concept_baselines
-from koopman_interp.auditing.intervals import wilson
+from koopman_interp.auditing.intervals import between, wilson
 from koopman_interp.errors import InputError
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.labels import IGNORED
@@ -29,7 +30,7 @@ from koopman_interp.observing.outputs import Output
 from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.patch import Patch
 from koopman_interp.results import PlainResult
-from koopman_interp.tables import Column, Table, columns_of, digits, percents
+from koopman_interp.tables import Column, Table, columns_of, digits, number, percent, percents
 from koopman_interp.trajectories import Trajectories
 
 
@@ -103,13 +104,14 @@ class LanguageAudit(PlainResult):
 
     def __repr__(self) -> str:
         before, *_, after = self.rows.values()
-        shares = ", ".join(
-            f"{name} {getattr(after, name):.1%}"
+        said = [
+            f"{name} {percent(getattr(after, name), 1)} %"
             for name in ("reliability", "generality", "locality")
             if getattr(after, name) is not None
-        )
-        moved = "" if after.perplexity is None else f", perplexity {before.perplexity:.2f} → {after.perplexity:.2f}"
-        return f"LanguageAudit({self.edit}: {shares}{moved})"
+        ]
+        if after.perplexity is not None:
+            said.append(f"perplexity {number(before.perplexity, 2)} → {number(after.perplexity, 2)}")
+        return f"LanguageAudit({self.edit}: {', '.join(said) or f'{len(after.samples):,} texts'})"
 
     def tables(self) -> Sequence[Table]:
         """Return the scores as one table."""
@@ -253,10 +255,16 @@ def _continued(host: Host, prompt: str, checks: LanguageChecks) -> str:
 
 
 def language_table(rows: Mapping[str, LanguageScores]) -> Table:
-    """Tabulate scores by the name of their method."""
-    shown = {"reliability": percents(1), "generality": percents(1), "locality": percents(1), "perplexity": digits(3)}
-    columns = (Column("method", tuple(rows)), *columns_of([*rows.values()], **shown))
-    return Table(columns, "What the language model does: shares in %.", len(rows) - 1)
+    """Tabulate scores by the name of their method, each share beside its interval; what was not asked is left out."""
+    scores = [*rows.values()]
+    columns = [Column("method", tuple(rows))]
+    for name, short in (("reliability", "reliable"), ("generality", "general"), ("locality", "local")):
+        ends = tuple(each.intervals.get(name) for each in scores)
+        columns += columns_of(scores, **{name: percents(1)})
+        columns.append(Column(f"{short}, 95 %", ends, partial(between, digits=0), parts=("low", "high")))
+    columns += columns_of(scores, perplexity=digits(3))
+    caption = "What the language model does: shares in %, with 95 % intervals."
+    return Table(tuple(columns), caption, len(rows) - 1).without_empty()
 
 
 def language_samples(rows: Mapping[str, LanguageScores]) -> list[str]:

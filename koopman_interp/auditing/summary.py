@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from koopman_interp.auditing.intervals import between
 from koopman_interp.auditing.language import language_table
 from koopman_interp.auditing.rows import AuditRow
 from koopman_interp.tables import NOTHING, Column, Table, digits, percent, percents
@@ -133,11 +134,7 @@ def _share(rows: Sequence[AuditRow], name: str, read: Callable[[AuditRow], float
 
 
 def _interval(rows: Sequence[AuditRow], name: str, measure: str) -> Column:
-    return Column(name, tuple(row.intervals.get(measure) for row in rows), _between)
-
-
-def _between(ends: Pair) -> str:
-    return f"{percent(ends[0], 1)} … {percent(ends[1], 1)}"
+    return Column(name, tuple(row.intervals.get(measure) for row in rows), between)
 
 
 def _with_error(figure: Pair) -> str:

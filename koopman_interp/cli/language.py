@@ -14,12 +14,13 @@ from koopman_interp.cli.hints import example, in_run, say_next
 from koopman_interp.cli.models import MODEL, ModelName
 from koopman_interp.cli.paths import IN_FILE, OUT_FILE, SETTINGS, SURROGATE
 from koopman_interp.cli.printing import WIDTH, Printing, printed
-from koopman_interp.cli.run_folder import adds_to_run
+from koopman_interp.cli.run_folder import adds_to_run, keep
 from koopman_interp.cli.taking import Taking, takes
 from koopman_interp.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from koopman_interp.auditing.language import LanguageAudit
+    from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 _ASKED = ("edited", "rephrased", "unrelated", "text", "samples")
 
@@ -70,14 +71,11 @@ def audit_language_(
     host, (rows,) = taking.all(model, data, labelled=False)
     if data is not None:
         prompts["text"] = (*prompts["text"], *rows.as_texts(data))
-    found = _asked(host, koopman, edit, unwanted, prompts, new_tokens, taking.batch_size, **how)
+    surrogate, found = _asked(host, koopman, edit, unwanted, prompts, new_tokens, taking.batch_size, **how)
     if out is not None:
         found.save(out)
     printing.show(found)
-    if run is not None:
-        from koopman_interp.report.parts_of_run import LANGUAGE
-
-        found.save(run / LANGUAGE)
+    keep(run, surrogate, language=[found])
     say_next("generate", model, koopman, edit, "PROMPT", *(["--each-site"] if how["each_site"] else []), *in_run(run))
 
 
@@ -118,17 +116,15 @@ def generate(
         raise click.UsageError("Give PROMPTS, or --data with them; one of the two.")
     host, (rows,) = taking.all(model, data, labelled=False)
     asked = {"samples": rows.as_texts(data) if data else prompts}
-    found = _asked(host, koopman, edit, (), asked, new_tokens, taking.batch_size, mode=mode, each_site=each_site)
+    how = {"mode": mode, "each_site": each_site}
+    surrogate, found = _asked(host, koopman, edit, (), asked, new_tokens, taking.batch_size, **how)
     if out is not None:
         found.save(out)
     if printing.as_json or printing.wide:
         printing.show(found)
     else:
         click.echo(side_by_side(found))
-    if run is not None:
-        from koopman_interp.report.parts_of_run import GENERATED
-
-        found.save(run / GENERATED)
+    keep(run, surrogate, language=[found])
     again = ["--each-site"] * each_site + in_run(run)
     say_next("audit-language", model, koopman, edit, "--text", "DATA", *again)
 
@@ -172,7 +168,8 @@ def _asked(
     *,
     mode: Any,
     each_site: bool,
-) -> LanguageAudit:
+) -> tuple[KoopmanAutoencoder, LanguageAudit]:
+    """Ask a model before and under an edit of a surrogate, which is returned too."""
     from koopman_interp.auditing.language import LanguageChecks, audit_language
     from koopman_interp.edits.edit_set import EditSet
     from koopman_interp.patching.patch import patched
@@ -183,4 +180,4 @@ def _asked(
     checks = LanguageChecks(unwanted=tokens, new_tokens=new_tokens, **prompts)
     surrogate = KoopmanAutoencoder.from_pretrained(koopman)
     patch = patched(model, surrogate, edits, mode=mode, at="each site" if each_site else "target")
-    return audit_language(patch, checks, batch_size=batch_size)
+    return surrogate, audit_language(patch, checks, batch_size=batch_size)

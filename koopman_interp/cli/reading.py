@@ -54,6 +54,7 @@ def spectrum_(koopman: Path, trajectories: Path, modes: int, run: Path | None, p
 @click.option("--modes", type=click.IntRange(min=1), default=5, show_default=True, help="Else so many, slowest first.")
 @click.option("--examples", type=click.IntRange(min=1), default=4, show_default=True, help="Samples of each end.")
 @click.option("--site", help="Site to read at; by default the last.")
+@click.option("--out", type=OUT_FILE, help="JSON to write.")
 @adds_to_run
 @printed
 @takes()
@@ -65,6 +66,7 @@ def describe_modes_(
     modes: int,
     examples: int,
     site: str | None,
+    out: Path | None,
     run: Path | None,
     printing: Printing,
     taking: Taking,
@@ -90,11 +92,10 @@ def describe_modes_(
         site=-1 if site is None else site,
         **given,
     )
+    if out is not None:
+        found.save(out)
     printing.show(found)
-    if run is not None:
-        from koopman_interp.report.parts_of_run import MODES
-
-        found.save(run / MODES)
+    keep(run, surrogate, modes=found)
     say_next("topology", trajectories, *in_run(run))
 
 

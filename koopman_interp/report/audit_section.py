@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from koopman_interp.report.joined_audits import JoinedAudit
+from koopman_interp.report.language_section import texts_of
 from koopman_interp.report.parts import Section, classes_named, figure, folded, paragraphs, section, shown
+from koopman_interp.report.texts import beside
 from koopman_interp.tables import escaped, percent
 
 
@@ -38,7 +40,7 @@ def audit_section(made: JoinedAudit, index: int, figures: Mapping[str, bytes], n
         *(_said_of(made, place) for place in range(len(made.audits))),
         paragraphs(*audit.left_out),
         folded("More tables: training rows, depths, relearning, language", *map(shown, further)),
-        _samples(made),
+        beside(texts_of({row.name: row.language for row in audit.rows if row.language is not None})),
         figure(
             figures, f"audit-{index}-depths", f"How well probes find {audit.classes} over depth, one line a method."
         ),
@@ -51,12 +53,3 @@ def _said_of(made: JoinedAudit, place: int) -> str:
     audit, row = made.audits[place], made.ours[place]
     head = f"{row.name}: forget {percent(row.forget_accuracy)} % ↓, retain {percent(row.retain_accuracy)} % ↑"
     return folded(head, paragraphs(*audit.verdict.splitlines(), *audit.reached), unfolded=place == 0)
-
-
-def _samples(made: JoinedAudit) -> str:
-    """List how the language model goes on, under each method."""
-    samples = [
-        (row.name, sample) for row in made.audit.rows if row.language is not None for sample in row.language.samples
-    ]
-    body = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(sample)}</dd>" for name, sample in samples)
-    return f"<dl>{body}</dl>" if samples else ""

@@ -14,11 +14,13 @@ from koopman_interp.errors import FileFormatError
 from koopman_interp.files import write_text
 from koopman_interp.report.folder import METRICS, Run, read_run
 from koopman_interp.report.joined_audits import joined
+from koopman_interp.report.language_section import scores_table, texts_of
 from koopman_interp.report.lead import lead
 from koopman_interp.report.page import framed, said_of_fact
 from koopman_interp.report.paired_tables import differing, paired
 from koopman_interp.report.parts import figure, scrolling, section
 from koopman_interp.report.surrogate_sections import edit_table
+from koopman_interp.report.texts import texts_table
 from koopman_interp.tables import Column, Table, digits, escaped
 
 _FIGURES = {
@@ -29,6 +31,7 @@ _FIGURES = {
     "spans": "KL to the model by where the span starts",
     "lens": "The likeliest output by depth",
     "spectrum": "Eigenvalues of K in the complex plane",
+    "modes": "Size of each mode over depth",
     "topology": "Betti curves, one panel a depth",
     "fit": "Held-out figures by step",
 }
@@ -104,12 +107,14 @@ def _tables(run: Run) -> dict[str, tuple[str, Sequence[Table]]]:
     found: dict[str, tuple[str, Sequence[Table]]] = {"provenance": ("Provenance", [_facts(run)])}
     for index, made in enumerate(joined(run.audits)):
         found[f"audit-{index}"] = (f"Audit {index + 1}" if index else "Audit", made.tables())
+    found |= _spoken(run)
     if run.edits is not None:
         found["edit"] = ("Edit", [edit_table(run.edits)])
     for name, heading, result in (
         ("fidelity", "Fidelity", run.fidelity),
         ("lens", "Lens", run.lens),
         ("spectrum", "Spectrum of K", run.spectrum),
+        ("modes", "What modes mean", run.modes),
         ("fit", "Fit", None if run.koopman is None else run.koopman.record),
     ):
         if result is not None:
@@ -117,6 +122,17 @@ def _tables(run: Run) -> dict[str, tuple[str, Sequence[Table]]]:
     for index, (name, topology) in enumerate(run.topologies.items()):
         found[f"topology-{index}"] = (f"Topology of the {name}", topology.tables())
     return found
+
+
+def _spoken(run: Run) -> dict[str, tuple[str, Sequence[Table]]]:
+    """Tables of what a language model says: those of scores and those of texts each by themselves."""
+    scores = [table for table in map(scores_table, run.language) if table is not None]
+    texts = [texts_table(texts) for texts in (texts_of(audit.rows) for audit in run.language) if texts]
+    return {
+        f"{name}-{index}": (f"{heading} {index + 1}" if index else heading, [table])
+        for name, heading, tables in (("language", "Language", scores), ("texts", "Texts", texts))
+        for index, table in enumerate(tables)
+    }
 
 
 def _facts(run: Run) -> Table:

@@ -10,6 +10,7 @@ from numpy import ndarray
 from koopman_interp import plotting
 from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.shapes.topology_bands import TopologyBands
+from koopman_interp.analysis.spectra.mode_meanings import ModeMeanings
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
@@ -65,6 +66,11 @@ def of_topologies(topologies: Mapping[str, Topology | TopologyBands]) -> Drawn:
         for index, each in enumerate(topologies.values())
         for dimension in range(each.max_dimension + 1)
     }
+
+
+def of_modes(modes: ModeMeanings | None) -> Drawn:
+    """Draw how modes grow over depth."""
+    return {"modes": plotting.plot_mode_growth(modes)} if modes else {}
 
 
 def of_audits(audits: Sequence[Audit]) -> Drawn:

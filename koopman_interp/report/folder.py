@@ -14,9 +14,11 @@ from pathlib import Path
 
 from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.shapes.topology_bands import TopologyBands
+from koopman_interp.analysis.spectra.mode_meanings import ModeMeanings
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
+from koopman_interp.auditing.language import LanguageAudit
 from koopman_interp.auditing.result import Audit
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.errors import FileFormatError
@@ -67,6 +69,8 @@ class Run:
         edits: the edits, one a site.
         audits: of the edits; the first is the one in the summary.
         figures: SVG files by name.
+        modes: what modes of the surrogate mean; None where nobody asked.
+        language: what a language model says before and under edits.
         made: when, by what and on what the run was written, by name.
         class_names: by label, where they are known.
     """
@@ -84,6 +88,8 @@ class Run:
     edits: EditSet | None
     audits: tuple[Audit, ...]
     figures: Mapping[str, bytes]
+    modes: ModeMeanings | None = None
+    language: tuple[LanguageAudit, ...] = ()
     made: Mapping[str, str] = field(default_factory=dict)
     class_names: Mapping[int, str] = field(default_factory=dict)
 
@@ -127,6 +133,8 @@ def _read(folder: Path, values: Mapping[str, Json]) -> Run:
         edits=None if values["edits"] is None else EditSet.load(folder / EDIT),
         audits=tuple(map(Audit.from_dict, values["audits"])),
         figures=figures,
+        modes=None if values.get("modes") is None else ModeMeanings.from_dict(values["modes"]),
+        language=tuple(map(LanguageAudit.from_dict, values.get("language", ()))),  # runs of 0.5 and before have neither
         made=values.get("made", {}),  # runs of 0.4 and before say neither
         class_names={int(label): name for label, name in values.get("class_names", {}).items()},
     )

@@ -8,10 +8,11 @@ from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.analysis.substitutes.stand_ins import SURROGATE
 from koopman_interp.auditing.baselines import MASK
+from koopman_interp.auditing.language import LanguageAudit
 from koopman_interp.auditing.result import Audit
 from koopman_interp.report.folder import Run
 from koopman_interp.report.parts import classes_named, strong
-from koopman_interp.tables import escaped, percent
+from koopman_interp.tables import escaped, number, percent
 
 _MOST = 3
 _READABLE = 0.6
@@ -22,6 +23,7 @@ def lead(run: Run) -> str:
     """Say what came of a run in three sentences, as HTML."""
     sentences = [
         *(_of_audit(run.audits[0], run.class_names) if run.audits else ()),
+        *(_of_language(run.language[0]) if run.language else ()),
         *(_of_fidelity(run.fidelity) if run.fidelity is not None else ()),
         *(_of_spectrum(run.spectrum) if run.spectrum is not None else ()),
     ]
@@ -53,6 +55,22 @@ def _of_probe(found: float | None, classes: str) -> str:
     if found >= _READABLE:
         return f"A probe still finds {classes} {at}: nothing has been removed."
     return f"The probes find {classes} {at}, which is no proof that no other does."
+
+
+def _of_language(audit: LanguageAudit) -> Sequence[str]:
+    before, *_, after = audit.rows.values()
+    said = []
+    if after.reliability is not None:
+        said.append(
+            f"Under “{escaped(audit.edit)}” no unwanted token follows on {strong(after.reliability)} of the prompts "
+            f"that it is about, where the base model has {percent(before.reliability, 1)} %."
+        )
+    if after.perplexity is not None:
+        said.append(
+            f"“{escaped(audit.edit)}” takes the perplexity of other texts from {number(before.perplexity, 2)} to "
+            f"<strong>{number(after.perplexity, 2)}</strong>."
+        )
+    return said
 
 
 def _of_fidelity(fidelity: Fidelity) -> Sequence[str]:

@@ -51,7 +51,7 @@ thead th { vertical-align: bottom; white-space: normal; }
 th:first-child, .words, tfoot td { text-align: left; }
 th:first-child { padding-left: .4rem; position: sticky; left: 0; z-index: 1; background: var(--paper);
   border-right: 1px solid var(--line); }
-.words { white-space: normal; }
+.words { white-space: normal; } td.words { min-width: 11rem; }
 tbody th { font-weight: 400; white-space: normal; min-width: 8.5rem; }
 .marked, .marked th, .marked th:first-child { background: var(--mark); font-weight: 700; }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .25rem 1.2rem;
@@ -69,10 +69,14 @@ svg { display: block; max-width: 100%; min-width: 30rem; height: auto; margin: 0
 figcaption { color: var(--soft); font-size: .92rem; margin-top: .4rem; max-width: 52rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); gap: 1rem; }
 .pair figure { min-width: 0; }
+.texts { gap: .6rem 2rem; padding: .6rem 0 .9rem; border-top: 1px solid var(--line); } .texts figure { margin: 0; }
+blockquote { margin: .3rem 0 0; padding: 0 .9rem; border-left: 3px solid var(--line); white-space: pre-wrap; }
+mark { background: var(--mark); color: inherit; }
 .run { display: block; } .run b { color: var(--soft); font-size: .8em; margin-right: .25em; }
 .differs { background: var(--mark); }
 :focus-visible { outline: 2px solid var(--edge); outline-offset: 2px; }
-@media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
+@media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
+  tbody th { min-width: 5.5rem; } td.words { min-width: 9rem; } }
 @media print {
   :root { --ink: #000; --soft: #444; --paper: #fff; --line: #bbb; --mark: #f3f0e6; --edge: #000; --link: #000; }
   body { max-width: none; padding: 0; font-size: 10pt; } .scroll, pre { overflow: visible; background: none; }
@@ -80,7 +84,7 @@ figcaption { color: var(--soft); font-size: .92rem; margin-top: .4rem; max-width
   h2, caption { break-after: avoid; max-width: none; } nav { display: none; }
   figure, tr, .plain, pre { break-inside: avoid; }
   th, td { padding: .15rem .25rem; font-size: 7.5pt; white-space: normal; } tbody th { min-width: 0; }
-  th:first-child { position: static; }
+  th:first-child { position: static; } td.words { min-width: 0; }
 }
 """
 ).replace("VARIABLES", _VARIABLES)

@@ -20,9 +20,11 @@ from koopman_interp.report import surrogate_sections as sections_of
 from koopman_interp.report.audit_section import audit_section
 from koopman_interp.report.folder import Run, read_run
 from koopman_interp.report.joined_audits import joined
+from koopman_interp.report.language_section import language_section
 from koopman_interp.report.lead import lead
 from koopman_interp.report.lens_section import lens_section
 from koopman_interp.report.look import STYLE
+from koopman_interp.report.modes_section import modes_section
 from koopman_interp.report.parts import Section, contents, described, section, shown
 from koopman_interp.report.text import FILES, GLOSSARY, PAGE, PRIMER
 from koopman_interp.tables import Column, Table, digits, escaped
@@ -83,10 +85,12 @@ def _page(run: Run) -> str:
     sections = [
         sections_of.trajectories_section(run.trajectories, run.figures) if run.trajectories else None,
         *(audit_section(made, index, run.figures, run.class_names) for index, made in audits),
+        *(language_section(audit, index) for index, audit in enumerate(run.language)),
         sections_of.edit_section(run.edits) if run.edits else None,
         sections_of.fidelity_section(run.fidelity, run.figures) if run.fidelity else None,
         lens_section(run.lens, run.figures) if run.lens else None,
         sections_of.spectrum_section(run.spectrum, run.figures) if run.spectrum else None,
+        modes_section(run.modes, run.figures) if run.modes else None,
         *(sections_of.topology_section(name, each, index, run.figures) for index, (name, each) in topologies),
         sections_of.fit_section(run.koopman, run.figures) if run.koopman else None,
         section("glossary", "Glossary", GLOSSARY),

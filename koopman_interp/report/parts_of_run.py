@@ -8,27 +8,32 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
+from koopman_interp.auditing.language import LanguageAudit
 from koopman_interp.errors import HostMismatchError
 from koopman_interp.files import read_json, write_json
 from koopman_interp.report.folder import KOOPMAN, METRICS, PAGE, is_part, read_run
+from koopman_interp.report.language_section import scores_table
 from koopman_interp.report.page import build_page
 from koopman_interp.report.run import write_run
 from koopman_interp.report.swapping import swapped
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
-MODES, LANGUAGE, GENERATED, FORGETTING = "modes.json", "language.json", "generated.json", "forgetting.json"
-"""Results that are kept in a run's folder, and are no part of its page."""
+Kept = TypeVar("Kept")
+
+FORGETTING = "forgetting.json"
+"""What is kept in a run's folder of how its edit was chosen; it is no part of the page."""
 
 
 def add_to_run(folder: str | os.PathLike[str], koopman: KoopmanAutoencoder, **parts: Any) -> Path:
     """Add parts to the run in a folder, or begin one there; a part that is there already is replaced.
 
-    Topologies are added to those of other names, audits to those of other edits or ways of writing them.
+    Topologies are added to those of other names, audits to those of other edits or ways of writing them; so is what a
+    language model says, its scores and its texts each by itself.
 
     Args:
         folder: of the run.
@@ -53,8 +58,9 @@ def add_to_run(folder: str | os.PathLike[str], koopman: KoopmanAutoencoder, **pa
     if "topologies" in parts:
         parts["topologies"] = {**there.topologies, **parts["topologies"]}
     if "audits" in parts:
-        renewed = {(audit.edit, audit.rows[-1].name) for audit in parts["audits"]}
-        parts["audits"] = [*(a for a in there.audits if (a.edit, a.rows[-1].name) not in renewed), *parts["audits"]]
+        parts["audits"] = _renewed(there.audits, parts["audits"], lambda audit: (audit.edit, audit.rows[-1].name))
+    if "language" in parts:
+        parts["language"] = _renewed(there.language, parts["language"], _asked)
     with TemporaryDirectory() as beside:
         added = Path(beside) / "added"
         write_run(added, koopman, **parts)
@@ -65,6 +71,17 @@ def add_to_run(folder: str | os.PathLike[str], koopman: KoopmanAutoencoder, **pa
             write_json(new / METRICS, joined)
             build_page(new)
     return to / PAGE
+
+
+def _renewed(old: Sequence[Kept], new: Sequence[Kept], key: Callable[[Kept], object]) -> list[Kept]:
+    """Leave out those of the old ones that new ones take the place of."""
+    renewed = {key(each) for each in new}
+    return [*(each for each in old if key(each) not in renewed), *new]
+
+
+def _asked(audit: LanguageAudit) -> object:
+    """What two language audits share where one takes the place of the other."""
+    return audit.edit, [*audit.rows][-1], scores_table(audit) is None
 
 
 def _joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from typing import Any
 from koopman_interp import plotting
 from koopman_interp.analysis.shapes.diagrams_by_depth import Topology
 from koopman_interp.analysis.shapes.topology_bands import TopologyBands
+from koopman_interp.analysis.spectra.mode_meanings import ModeMeanings
 from koopman_interp.analysis.spectra.spectrum import Spectrum
 from koopman_interp.analysis.substitutes.fidelity import Fidelity
 from koopman_interp.analysis.substitutes.lens import LensReading
+from koopman_interp.auditing.language import LanguageAudit
 from koopman_interp.auditing.result import Audit
 from koopman_interp.edits.edit_set import EditSet
 from koopman_interp.edits.operator_edit import OperatorEdit
@@ -40,11 +42,13 @@ def write_run(
     *,
     trajectories: Trajectories | None = None,
     spectrum: Spectrum | None = None,
+    modes: ModeMeanings | None = None,
     topologies: Mapping[str, Topology | TopologyBands] | None = None,
     fidelity: Fidelity | None = None,
     lens: LensReading | None = None,
     edit: OperatorEdit | EditSet | None = None,
     audits: Sequence[Audit] = (),
+    language: Sequence[LanguageAudit] = (),
     class_names: Sequence[str] | Mapping[int, str] = (),
     title: str = "Koopman run",
     command: str = "",
@@ -60,11 +64,13 @@ def write_run(
         koopman: the surrogate.
         trajectories: the states to keep and to draw.
         spectrum: of the surrogate.
+        modes: what modes of the surrogate mean.
         topologies: by what they are of, such as "model" and "surrogate"; with bands where there are several runs.
         fidelity: of the surrogate, with a table and a figure of its spans where it has several.
         lens: what a lens reads on some inputs.
         edit: the edit, or a set of them.
         audits: of edits; those on the same rows stand in one table. The first is the one in the summary.
+        language: what a language model says before and under edits: its scores, its texts, or both.
         class_names: in the order of the labels, or by label.
         title: of the page.
         command: what was typed, or the call that was made.
@@ -92,11 +98,13 @@ def write_run(
         "surrogate": None if koopman is None else _described(koopman),
         "trajectories": None if trajectories is None else repr(trajectories),
         "spectrum": _plain(spectrum),
+        "modes": _plain(modes),
         "topologies": {name: topology.as_dict() for name, topology in topologies.items()},
         "fidelity": _plain(fidelity),
         "lens": _plain(lens),
         "edits": None if edit is None else [each.as_dict() for each in _several(edit)],
         "audits": [audit.as_dict() for audit in audits],
+        "language": [audit.as_dict() for audit in language],
     }
     with swapped(folder, ours=places.is_part) as new:
         if koopman is not None:
@@ -112,7 +120,7 @@ def write_run(
                 value.save(new / name)
         with unseen():
             drawn = drawing.of_surrogate(koopman, trajectories, spectrum, lens, names) | drawing.of_fidelity(fidelity)
-            drawn |= drawing.of_topologies(topologies) | drawing.of_audits(audits)
+            drawn |= drawing.of_topologies(topologies) | drawing.of_audits(audits) | drawing.of_modes(modes)
         for name, axes in drawn.items():
             plotting.save_figure(axes, new / places.FIGURES, name)
         write_json(new / places.METRICS, jsonable(values | {"figures": list(drawn)}))

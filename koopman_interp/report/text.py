@@ -49,6 +49,10 @@ area under the curve in %, ± one standard error. 50 is at chance; below it tell
 <dt>linear, RBF, MLP probe</dt><dd>How well a fresh balanced classifier finds the classes at the last site:
 50 % is at chance; well above it, they are still there.</dd>
 <dt>prototype</dt><dd>Recall of the classes from 1, 5 and 10 examples a class at the last site.</dd>
+<dt>reliability, generality</dt><dd>Share of the prompts that an edit is about, and of others that ask for the same,
+after which no unwanted token is the likeliest.</dd>
+<dt>locality, perplexity</dt><dd>Share of unrelated prompts whose likeliest next token is the base model's; and how far
+unrelated texts surprise the model, which should stay what it is.</dd>
 <dt>drift</dt><dd>How far the other classes' last states move, in per cent of the spread of all.</dd>
 <dt>rows</dt><dd>“logit mask” only forbids the answer and changes no representation; “mean difference” and “LEACE”
 project the last site; “retrained reference”, if given, never saw the classes: by it the others are measured.</dd>

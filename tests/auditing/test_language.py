@@ -185,8 +185,21 @@ def test_what_is_not_asked_is_not_answered(language):
     row = found.rows["base model"]
     assert (row.reliability, row.generality, row.locality, row.samples) == (None, None, None, ())
     assert row.perplexity > 1
-    assert "–" in str(found)
-    assert "perplexity" in repr(found)
+    assert [column.name for column in found.tables()[0].columns] == ["method", "perplexity"]
+    assert repr(found).startswith(f"LanguageAudit({edit.description}: perplexity {row.perplexity:.2f} → ")
+    texts = ki.audit_language(ki.patched(model, koopman, edit), ki.LanguageChecks(samples=PROMPTS[:2], new_tokens=1))
+    assert repr(texts) == f"LanguageAudit({edit.description}: 2 texts)"
+
+
+def test_each_share_stands_beside_its_interval(language):
+    model, koopman, edit, checks = language
+    found = ki.audit_language(ki.patched(model, koopman, edit), checks)
+    frame = found.to_frame()
+    for name, short in (("reliability", "reliable"), ("generality", "general"), ("locality", "local")):
+        for place, end in enumerate(("low", "high")):
+            assert frame[f"{short}, 95 %, {end}"].tolist() == [
+                row.intervals[name][place] for row in found.rows.values()
+            ]
 
 
 def test_an_audit_of_labelled_tokens_asks_every_method_but_the_mask(language, tmp_path):

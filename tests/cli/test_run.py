@@ -87,7 +87,7 @@ def test_verbs_add_to_a_run_folder_part_by_part(run, tmp_path):
     host = ("points:model", "points:test")
     for arguments in (
         ("spectrum", koopman, rows),
-        ("describe-modes", koopman, rows, "--modes", "2", "--model", *host),
+        ("describe-modes", koopman, rows, "--modes", "2", "--model", *host, "--out", "modes.json"),
         ("topology", rows, "--points", "30"),
         ("fidelity", *host, koopman),
         ("edit", koopman, "--label", "1"),
@@ -97,24 +97,25 @@ def test_verbs_add_to_a_run_folder_part_by_part(run, tmp_path):
         code, _, err = run(*arguments, "--run", "made")
         assert code == 0, err
     told = read_json(tmp_path / "made" / "metrics.json")
-    assert [name for name in ("spectrum", "topologies", "fidelity", "edits", "audits") if not told[name]] == []
+    assert [name for name in ("spectrum", "modes", "topologies", "fidelity", "edits", "audits") if not told[name]] == []
     assert told["command"].startswith("koopman-interp forget")
-    assert len(ki.ModeMeanings.load(tmp_path / "made" / "modes.json")) == 2
+    assert len(told["modes"]["modes"]) == 2
     chosen = read_json(tmp_path / "made" / "forgetting.json")["chosen"]["name"]
     assert ki.EditSet.load(tmp_path / "made" / "edit.safetensors").description == chosen
     assert run("report", "made")[0] == 0
     assert run("fit", rows, "--run", "made", "--method", "least_squares", "--set", "seed=1")[0] == 0
     assert read_json(tmp_path / "made" / "metrics.json")["audits"] == []  # another surrogate begins another run
+    assert ki.ModeMeanings.load(tmp_path / "modes.json").as_dict() == told["modes"]
 
 
 def test_a_language_model_says_side_by_side_what_it_says_under_an_edit(run, tmp_path):
     pytest.importorskip("transformers", reason="transformers is missing")
     run("observe", "language:model", "language:many", "--next-token", "--out", "t.safetensors")
-    run("fit", "t.safetensors", "--out", "k", "--method", "least_squares")
+    run("fit", "t.safetensors", "--out", "k", "--run", "r", "--method", "least_squares")
     label = str(int(ki.Trajectories.load(tmp_path / "t.safetensors").labels.mode().values))
     run("edit", "k", "--label", label, "--each-site", "--out", "e.safetensors")
     asked = ("language:model", "k", "e.safetensors", "--each-site")
-    code, printed, err = run("generate", *asked, "once upon", "--new-tokens", "3", "--out", "g.json")
+    code, printed, err = run("generate", *asked, "once upon", "--new-tokens", "3", "--out", "g.json", "--run", "r")
     assert code == 0, err
     found = ki.LanguageAudit.load(tmp_path / "g.json")
     before, after = (row.samples[0] for row in found.rows.values())
@@ -122,10 +123,12 @@ def test_a_language_model_says_side_by_side_what_it_says_under_an_edit(run, tmp_
     (tmp_path / "texts.txt").write_text("once upon a time\nthere was a girl\n")
     (tmp_path / "checks.json").write_text('{"edited": ["once upon"], "unrelated": ["there was"]}')
     checked = ("--text", "texts.txt", "--checks", "checks.json", "--unwanted", label)
-    code, printed, err = run("audit-language", *asked, *checked, "--json")
+    code, printed, err = run("audit-language", *asked, *checked, "--json", "--run", "r")
     assert code == 0, err
     told = [*json.loads(printed)["rows"].values()][-1]
     assert all(told[name] is not None for name in ("reliability", "locality", "perplexity"))
+    texts, scores = read_json(tmp_path / "r" / "metrics.json")["language"]
+    assert (texts, scores) == (found.as_dict(), json.loads(printed))
     (tmp_path / "checks.json").write_text('{"editd": []}')
     assert "Nearest: edited" in run("audit-language", *asked, *checked)[2]
     assert "There is nothing to ask" in run("audit-language", *asked)[2]
@@ -147,9 +150,9 @@ def test_texts_with_labels_are_judged_by_what_the_model_says(run, tmp_path):
     given = ("--train", "rows.jsonl", "--test", "rows.jsonl", "--label", "she", "--skip", "1")
     code, _, err = run("run", str(stories()), *given, "--method", "least_squares", "--out", "r")
     assert code == 0, err
-    spoken = ki.LanguageAudit.load(tmp_path / "r" / "language.json")
-    assert spoken.edit == "erase class 1"
-    assert read_json(tmp_path / "r" / "metrics.json")["audits"] == []  # its outputs are no such classes
+    told = read_json(tmp_path / "r" / "metrics.json")
+    assert [spoken["edit"] for spoken in told["language"]] == ["erase class 1"]
+    assert told["audits"] == []  # its outputs are no such classes
 
 
 @pytest.mark.tutorial

@@ -6,7 +6,7 @@ import pytest
 
 import koopman_interp as ki
 from koopman_interp.analysis.substitutes.fidelity import DepthFidelity, Fidelity, OutputFidelity
-from koopman_interp.auditing.language import LanguageScores
+from koopman_interp.auditing.language import LanguageAudit, LanguageScores
 from koopman_interp.auditing.membership import Membership
 from koopman_interp.auditing.probe_scores import ProbeScores
 from koopman_interp.auditing.relearning import Relearning, RelearningCurve
@@ -15,6 +15,38 @@ from koopman_interp.auditing.rows import AuditRow
 
 EVIL = '<script>alert("x")</script> & $style'
 FREE = {"identity": 1.5321, "mean": 1.0001, "endpoint linear": 0.3456}
+
+BEFORE = f"Once upon a time\nthere was {EVIL} girl who sang."
+SPOKEN = LanguageAudit(
+    f"forget {EVIL}",
+    {
+        "base model": LanguageScores(0.1234, 0.2345, 1.0, 3.4567, (BEFORE, "A"), {"reliability": (0.0514, 0.2671)}),
+        EVIL: LanguageScores(0.4567, 0.5678, 0.6789, 4.5678, ("Once upon a time\nthere was no one.", "A"), {}),
+        "edit (delta)": LanguageScores(
+            0.8761,
+            0.7654,
+            0.9876,
+            3.5678,
+            (BEFORE.replace("sang", f"slept {EVIL}"), "A"),
+            {"locality": (0.9012, 0.9991)},
+        ),
+    },
+    "in place at 'a'",
+)
+
+
+def texts_alone(row):
+    """What a language model wrote, where it was asked nothing else."""
+    return LanguageScores(None, None, None, None, row.samples, {})
+
+
+def meanings(surrogate, spectrum, trajectories):
+    """What two modes mean, with harmful text wherever there is text."""
+    made = ki.describe_modes(surrogate, spectrum, trajectories, modes=2)
+    first, *others = made.modes
+    high = tuple(replace(each, text=EVIL) for each in first.high)
+    first = replace(first, high=high, up=((EVIL, 0.1357),), down=((EVIL, -0.2468),), tokens=((EVIL, 1.2345, 1357),))
+    return replace(made, modes=(first, *others), site=EVIL)
 
 
 @pytest.fixture(scope="session")
@@ -46,10 +78,12 @@ def run(tmp_path_factory, surrogate, trajectories):
         ),
     )  # fmt: skip
     edit = ki.erase_class(surrogate, label=2, held_out=trajectories)
+    spectrum = ki.spectrum(surrogate, trajectories)
     values = {
         "koopman": surrogate,
         "trajectories": trajectories,
-        "spectrum": replace(ki.spectrum(surrogate, trajectories), condition=float("inf")),
+        "spectrum": replace(spectrum, condition=float("inf")),
+        "modes": meanings(surrogate, spectrum, trajectories),
         "topologies": {EVIL: ki.topology(trajectories, points=30)},
         "fidelity": Fidelity((start, end), outputs, 1234),
         "edit": replace(edit, description=EVIL),
@@ -57,6 +91,7 @@ def run(tmp_path_factory, surrogate, trajectories):
             Audit((2,), EVIL, rows, 4321, 9876),
             Audit((3,), EVIL, everything, 4322, 9877, 11, 12, Relearning(steps=(0, 2)), (EVIL,)),
         ],
+        "language": [SPOKEN, replace(SPOKEN, rows={name: texts_alone(row) for name, row in SPOKEN.rows.items()})],
     }
     folder = tmp_path_factory.mktemp("runs") / "run"
     page = ki.write_run(

@@ -9,6 +9,7 @@ import koopman_interp as ki
 from koopman_interp.report.look import DARK
 from koopman_interp.testing import yin_yang
 from tests.report import browser
+from tests.report.conftest import SPOKEN
 
 pytestmark = pytest.mark.skipif(browser.found() is None, reason="there is no Chromium here to show pages in")
 
@@ -46,6 +47,7 @@ def folders(tmp_path_factory, trained):
             lens=ki.koopman_lens(model, koopman, x[:5]), audits=[ki.audit(patch, held_out=(x, y)) for patch in patches],
             topologies={"model": ki.topology_bands(fitted, subsets=2, points=30)}, class_names=("yin", "yang", "dot"),
             title=f"Without {label}", command="python edit.py",
+            modes=ki.describe_modes(koopman, spectrum, fitted, model=model, batches=x), language=[SPOKEN],
         )  # fmt: skip
     return [folder / f"without-{label}" for label in (1, 2)]
 
@@ -93,7 +95,9 @@ def test_figures_are_dark_where_the_page_is(tab, folders):
         assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 26)"}[scheme]
         background = "getComputedStyle(document.querySelector('svg [id$=figure_1] [id$=patch_1] path')).fill"
         assert tab.value(background) == paper
-        texts = CONTRAST.replace("SELECTED", "'p, td, th, dd, dt, figcaption, a'").replace("PROPERTY", "'color'")
+        texts = CONTRAST.replace("SELECTED", "'p, td, th, dd, dt, figcaption, blockquote, a'").replace(
+            "PROPERTY", "'color'"
+        )
         assert min(tab.value(texts)) > 4.5
         written = CONTRAST.replace("SELECTED", "'svg [id*=\"-text_\"] use'").replace("PROPERTY", "'fill'")
         ratios = tab.value(written)
@@ -109,7 +113,7 @@ def test_every_colour_of_a_figure_has_a_dark_one(folders):
 def test_a_pointer_is_told_of_each_mode(tab, folders):
     tab.open(folders[1] / "report.html", 1280)
     count = tab.value(
-        "[...document.querySelectorAll('svg title')].filter(t => t.textContent.startsWith('mode ')).length"
+        "[...document.querySelectorAll('svg title')].filter(t => /^mode .*: .λ. /.test(t.textContent)).length"
     )
     assert count == len(ki.Spectrum.load(folders[1] / "spectrum.safetensors").eigenvalues)
 

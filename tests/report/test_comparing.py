@@ -12,14 +12,25 @@ from koopman_interp.report.paired_tables import differing, paired
 from koopman_interp.tables import Column, Table
 from tests.plotting.test_audits import AUDIT
 from tests.plotting.test_plotting import FIDELITY, TOPOLOGY
+from tests.report.conftest import SPOKEN, texts_alone
+
+OTHERWISE = "Once upon a time nobody sang."
+TEXTS = replace(
+    SPOKEN, rows={name: replace(texts_alone(row), samples=(OTHERWISE, "A")) for name, row in SPOKEN.rows.items()}
+)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    ki.write_run(folder / "a", audits=[AUDIT], fidelity=FIDELITY, title="<first>", facts={"data": "x"})
+    ki.write_run(
+        folder / "a", audits=[AUDIT], language=[TEXTS], fidelity=FIDELITY, title="<first>", facts={"data": "x"}
+    )
     other = replace(AUDIT, rows=(*AUDIT.rows[:-1], replace(AUDIT.rows[-1], retain_accuracy=0.5)))
-    ki.write_run(folder / "b", audits=[other], topologies={"model": TOPOLOGY}, title="second", facts={"data": "y"})
+    shapes = {"model": TOPOLOGY}
+    ki.write_run(
+        folder / "b", audits=[other], language=[SPOKEN], topologies=shapes, title="second", facts={"data": "y"}
+    )
     return folder / "a", folder / "b"
 
 
@@ -36,9 +47,12 @@ def rows(page, caption):
     found = {}
     for line in lines:
         name = unescape(re.search(r'<th scope="row">(.*?)</th>', line)[1])
-        cells = re.findall(r"<td(.*?)>(.*?)</td>", line)
+        cells = re.findall(r"<td(.*?)>(.*?)</td>", line, re.DOTALL)
         values = [
-            (tuple(map(unescape, re.findall(r"</b>(.*?)</span>", cell))) or (unescape(cell),) * 2, "differs" in look)
+            (
+                tuple(map(unescape, re.findall(r"</b>(.*?)</span>", cell, re.DOTALL))) or (unescape(cell),) * 2,
+                "differs" in look,
+            )
             for look, cell in cells
         ]
         found[name] = dict(zip(headings, values, strict=True))
@@ -63,6 +77,14 @@ def test_what_one_run_alone_has_stands_beside_a_dash(folders, page):
     ours, theirs = rows(page, "Betti numbers by scale")["first"]["β0 at 0.1"][0]
     assert (ours, theirs) == ("–", str(TOPOLOGY.betti(0.1)[0][0]))
     assert page.count("<figcaption>A</figcaption>") >= 1
+
+
+def test_texts_stand_beside_texts_whatever_else_a_run_asked(page):
+    found = rows(page, "How the model goes on")
+    assert found["1"]["edit (delta)"] == ((OTHERWISE, SPOKEN.rows["edit (delta)"].samples[0]), True)
+    assert found["2"]["edit (delta)"] == (("A", "A"), False)
+    scores = rows(page.split('<h2 id="language-0"')[1], "What the language model does")
+    assert scores["edit (delta)"]["perplexity"] == (("–", "3.568"), True)
 
 
 def test_facts_are_compared_and_escaped(page):

@@ -14,6 +14,7 @@ from koopman_interp.errors import FileFormatError
 from koopman_interp.files import read_json, write_json
 from koopman_interp.report.page import build_page
 from koopman_interp.testing import yin_yang
+from tests.report.conftest import SPOKEN
 
 HOSTILE = (
     "<script>alert(1)</script>", "<meta http-equiv=refresh content=0>", '"onload="alert(1)', "]]>", "$x_", "$x_{$",
@@ -31,6 +32,8 @@ def folder(tmp_path_factory, trained):
         folder, koopman, fidelity=ki.fidelity(model, koopman, held_out=(x, y)), edit=edit,
         audits=[ki.audit(ki.patched(model, koopman, edit), held_out=(x, y))], command="run", facts={"data": ["x", 1]},
         topologies={"model": ki.topology(fitted, points=20)}, class_names=("yin", "yang", "dot"), seconds={"fit": 1.0},
+        modes=ki.describe_modes(koopman, ki.spectrum(koopman, fitted), fitted, model=model, batches=x, modes=2),
+        language=[SPOKEN],
     )  # fmt: skip
     # One figure does: what the others hold stands in files of their own.
     write_json(folder / "metrics.json", read_json(folder / "metrics.json") | {"figures": ["fit"]})
@@ -104,6 +107,11 @@ def test_all_free_text_at_once_is_escaped(folder, tmp_path, text):
     values["audits"][0] |= {"edit": text, "left_out": [text]}
     for row in values["audits"][0]["rows"]:
         row["name"] = text
+    spoken, (mode, *_) = values["language"][0], values["modes"]["modes"]
+    spoken |= {"edit": text, "way": text, "rows": {text: spoken["rows"]["base model"], **spoken["rows"]}}
+    for row in spoken["rows"].values():
+        row["samples"] = [text, f"{text}{text}"]
+    values["modes"]["site"] = mode["verdict"] = mode["high"][0]["text"] = mode["up"][0][0] = text
     values["topologies"] = {text: values["topologies"]["model"]}
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(values))
     is_harmless(build_page(tmp_path / "run").read_text(encoding="utf-8"), honest)

@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import asdict, replace
-from html import escape
+from html import escape, unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,10 +12,13 @@ import torch
 
 import koopman_interp as ki
 from koopman_interp.analysis.spectra.eigen import PRINTED
-from koopman_interp.files import read_json
+from koopman_interp.files import read_json, write_json
+from koopman_interp.report.folder import read_run
 from koopman_interp.report.page import build_page
 from koopman_interp.testing import yin_yang
-from tests.report.conftest import EVIL
+from tests.report.conftest import EVIL, SPOKEN
+
+PARTS = ("trajectories", "spectrum", "modes", "topologies", "fidelity", "edit", "audits", "language")
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +129,7 @@ def test_the_page_shows_what_else_was_measured(run, page):
 
 def test_only_the_edit_is_highlighted_in_the_audit(page):
     marked = re.findall(r'<tr class="marked"><th scope="row">(.*?)</th>', page)
-    assert marked == ["edit (delta)", *[escape(EVIL)] * 4, "surrogate"]
+    assert marked == ["edit (delta)", *[escape(EVIL)] * 4, "edit (delta)", "surrogate"]
 
 
 def test_the_page_shows_fidelity_beside_what_is_free(page):
@@ -137,12 +140,49 @@ def test_the_page_shows_fidelity_beside_what_is_free(page):
 def test_the_page_shows_the_tables_that_results_print(run, page):
     _, values = run
     (topology,) = values["topologies"].values()
-    for result in (values["spectrum"], topology):
+    results = (values["spectrum"], "spectrum"), (topology, "topology-0"), (values["modes"], "modes")
+    for result, name in (*results, (values["language"][0], "language-0")):
         for table in result.tables():
-            header, *rows = cells(page, escape(table.caption))
+            header, *rows = cells(page.split(f'<h2 id="{name}"')[1], escape(table.caption))
             assert header == [escape(column.name) for column in table.columns]
-            texts = list(zip(*(column.cells() for column in table.columns), strict=True))[: table.most]
+            texts = list(zip(*(map(escape, column.cells()) for column in table.columns), strict=True))[: table.most]
             assert [tuple(row) for row in rows[: len(texts)]] == texts
+
+
+def test_what_is_said_before_and_under_an_edit_stands_side_by_side(page):
+    for name in ("language-0", "language-1"):
+        (body,) = re.findall(rf'<section aria-labelledby="{name}">(.*?)</section>', page, re.DOTALL)
+        pairs = [re.findall(r"<figcaption>(.*?)</figcaption><blockquote>(.*?)</blockquote>", each, re.DOTALL)
+                 for each in body.split('class="pair texts"')[1:]]  # fmt: skip
+        texts = [[unescape(re.sub("<.*?>", "", text)) for _, text in pair] for pair in pairs]
+        assert texts == [[row.samples[place] for row in SPOKEN.rows.values()] for place in range(2)]
+        assert [unescape(method) for method, _ in pairs[0]] == [*SPOKEN.rows]
+        same = [method for method, _ in pairs[1][1:]]
+        assert same == [f"{escape(each)}, word for word the same" for each in [*SPOKEN.rows][1:]]
+        marked = [re.findall("<mark>(.*?)</mark>", text, re.DOTALL) for _, text in pairs[0]]
+        assert marked == [[], ["no one."], [escape(f"slept {EVIL}.")]]
+
+
+def test_a_language_audit_leads_a_run_without_another(tmp_path):
+    page = ki.write_run(tmp_path / "run", language=[SPOKEN]).read_text(encoding="utf-8")
+    lead = re.sub(r"<.*?>", "", re.search(r'<p class="result">(.*?)</p>', page)[1])
+    assert "follows on 87.6 % of the prompts that it is about, where the base model has 12.3 %." in lead
+    assert "takes the perplexity of other texts from 3.46 to 3.57." in lead
+
+
+def test_a_run_of_an_older_version_has_a_page(tmp_path, run):
+    ki.write_run(tmp_path / "run", edit=run[1]["edit"])
+    values = read_json(tmp_path / "run" / "metrics.json")
+    write_json(tmp_path / "run" / "metrics.json", {k: v for k, v in values.items() if k not in ("modes", "language")})
+    page = (tmp_path / "run" / "report.html").read_bytes()
+    assert build_page(tmp_path / "run").read_bytes() == page
+
+
+def test_language_and_modes_come_back_from_a_folder_as_they_were_given(run):
+    folder, values = run
+    there = read_run(folder)
+    assert there.language == tuple(values["language"])
+    assert there.modes == values["modes"]
 
 
 def test_a_run_may_have_a_surrogate_alone(tmp_path, surrogate):
@@ -154,7 +194,7 @@ def test_a_run_may_have_a_surrogate_alone(tmp_path, surrogate):
     assert build_page(tmp_path / "run").read_bytes() == before
 
 
-@pytest.mark.parametrize("part", ["trajectories", "spectrum", "topologies", "fidelity", "edit", "audits", None])
+@pytest.mark.parametrize("part", [*PARTS, None])
 def test_a_run_may_have_any_part_alone(tmp_path, run, part):
     given = {} if part is None else {part: run[1][part]}
     page = ki.write_run(tmp_path / "run", **given).read_text(encoding="utf-8")
@@ -166,8 +206,8 @@ def test_a_run_may_have_any_part_alone(tmp_path, run, part):
 
 
 def test_sections_come_in_the_order_of_trust(page):
-    order = ["trajectories", "audit-0", "audit-1", "edit", "fidelity", "spectrum", "topology-0", "fit", "glossary"]
-    order += ["files", "provenance"]
+    order = ["trajectories", "audit-0", "audit-1", "language-0", "language-1", "edit", "fidelity", "spectrum", "modes"]
+    order += ["topology-0", "fit", "glossary", "files", "provenance"]
     assert re.findall(r'<h2 id="(.*?)">', page) == ["primer", *order]
     assert re.findall(r'<li><a href="#(.*?)">', page) == order
 
@@ -204,7 +244,7 @@ def test_every_reference_in_a_figure_leads_to_one_of_its_own(page):
 
 
 def test_a_mark_tells_its_mode_to_a_pointer(run, page):
-    titles = re.findall(r"<title>(mode \d+: .*?)</title>", page)
+    titles = re.findall(r"<title>(mode \d+: \|λ\| .*?)</title>", page)
     assert len(titles) == len(run[1]["spectrum"].eigenvalues)
     for title, trusted in zip(
         sorted(titles, key=lambda one: int(one.split()[1][:-1])), run[1]["spectrum"].trusted, strict=True
