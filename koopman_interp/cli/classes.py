@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from koopman_interp.cli.rows import number_of
@@ -11,19 +11,37 @@ from koopman_interp.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
+    from koopman_interp.cli.data import DataName
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 
-def label_of(label: str, names: tuple[str, ...], model: nn.Module, *, next_token: bool) -> int:
+def label_of(label: str, names: Sequence[str] | Mapping[int, str], model: nn.Module, *, next_token: bool) -> int:
     """Return the number of a class, or of a token where each is labelled by the next.
 
     Args:
         label: a number, the name of a class, or a token as text.
-        names: of the classes.
+        names: of the classes, in the order of their numbers or by these.
         model: whose tokenizer knows tokens.
         next_token: whether labels are tokens.
     """
     return token_of(label, model) if next_token else number_of(label, names)
+
+
+def foreseen(labels: Sequence[str], names: Mapping[int, str], data: DataName, *, next_token: bool) -> tuple[int, ...]:
+    """Return the numbers of classes where they are known before data is read, which may have names of its own.
+
+    Args:
+        labels: numbers, or names of classes.
+        names: that a run has for classes.
+        data: to be read; what a function gives has no names.
+        next_token: whether labels are tokens, which are not named so.
+
+    Returns:
+        One number a label; nothing where not all are known yet.
+    """
+    unnamed = next_token or data.kind == "callable"
+    sure = unnamed and all(label.isdecimal() or label in names.values() for label in labels)
+    return tuple(number_of(label, names) for label in labels) if sure else ()
 
 
 def token_of(text: str, model: nn.Module) -> int:

@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
-from koopman_interp.cli.classes import by_next_token, label_of, require_class, require_same
+from koopman_interp.cli.classes import by_next_token, foreseen, label_of, require_class, require_same
 from koopman_interp.cli.data import DATA, DataName
 from koopman_interp.cli.hints import example, in_run, say_next
 from koopman_interp.cli.models import MODEL, ModelName
 from koopman_interp.cli.paths import EDIT, IN_FILE, IN_ROWS, OUT_FILE, SURROGATE
 from koopman_interp.cli.printing import Printing, printed
-from koopman_interp.cli.run_folder import adds_to_run, keep, place
+from koopman_interp.cli.rows import number_of
+from koopman_interp.cli.run_folder import adds_to_run, keep, names_in_run, place
 from koopman_interp.cli.taking import Taking, takes
 
 
@@ -25,7 +26,9 @@ from koopman_interp.cli.taking import Taking, takes
     )
 )
 @click.argument("koopman", type=SURROGATE)
-@click.option("--label", "labels", type=int, multiple=True, required=True, help="Class to forget; several are allowed.")
+@click.option(
+    "--label", "labels", multiple=True, required=True, help="Class to forget, by number, or name if the run knows it."
+)
 @click.option("--strength", type=float, default=1.0, show_default=True, help="1 erases; more pushes beyond.")
 @click.option("--site", help="Site to erase at; by default where the classes are read best.")
 @click.option("--each-site", is_flag=True, help="Erase at each site past the first, to be written in place.")
@@ -34,7 +37,7 @@ from koopman_interp.cli.taking import Taking, takes
 @adds_to_run
 def edit(
     koopman: Path,
-    labels: tuple[int, ...],
+    labels: tuple[str, ...],
     strength: float,
     site: str | None,
     each_site: bool,
@@ -46,6 +49,8 @@ def edit(
     target = place(out, run, EDIT)
     if each_site and site is not None:
         raise click.UsageError("Give --site or --each-site, not both.")
+    names = names_in_run(run, koopman)
+    numbers = tuple(number_of(label, names) for label in labels)
     from koopman_interp.edits.edit_set import each_site as at_each
     from koopman_interp.edits.erase import erase_class
     from koopman_interp.sources.opening import in_memory
@@ -53,7 +58,7 @@ def edit(
 
     surrogate = KoopmanAutoencoder.from_pretrained(koopman)
     rows = None if held_out is None else in_memory(held_out)
-    erase = partial(erase_class, surrogate, label=labels, strength=strength, held_out=rows)
+    erase = partial(erase_class, surrogate, label=numbers, strength=strength, held_out=rows)
     made = at_each(surrogate, lambda depth: erase(site=depth)) if each_site else erase(site=site)
     made.save(target)
     click.echo(repr(made))
@@ -105,10 +110,11 @@ def forget_(
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
     surrogate, fitted = KoopmanAutoencoder.from_pretrained(koopman), in_memory(trajectories)
-    if label.isdecimal():
-        require_class(int(label), surrogate.config.classes, str(koopman))
+    known = names_in_run(run, koopman)
+    for number in foreseen([label], known, data, next_token=next_token):
+        require_class(number, surrogate.config.classes, str(koopman))
     host, (rows,) = taking.all(model, data, labelled=not next_token)
-    number = label_of(label, rows.names, host, next_token=next_token)
+    number = label_of(label, rows.names or known, host, next_token=next_token)
     require_class(number, surrogate.config.classes, str(koopman))
     chosen = forget(
         host,
@@ -126,7 +132,7 @@ def forget_(
         from koopman_interp.report.parts_of_run import FORGETTING
 
         chosen.save(run / FORGETTING)
-        keep(run, surrogate, edit=chosen.edit)
+        keep(run, surrogate, edit=chosen.edit, class_names=rows.names)
     where = ["--each-site"] if chosen.at == "each site" else []
     judged = [*where, *(["--next-token"] if next_token else []), *in_run(run)]
     say_next("audit", model, "HELD_OUT", koopman, target, *judged)
@@ -144,7 +150,9 @@ def forget_(
 @click.argument("data", type=DATA)
 @click.argument("koopman", type=SURROGATE)
 @click.argument("edit", type=IN_FILE)
-@click.option("--label", type=int, multiple=True, help="Class to forget, repeatable, where EDIT does not say.")
+@click.option(
+    "--label", "asked", multiple=True, help="Class to forget, by number or name; repeatable. By default EDIT's."
+)
 @click.option("--mode", type=click.Choice(["delta", "replace"]), default="delta", show_default=True)
 @click.option("--each-site", is_flag=True, help="Write the edits in place at each of their sites.")
 @click.option("--training", type=DATA, help="Rows that MODEL was trained on: accuracy on them, and membership.")
@@ -162,7 +170,7 @@ def audit_(
     data: DataName,
     koopman: Path,
     edit: Path,
-    label: tuple[int, ...],
+    asked: tuple[str, ...],
     mode: Any,
     each_site: bool,
     training: DataName | None,
@@ -190,10 +198,15 @@ def audit_(
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
     edits = EditSet.load(edit)
-    require_same(label, edits.labels, str(edit))
+    known = names_in_run(run, koopman)
+    early = foreseen(asked, known, data, next_token=next_token)
+    if early or not asked:
+        require_same(early, edits.labels, str(edit))
     reference = None if retrained is None else retrained.prepared()
     surrogate = KoopmanAutoencoder.from_pretrained(koopman)
     host, rows = taking.all(model, data, training, labelled=not next_token, roles=(None, "training"))
+    numbers = tuple(label_of(each, rows[0].names or known, host, next_token=next_token) for each in asked)
+    require_same(numbers, edits.labels, str(edit))
     held_out, trained = (
         by_next_token(host, each.given, surrogate, LEAST_ROWS) if next_token and each.given is not None else each.given
         for each in rows
@@ -202,7 +215,7 @@ def audit_(
         patched(host, surrogate, edits, mode=mode, at="each site" if each_site else "target"),
         held_out=held_out,
         training=trained,
-        label=label or None,
+        label=numbers or None,
         retrained=None if reference is None else lambda: reference.model(taking.device, taking.dtype),
         probes=("linear", "rbf", "mlp") if mlp else ("linear", "rbf"),
         depths=depths,
@@ -212,7 +225,7 @@ def audit_(
     if out is not None:
         found.save(out)
     printing.show(found)
-    keep(run, surrogate, audits=[found])
+    keep(run, surrogate, audits=[found], class_names=rows[0].names)
     if training is None:
         again = ["--mode", mode] + ["--each-site"] * each_site + ["--next-token"] * next_token + in_run(run)
         say_next("audit", model, data, koopman, edit, *again, "--training", "TRAINING", "--relearn")

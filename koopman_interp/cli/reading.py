@@ -172,7 +172,7 @@ def fidelity_(
         batch_size=taking.batch_size,
     )
     printing.show(judged)
-    keep(run, surrogate, fidelity=judged)
+    keep(run, surrogate, fidelity=judged, class_names=rows.names)
     say_next("edit", koopman, "--label", "LABEL", *(in_run(run) or ["--out", "edit.safetensors"]))
 
 

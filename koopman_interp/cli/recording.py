@@ -11,7 +11,7 @@ from koopman_interp.cli.data import DATA, DataName
 from koopman_interp.cli.hints import example, require_alone, said
 from koopman_interp.cli.models import MODEL, ModelName
 from koopman_interp.cli.paths import IN_ROWS, KOOPMAN, METRICS, OUT_FILE, OUT_FOLDER, SETTINGS, TRAJECTORIES
-from koopman_interp.cli.run_folder import begins_run, keep, place
+from koopman_interp.cli.run_folder import begins_run, keep, keep_names, observed_names, place
 from koopman_interp.cli.settings import ASSIGNMENT, Assignment, assigned
 from koopman_interp.cli.taking import Taking, takes
 
@@ -71,6 +71,8 @@ def observe(
     require_alone("--store FOLDER")
     trajectories = tap.observe(batches, batch_size=taking.batch_size)
     trajectories.save(target)
+    if run is not None and out is None:
+        keep_names(run, rows.names)
     said(repr(trajectories), "fit", target, *(["--out", "koopman"] if run is None else ["--run", run]))
 
 
@@ -111,8 +113,10 @@ def fit_(
 
     settings = FitConfig.from_dict(assigned(config or {}, assignments))
     host: dict[str, Any] = {}
+    names = observed_names(trajectories)
     if model is not None:
         loaded, (rows,) = taking.all(*model)
+        names = rows.names or names
         host = {"model": loaded, "batches": rows.given}
     koopman = fit(trajectories, settings, **host, **options)
     if not Processes.here().is_first:
@@ -120,6 +124,7 @@ def fit_(
     koopman.save_pretrained(target)
     if run is not None:
         (run / METRICS).unlink(missing_ok=True)  # another surrogate begins another run
-        keep(run, koopman, trajectories=in_memory(trajectories), seconds={"fit": koopman.record.seconds})
+        rows_fitted, seconds = in_memory(trajectories), {"fit": koopman.record.seconds}
+        keep(run, koopman, trajectories=rows_fitted, seconds=seconds, class_names=names)
     following: list[str | Path] = [] if run is None else ["--run", run]
     said(f"{koopman!r}\n{koopman.record!r}", "spectrum", target, trajectories, *following)

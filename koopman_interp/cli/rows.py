@@ -128,17 +128,28 @@ def rows_of(source: str, value: Any, columns: Columns, *, made: bool, prepare: C
     return Rows(given, labels, names, texts, told)
 
 
-def number_of(label: str, names: Sequence[str]) -> int:
+def number_of(label: str, names: Sequence[str] | Mapping[int, str]) -> int:
     """Return the number of a class that is given by its number or its name.
+
+    Args:
+        label: a name, or a number where none is called so.
+        names: of the classes, in the order of their numbers or by these; empty where nobody knows any.
 
     Raises:
         InputError: there is no class of this name.
     """
-    if label in names:
-        return list(names).index(label)
+    by_number = names if isinstance(names, Mapping) else dict(enumerate(names))
+    for number, name in by_number.items():
+        if name == label:
+            return number
     if label.isdecimal():
         return int(label)
-    known = nearest(label, names) if names else "Its classes have no names: give a number."
+    known = "Nothing here knows names of the classes: give a number."
+    if by_number:
+        listed = ", ".join(f"{number} {name}" for number, name in [*by_number.items()][:_NAMED])
+        known = f"The classes are {listed}."
+    if len(by_number) > _NAMED:
+        known = f"{nearest(label, by_number.values())} {known[:-1]}, … ({len(by_number):,})."
     raise InputError(f"There is no class {label!r}. {known}")
 
 

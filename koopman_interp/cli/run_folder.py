@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from koopman_interp.cli.paths import BEGUN_RUN, OUT_FOLDER
+from koopman_interp.cli.paths import BEGUN_RUN, METRICS, OUT_FOLDER
 
 if TYPE_CHECKING:
     from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 
 Verb = Callable[..., Any]
+
+_OBSERVED = "classes.json"
+"""Where names of classes lie beside trajectories, until the run itself has them."""
 
 
 def begins_run(verb: Verb) -> Verb:
@@ -54,6 +57,34 @@ def keep(run: Path | None, koopman: KoopmanAutoencoder | None, **parts: Any) -> 
 
     surrogate = KoopmanAutoencoder.from_pretrained(run / KOOPMAN) if koopman is None else koopman
     click.echo(f"Report: {add_to_run(run, surrogate, command=typed(), **parts)}", err=True)
+
+
+def keep_names(run: Path, names: Sequence[str]) -> None:
+    """Keep the names of the classes that were observed into a run, which begins when it is fitted."""
+    from koopman_interp.files import write_json
+
+    if names:
+        write_json(run / _OBSERVED, list(names))
+    else:
+        (run / _OBSERVED).unlink(missing_ok=True)
+
+
+def observed_names(trajectories: Path) -> tuple[str, ...]:
+    """Return the names of classes that `observe` kept beside trajectories; none where it knew none."""
+    from koopman_interp.files import read_json
+
+    kept = trajectories.parent / _OBSERVED
+    return tuple(map(str, read_json(kept))) if kept.is_file() else ()
+
+
+def names_in_run(run: Path | None, koopman: Path) -> dict[int, str]:
+    """Return the names of classes that a run knows by number: of the run given, or that a surrogate lies in."""
+    from koopman_interp.files import read_json
+
+    metrics = (koopman.parent if run is None else run) / METRICS
+    values = read_json(metrics) if metrics.is_file() else {}
+    names = values.get("class_names") if isinstance(values, dict) else None
+    return {int(label): str(name) for label, name in (names or {}).items()}
 
 
 def typed() -> str:

@@ -123,6 +123,7 @@ def run(
         modes=tuple(dict.fromkeys(modes)),
         retrained=None if reference is None else lambda: reference.model(taking.device, taking.dtype),
         classes=next_token or not speaks,
+        class_names=fitted.names,
         checks=_checks(held_out, number, next_token=next_token) if speaks else None,
         text=held_out.texts[0] if speaks and held_out.texts else "",
         batch_size=taking.batch_size,

@@ -42,7 +42,7 @@ def test_labels_of_rows_are_numbered_by_name_and_as_elsewhere(here):
     assert (rows.labels.tolist(), rows.names) == ([1, 0], ("he", "she"))
     assert number_of("she", rows.names) == 1
     assert taken("rows.jsonl", names=("she", "he")).labels.tolist() == [0, 1]
-    with pytest.raises(InputError, match="Nearest: she"):
+    with pytest.raises(InputError, match="The classes are 0 he, 1 she"):
         number_of("shee", rows.names)
     with pytest.raises(InputError, match="has the label 'she'"):
         taken("rows.jsonl", names=("it", "he"))
