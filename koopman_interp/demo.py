@@ -17,7 +17,7 @@ from torch import nn
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.pipeline import Plan, run_pipeline
-from koopman_interp.tables import percent
+from koopman_interp.tables import in_percent
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 
 CLASSES = ("yin", "yang", "dot")
@@ -65,7 +65,7 @@ def run_demo(
     seconds = {"train the model": time.perf_counter() - started}
     with torch.no_grad():
         accuracy = float((model(held_out[0]).argmax(1) == held_out[1]).double().mean())
-    judged = f"{percent(accuracy)} % on {_HELD_OUT:,} held-out points"
+    judged = f"{in_percent(accuracy)} on {_HELD_OUT:,} held-out points"
     say(f"Model: residual MLP, {_BLOCKS} blocks of width {_WIDTH}, {judged}.")
     plan = Plan(
         label=label,
@@ -87,7 +87,7 @@ def run_demo(
         facts={
             "model": f"residual MLP, {_BLOCKS} blocks of width {_WIDTH}",
             "data": f"Yin-Yang, {_POINTS:,} points to fit and {_HELD_OUT:,} held out",
-            "held-out accuracy": f"{percent(accuracy)} %",
+            "held-out accuracy": in_percent(accuracy),
         },
         seconds=seconds,
         say=say,

@@ -45,7 +45,7 @@ from koopman_interp.patching.options import CARRIED, IN_PLACE, At
 from koopman_interp.patching.patch import patched
 from koopman_interp.report.run import write_run
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import percent
+from koopman_interp.tables import in_percent
 from koopman_interp.trajectories import Trajectories
 
 _LENS_TOKENS = 16
@@ -207,8 +207,8 @@ def _seen(fitted: Trajectories, held_out: Trajectories) -> str:
     if not share:
         return ""
     return (
-        f"{percent(share, 1)} % of the rows to judge by are of inputs that were fitted on, so figures of them flatter. "
-        "Judge by other rows."
+        f"{in_percent(share, 1)} of the rows to judge by are of inputs that were fitted on, so figures of them "
+        "flatter. Judge by other rows."
     )
 
 

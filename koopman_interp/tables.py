@@ -217,6 +217,15 @@ def percent(share: float | None, digits: int = 2) -> str:
     return NOTHING if share is None or math.isnan(share) else f"{100 * share:.{digits}f}"
 
 
+def in_percent(share: float | None, digits: int = 2, *, sign: str = "") -> str:
+    """Show a share in per cent with its unit, a blank before it as for any other, or a dash where there is none.
+
+    >>> in_percent(0.975), in_percent(0.02, 1, sign="+"), in_percent(None)
+    ('97.50 %', '+2.0 %', '–')
+    """
+    return NOTHING if share is None or math.isnan(share) else f"{100 * share:{sign}.{digits}f} %"
+
+
 def digits(count: int, kind: str = "f") -> Callable[[float], str]:
     """Return how to show numbers with so many digits behind the point, for a column."""
     return partial(number, digits=count, kind=kind)

@@ -28,7 +28,7 @@ from koopman_interp.hub import OnHub
 from koopman_interp.labels import IGNORED, forms_of, spread_labels
 from koopman_interp.results import Result
 from koopman_interp.sequences import Sequences, whole_pieces
-from koopman_interp.tables import Column, Table
+from koopman_interp.tables import Column, Table, in_percent
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -287,12 +287,12 @@ class Trajectories(Result, OnHub):
         if not 0 < round(fraction * inputs) < inputs:
             if self.clock is not None:
                 raise InputError(
-                    f"Holding out {fraction:.0%} of {inputs} orbits leaves one part empty: {len(self):,} paths share "
-                    "inputs with one another, and paths that do are held out together. Observe paths that never meet "
-                    "(the same walk from other images, say), or choose another fraction."
+                    f"Holding out {in_percent(fraction, 0)} of {inputs} orbits leaves one part empty: {len(self):,} "
+                    "paths share inputs with one another, and paths that do are held out together. Observe paths that "
+                    "never meet (the same walk from other images, say), or choose another fraction."
                 )
             raise InputError(
-                f"Holding out {fraction:.0%} of {inputs} distinct inputs leaves one part empty. "
+                f"Holding out {in_percent(fraction, 0)} of {inputs} distinct inputs leaves one part empty. "
                 "Observe more, or choose another fraction."
             )
         held_out = Draw.of(distinct, fraction, seed)(self.digests)

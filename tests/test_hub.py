@@ -106,7 +106,7 @@ def test_a_card_says_what_was_saved(surrogate, tmp_path):
     for site, time, width in zip(surrogate.sites, surrogate.config.times, surrogate.config.widths, strict=True):
         assert f"| `{site}` | {time:g} | {width} |" in body
     assert f"(FVU) | {record.kept['fvu']:.4g} |" in body
-    assert f"Held out were {len(record.held_out):,} inputs, 10% of those observed, drawn by seed 0" in body
+    assert f"Held out were {len(record.held_out):,} inputs, 10 % of those observed, drawn by seed 0" in body
     assert "| `pairs` | sampled |" in body
     assert "| `steps` | 60 |" in body
     for package, version in record.versions.items():

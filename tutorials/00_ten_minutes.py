@@ -61,7 +61,7 @@ model = nn.Sequential(nn.Linear(64, 64), Block(64), Block(64), Block(64), Block(
 train_classifier(model, x, y, epochs=4 if SLICE else 20, batch_size=64)
 with torch.no_grad():
     before = model(x_test).argmax(1)
-print(f"{(before == y_test).double().mean():.1%} of {len(x_test)} held-out digits are named right.")
+print(f"{100 * (before == y_test).double().mean():.1f} % of {len(x_test)} held-out digits are named right.")
 
 
 # %% [markdown]
@@ -153,8 +153,8 @@ shown(under, looked_at, "What it says under the patch")
 gone = y_test == LABEL
 for name, answers in (("before", before), ("under the patch", under), ("after it", after)):
     print(
-        f"{name}: {(answers[gone] == LABEL).double().mean():.1%} of the {LABEL}s are called {LABEL}, "
-        f"{(answers[~gone] == y_test[~gone]).double().mean():.1%} of the others are right"
+        f"{name}: {100 * (answers[gone] == LABEL).double().mean():.1f} % of the {LABEL}s are called {LABEL}, "
+        f"{100 * (answers[~gone] == y_test[~gone]).double().mean():.1f} % of the others are right"
     )
 
 # %% [markdown]
@@ -201,17 +201,18 @@ eight = ki.patched(model, koopman, ki.erase_class(koopman, label=8))
 with torch.no_grad(), eight:
     answers = model(x_test).argmax(1)
 own = y_test == 8
-print(f"8 is still named on {(answers[own] == 8).double().mean():.1%} of its rows,")
+print(f"8 is still named on {100 * (answers[own] == 8).double().mean():.1f} % of its rows,")
 print(
-    f"and {(answers[~own] == y_test[~own]).double().mean():.1%} of the others are right "
-    f"(unpatched: {(before[~own] == y_test[~own]).double().mean():.1%})."
+    f"and {100 * (answers[~own] == y_test[~own]).double().mean():.1f} % of the others are right "
+    f"(unpatched: {100 * (before[~own] == y_test[~own]).double().mean():.1f} %)."
 )
 
 # %% tags=["solution"]
 for strength in (1, 2):
     harder = ki.patched(model, koopman, ki.erase_class(koopman, label=LABEL, strength=strength))
     row = ki.audit(harder, held_out=(x_test, y_test), probes=("linear",)).rows[-1]
-    print(f"strength {strength}: named {row.forget_accuracy:.1%}, found by a linear probe {row.linear_probe:.1%}")
+    named, found = 100 * row.forget_accuracy, 100 * row.linear_probe
+    print(f"strength {strength}: named {named:.1f} %, found by a linear probe {found:.1f} %")
 
 # %% [markdown]
 # ## The answer

@@ -72,8 +72,8 @@ with torch.no_grad():
 commonest = y_test.bincount().max() / len(y_test)
 print("== The host ==")
 print(
-    f"Accuracy on {len(x_test):,} fresh points: {(logits.argmax(1) == y_test).float().mean():.2%} "
-    f"(always the commonest class: {commonest:.2%})"
+    f"Accuracy on {len(x_test):,} fresh points: {100 * (logits.argmax(1) == y_test).float().mean():.2f} % "
+    f"(always the commonest class: {100 * commonest:.2f} %)"
 )
 
 # %% [markdown]
@@ -229,7 +229,7 @@ trusted = int(spectrum.trusted.sum())
 print(
     f"{trusted} of {len(spectrum.eigenvalues)} modes are trusted, with a residual of {spectrum.tolerance:g} or less on "
     f"held-out rows; the other {len(spectrum.eigenvalues) - trusted} are not to be read. Those that pass explain "
-    f"{spectrum.variance_in():.0%} of the variance of the observables."
+    f"{100 * spectrum.variance_in():.0f} % of the variance of the observables."
 )
 keep(plotting.plot_spectrum(spectrum), "spectrum")
 

@@ -269,7 +269,7 @@ verdict = "" if affordable else "TEACHING FAILED: no strength is within the budg
 print(
     f"{verdict}Chosen on {len(choosing)} stories of the training part: strength {strength:g} at {len(edits)} site(s),"
 )
-print(f"which leaves {left:.2f} nats there, at {cost:+.1%} cross-entropy on other tokens. At strength 1:")
+print(f"which leaves {left:.2f} nats there, at {100 * cost:+.1f} % cross-entropy on other tokens. At strength 1:")
 print(edits)
 edits = edits.scaled(strength)
 
@@ -380,7 +380,8 @@ print(ki.koopman_lens(model, koopman, [own], layers=[0, 1, 2, 3, 4], positions=[
 for factor in (1.0, 2.0):
     with ki.patched(model, koopman, edits.scaled(factor), at="each site"):
         left, right, loss = judged(fresh)
-    print(f"× {factor:g}: {left:+.2f} nats for the right word, right {right:.1%}, other tokens {loss / base - 1:+.2%}")
+    more = f"other tokens {100 * (loss / base - 1):+.2f} %"
+    print(f"× {factor:g}: {left:+.2f} nats for the right word, right {100 * right:.1f} %, {more}")
 
 # %% [markdown]
 # ## The answer

@@ -71,7 +71,7 @@ held_out = {name: ki.attach(model).observe(x_test, y_test) for name, model in ho
 print("== Hosts ==")
 for name, model in hosts.items():
     with torch.no_grad():
-        print(f"{name}: accuracy {(model(x_test).argmax(1) == y_test).float().mean():.2%}")
+        print(f"{name}: accuracy {100 * (model(x_test).argmax(1) == y_test).float().mean():.2f} %")
 
 # %% [markdown]
 # ## One call

@@ -448,7 +448,7 @@ for ids, value in zip(mine.ids, mine.value.tolist(), strict=True):
 # %% tags=["solution"]
 for factor in (0.5, 1.0):
     left, more = left_and_loss(ki.patched(model, koopman, edit.scaled(factor), at="each site"))
-    print(f"× {factor:g}: {odds:.2f} → {left:.2f} nats at {more / loss - 1:+.2%} cross-entropy")
+    print(f"× {factor:g}: {odds:.2f} → {left:.2f} nats at {100 * (more / loss - 1):+.2f} % cross-entropy")
 
 # %% [markdown]
 # ## The answer

@@ -30,7 +30,7 @@ from koopman_interp.observing.outputs import Output
 from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.patch import Patch
 from koopman_interp.results import PlainResult
-from koopman_interp.tables import Column, Table, columns_of, digits, number, percent, percents
+from koopman_interp.tables import Column, Table, columns_of, digits, in_percent, number, percents
 from koopman_interp.trajectories import Trajectories
 
 
@@ -105,7 +105,7 @@ class LanguageAudit(PlainResult):
     def __repr__(self) -> str:
         before, *_, after = self.rows.values()
         said = [
-            f"{name} {percent(getattr(after, name), 1)} %"
+            f"{name} {in_percent(getattr(after, name), 1)}"
             for name in ("reliability", "generality", "locality")
             if getattr(after, name) is not None
         ]

@@ -32,7 +32,7 @@ from koopman_interp.own_kinds import own_kinds
 from koopman_interp.patching.options import IN_PLACE, PatchOptions
 from koopman_interp.patching.patch import Patch
 from koopman_interp.results import PlainResult
-from koopman_interp.tables import Column, Table, digits, percents
+from koopman_interp.tables import Column, Table, digits, in_percent, percents
 
 NOTHING = 0.01
 """Share of the change at the site, at the target, below which it counts as not having arrived."""
@@ -91,7 +91,7 @@ class Reach(PlainResult):
     rows: int
 
     def __repr__(self) -> str:
-        share = "–" if self.patched.share is None else f"{self.patched.share:.1%}"
+        share = in_percent(self.patched.share, 1)
         nats = "" if self.patched.output is None else f", {self.patched.output:.3g} nats at the output"
         return f"Reach({self.edit}, {self.patched.way}: {share} arrives at {self.target!r}{nats})"
 
@@ -99,7 +99,7 @@ class Reach(PlainResult):
     def sentence(self) -> str:
         """Say which way the edits are written, and what arrives of them."""
         ours, theirs = self.patched, self.otherwise
-        share = "none of it" if ours.share is None else f"{100 * ours.share:.0f} % of the change at its site"
+        share = "none of it" if ours.share is None else f"{in_percent(ours.share, 0)} of the change at its site"
         nats = "" if ours.output is None else f", {ours.output:.3g} nats at the output"
         other = "" if theirs.output is None else f" ({theirs.way}: {theirs.output:.3g} nats)"
         return f"The edit is {ours.way}: {share} arrives at {self.target!r}{nats}{other}, on {self.rows:,} rows."
@@ -129,12 +129,13 @@ class Reach(PlainResult):
                 if self.carried
                 else "Edit at more sites, or nearer to the target."
             )
-            return f"Of what {self.edit!r} changes at {where}, {share:.2%} arrives at {self.target!r}: {why}. {remedy}"
+            arrives = f"{in_percent(share)} arrives at {self.target!r}"
+            return f"Of what {self.edit!r} changes at {where}, {arrives}: {why}. {remedy}"
         if self.carried and (least := self._least_of_in_place()) is not None and least[0] < LITTLE:
             return (
-                f"Carried by K to {self.target!r}, {self.edit!r} does {least[0]:.1%} of what it does written in place "
-                f"({least[1]}): what it is to take is brought in on the way, by attention from other tokens, say. "
-                "Write it in place: patched(model, koopman, edit, at='each site')."
+                f"Carried by K to {self.target!r}, {self.edit!r} does {in_percent(least[0], 1)} of what it does "
+                f"written in place ({least[1]}): what it is to take is brought in on the way, by attention from other "
+                "tokens, say. Write it in place: patched(model, koopman, edit, at='each site')."
             )
         return None
 
@@ -162,7 +163,7 @@ class Reach(PlainResult):
 
     def notes(self) -> Sequence[str]:
         """Say what was read, what K and the model agree on, and where nothing arrives."""
-        agreed = "–" if self.agreement is None else f"{self.agreement:.1%}"
+        agreed = in_percent(self.agreement, 1)
         return (
             f"On {self.rows:,} rows. Of the change that the edits in place make at {self.target!r}, K makes {agreed}.",
             *([] if self.warning is None else [self.warning]),

@@ -18,7 +18,7 @@ from koopman_interp.auditing.verdict import verdict
 from koopman_interp.errors import InputError
 from koopman_interp.labels import classes_named
 from koopman_interp.results import PlainResult
-from koopman_interp.tables import Table, percent
+from koopman_interp.tables import Table, in_percent
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,8 +62,8 @@ class Audit(PlainResult):
 
     def __repr__(self) -> str:
         ours = self.rows[-1]
-        accuracies = f"{percent(ours.forget_accuracy)} % ↓, retain accuracy {percent(ours.retain_accuracy)} % ↑"
-        probe = "" if ours.best_probe is None else f"; a probe still finds it at {percent(ours.best_probe, 1)} %"
+        accuracies = f"{in_percent(ours.forget_accuracy)} ↓, retain accuracy {in_percent(ours.retain_accuracy)} ↑"
+        probe = "" if ours.best_probe is None else f"; a probe still finds it at {in_percent(ours.best_probe, 1)}"
         return f"Audit({self.edit}: forget accuracy of {self.classes} {accuracies}{probe})"
 
     @property

@@ -22,7 +22,7 @@ from koopman_interp.files import Json, read_tensors, rebuilding, write_tensors
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.hub import OnHub
 from koopman_interp.results import Result
-from koopman_interp.tables import Column, Table
+from koopman_interp.tables import Column, Table, in_percent
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ class Certificate:
         facts = [("rank", f"{self.rank}")]
         if self.noise is not None:
             facts.append(("reading noise", f"{self.noise:.2f}"))
-        facts.append(("retained rows drift", f"{self.retained_drift:.2%} ({source})"))
-        facts.append(("retained class means", f"{self.class_mean_drift:.2%}"))
+        facts.append(("retained rows drift", f"{in_percent(self.retained_drift)} ({source})"))
+        facts.append(("retained class means", in_percent(self.class_mean_drift)))
         if self.feasibility is not None:
             facts.append(("feasibility", f"{self.feasibility:.3f}"))
         if self.null_dimension is not None:
             facts.append(("null space", f"{self.null_dimension} dimensions"))
         if self.reach is not None:
-            facts.append(("carried by K to the last depth", f"{self.reach:.1%} of the change"))
+            facts.append(("carried by K to the last depth", f"{in_percent(self.reach, 1)} of the change"))
         facts.append(("undo error", f"{self.undo_error:.1e}"))
         if self.strength > 1:
             facts.append(("strength", f"{self.strength:g}, past 1: over-erased, no guardedness"))

@@ -32,6 +32,7 @@ from koopman_interp.hashing import generator_of
 from koopman_interp.memory import is_out_of_memory
 from koopman_interp.processes import Processes
 from koopman_interp.surrogates.record import Look
+from koopman_interp.tables import in_percent
 
 Objective = Callable[[int, torch.Generator], Float[Tensor, ""]]
 """The loss of a step, from its number and a generator of its own."""
@@ -178,9 +179,8 @@ class Descent:
         looks = f"{config.patience} looks, {config.evaluate_every} steps apart"
         if self.config.schedule != "wsd":
             return f"{looks}, brought nothing"
-        return (
-            f"{looks}, brought less than {config.least_gain:.0%} by step {state.decay_from:,}, and the rate fell to 0"
-        )
+        gain = in_percent(config.least_gain, 0)
+        return f"{looks}, brought less than {gain} by step {state.decay_from:,}, and the rate fell to 0"
 
     def _is_stale(self) -> bool:
         patience = self.config.patience

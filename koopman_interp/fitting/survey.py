@@ -19,6 +19,7 @@ from koopman_interp.processes import Processes
 from koopman_interp.sources.opening import shared, some_rows
 from koopman_interp.sources.protocol import Source
 from koopman_interp.surrogates.outlying_rows import LEAST_SHARE, MOST_OUTLYING, OutlyingRows
+from koopman_interp.tables import in_percent
 from koopman_interp.trajectories import Trajectories
 
 _MEDIAN_ROWS, _LEAST_MEDIAN_ROWS, _MEDIAN_BYTES = 8192, 512, 2**27
@@ -81,8 +82,8 @@ def surveyed(source: Source, config: FitConfig, processes: Processes) -> Survey:
     outlying = looked.outlying()
     if not looked.rows[1]:
         raise InputError(
-            f"Holding out {config.validation:.0%} of the inputs left none of {sum(looked.rows):,} rows to judge by. "
-            "Observe more, or choose another FitConfig(validation=…)."
+            f"Holding out {in_percent(config.validation, 0)} of the inputs left none of {sum(looked.rows):,} rows to "
+            "judge by. Observe more, or choose another FitConfig(validation=…)."
         )
     judged = some_rows(some, judged_rows(source.depths), draw, whole=whole)
     return Survey(
@@ -107,8 +108,8 @@ def _draw(source: Source, config: FitConfig) -> Draw:
             break
     if not 0 < round(config.validation * len(distinct)) < len(distinct):
         raise InputError(
-            f"Holding out {config.validation:.0%} of {len(distinct)} distinct inputs leaves one part empty. Observe "
-            "more, or choose another fraction."
+            f"Holding out {in_percent(config.validation, 0)} of {len(distinct)} distinct inputs leaves one part "
+            "empty. Observe more, or choose another fraction."
         )
     return Draw.of(distinct, config.validation, config.seed)
 

@@ -38,7 +38,7 @@ from koopman_interp.patching.patch import patched
 from koopman_interp.results import Result
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import Column, Table, digits, percents
+from koopman_interp.tables import Column, Table, digits, in_percent, percents
 from koopman_interp.trajectories import Trajectories
 
 Edit = OperatorEdit | EditSet
@@ -106,8 +106,8 @@ class Forgetting(Result):
     def __repr__(self) -> str:
         missed = "" if self.met else "; what was asked was NOT reached"
         return (
-            f"Forgetting({self.chosen.name}: forget accuracy {self.chosen.forget_accuracy:.1%} on class {self.label}, "
-            f"retain accuracy {self.chosen.retain_accuracy:.2%}{missed})"
+            f"Forgetting({self.chosen.name}: forget accuracy {in_percent(self.chosen.forget_accuracy, 1)} on class "
+            f"{self.label}, retain accuracy {in_percent(self.chosen.retain_accuracy)}{missed})"
         )
 
     def tables(self) -> tuple[Table]:
@@ -335,7 +335,7 @@ def _nearest(tried: Sequence[tuple[Edit, Trial]], most: float, weight: float | N
             tried, key=lambda pair: (pair[1].forget_accuracy - weight * pair[1].retain_accuracy, pair[1].kl)
         )
         return edit, trial, f"least forget accuracy + {weight:g} × retain accuracy lost", True
-    asked = f"forget accuracy of at most {most:.2%}, the highest retain accuracy"
+    asked = f"forget accuracy of at most {in_percent(most)}, the highest retain accuracy"
     keeping = [pair for pair in tried if pair[1].forget_accuracy <= most]
     if keeping:
         edit, trial = min(keeping, key=lambda pair: (-pair[1].retain_accuracy, pair[1].kl))

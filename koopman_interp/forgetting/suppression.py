@@ -39,7 +39,7 @@ from koopman_interp.patching.options import IN_PLACE, At
 from koopman_interp.patching.patch import patched
 from koopman_interp.results import Result
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import Column, Table, digits, percents
+from koopman_interp.tables import Column, Table, digits, in_percent, percents
 from koopman_interp.trajectories import Trajectories
 
 WEIGHTS = (0.005, 0.02, 0.1, 0.4)
@@ -123,22 +123,23 @@ class Suppression(Result):
         doubt = 0.5 + _SURE * 0.5 / math.sqrt(self.prompts)
         if self.right < doubt:
             return (
-                f"Teaching failed: the model itself prefers the right words on {self.right:.0%} of {self.prompts} "
-                f"prompts, so there is no preference to take. Give other words, or prompts that it understands."
+                f"Teaching failed: the model itself prefers the right words on {in_percent(self.right, 0)} of "
+                f"{self.prompts} prompts, so there is no preference to take. Give other words, or prompts that it "
+                "understands."
             )
         if not abs(self.chosen.signed) < FAILED * abs(self.signed):
             return (
                 f"Teaching failed: of {self.signed:.2f} nats the best choice leaves {self.chosen.signed:.2f} on "
                 "prompts of templates that it was not taught on, and a reader taught on the same rows tells "
-                f"{self.name!r} on {self.read:.0%} of them (chance is up to {doubt:.0%}). Teach with more templates "
-                "and fillings, or at sites where the concept has arrived."
+                f"{self.name!r} on {in_percent(self.read, 0)} of them (chance is up to {in_percent(doubt, 0)}). Teach "
+                "with more templates and fillings, or at sites where the concept has arrived."
             )
         return ""
 
     def __repr__(self) -> str:
         one = self.chosen
-        cost = "" if one.cost is None else f" at {one.cost:+.2%} cross-entropy"
-        missed = " TEACHING FAILED" if self.failed else "" if self.met else f"; NOT within {self.budget:.1%}"
+        cost = "" if one.cost is None else f" at {in_percent(one.cost, sign='+')} cross-entropy"
+        missed = " TEACHING FAILED" if self.failed else "" if self.met else f"; NOT within {in_percent(self.budget, 1)}"
         return (
             f"Suppression({self.name}, λ = {one.weight:g}, strength {one.strength:g}, in place at "
             f"{len(one.sites)} sites: {self.host:.2f} → {one.left:.2f} nats{cost}{missed})"
@@ -166,9 +167,9 @@ class Suppression(Result):
         """Say what it was chosen on, and whether teaching failed."""
         chosen = (
             f"Chosen on {self.prompts} prompts of templates of their own (the model: {self.host:.2f} nats, the right "
-            f"words on {self.right:.0%}; a reader of pooled states tells {self.read:.0%}), within "
-            f"{self.budget:.1%} cross-entropy: {'reached' if self.met else 'NOT reached: the cheapest is shown'}. "
-            "Report it on others."
+            f"words on {in_percent(self.right, 0)}; a reader of pooled states tells {in_percent(self.read, 0)}), "
+            f"within {in_percent(self.budget, 1)} cross-entropy: "
+            f"{'reached' if self.met else 'NOT reached: the cheapest is shown'}. Report it on others."
         )
         return (chosen, self.failure) if self.failed else (chosen,)
 

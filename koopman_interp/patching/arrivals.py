@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from koopman_interp.edits.certifying import carried_share
 from koopman_interp.edits.operator_edit import OperatorEdit
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.tables import in_percent
 
 NOTHING = 1e-3
 """Share of a change, carried to the target, below which it counts as nothing."""
@@ -19,7 +20,7 @@ def warn_of_nothing(koopman: KoopmanAutoencoder, edits: Sequence[OperatorEdit], 
     known = [share for share in shares if share is not None]
     if known and max(known) < NOTHING:
         warnings.warn(
-            f"Of what {edits[0].description!r} changes at {edits[0].site!r}, K carries {max(known):.2%} to "
+            f"Of what {edits[0].description!r} changes at {edits[0].site!r}, K carries {in_percent(max(known))} to "
             f"{koopman.sites[last]!r}, so this patch does nothing. Write it in place, patched(…, at='each site'), or "
             "edit nearer to the target.",
             stacklevel=4,

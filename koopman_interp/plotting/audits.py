@@ -28,6 +28,7 @@ from koopman_interp.plotting.style import (
     short,
     ticks_of_sites,
 )
+from koopman_interp.tables import in_percent
 
 _LOOKS = {
     BASE: ("k", "o", LINES[0]),
@@ -109,7 +110,7 @@ def plot_forgetting_by_depth(audit: Audit, axes: ndarray | None = None) -> ndarr
                 markerfacecolor=colour if row is rows[-1] else "white",
             )  # fmt: skip
             told = zip(shares, (one.site for one in row.depths), strict=True)
-            hovered(line, *(f"{row.name}: {100 * share:.1f} % at {site}" for share, site in told))
+            hovered(line, *(f"{row.name}: {in_percent(share, 1)} at {site}" for share, site in told))
         if kernel is not None:
             ax.axhline(50, color="k", linestyle="--", linewidth=1)
             ax.text(0, 51, "at chance", fontsize=8, ha="left", va="bottom")

@@ -8,7 +8,7 @@ from koopman_interp.report.joined_audits import JoinedAudit
 from koopman_interp.report.language_section import texts_of
 from koopman_interp.report.parts import Section, classes_named, figure, folded, paragraphs, section, shown
 from koopman_interp.report.texts import beside
-from koopman_interp.tables import escaped, percent
+from koopman_interp.tables import escaped, in_percent
 
 
 def audit_section(made: JoinedAudit, index: int, figures: Mapping[str, bytes], names: Mapping[int, str]) -> Section:
@@ -23,7 +23,7 @@ def audit_section(made: JoinedAudit, index: int, figures: Mapping[str, bytes], n
     audit, (overview, *further) = made.audit, made.tables()
     classes = classes_named(audit.labels, names, audit.classes)
     found = [row.best_probe for row in made.ours if row.best_probe is not None]
-    probe = f"; a probe still finds {classes} at {percent(max(found), 1)} % (50 % at chance)" if found else ""
+    probe = f"; a probe still finds {classes} at {in_percent(max(found), 1)} (50 % at chance)" if found else ""
     methods = ", ".join(row.name for row in audit.rows)
     return section(
         f"audit-{index}",
@@ -51,5 +51,5 @@ def audit_section(made: JoinedAudit, index: int, figures: Mapping[str, bytes], n
 def _said_of(made: JoinedAudit, place: int) -> str:
     """What an audit comes to, in its own words."""
     audit, row = made.audits[place], made.ours[place]
-    head = f"{row.name}: forget {percent(row.forget_accuracy)} % ↓, retain {percent(row.retain_accuracy)} % ↑"
+    head = f"{row.name}: forget {in_percent(row.forget_accuracy)} ↓, retain {in_percent(row.retain_accuracy)} ↑"
     return folded(head, paragraphs(*audit.verdict.splitlines(), *audit.reached), unfolded=place == 0)

@@ -12,7 +12,7 @@ from koopman_interp.auditing.language import LanguageAudit
 from koopman_interp.auditing.result import Audit
 from koopman_interp.report.folder import Run
 from koopman_interp.report.parts import classes_named, strong
-from koopman_interp.tables import escaped, number, percent
+from koopman_interp.tables import escaped, in_percent, number, percent
 
 _MOST = 3
 _READABLE = 0.6
@@ -38,7 +38,7 @@ def _of_audit(audit: Audit, names: Mapping[int, str]) -> Sequence[str]:
     if mask is not None and percent(mask.retain_accuracy, 1) == percent(after.retain_accuracy, 1):
         beside = ", as a logit mask does, which is free"
     elif mask is not None:
-        beside = f"; a logit mask, which is free, has {percent(mask.retain_accuracy, 1)} %"
+        beside = f"; a logit mask, which is free, has {in_percent(mask.retain_accuracy, 1)}"
     return (
         f"“{escaped(audit.edit)}” takes the forget accuracy of {classes} from {percent(before.forget_accuracy, 1)} to "
         f"{strong(after.forget_accuracy)}.",
@@ -63,7 +63,7 @@ def _of_language(audit: LanguageAudit) -> Sequence[str]:
     if after.reliability is not None:
         said.append(
             f"Under “{escaped(audit.edit)}” no unwanted token follows on {strong(after.reliability)} of the prompts "
-            f"that it is about, where the base model has {percent(before.reliability, 1)} %."
+            f"that it is about, where the base model has {in_percent(before.reliability, 1)}."
         )
     if after.perplexity is not None:
         said.append(

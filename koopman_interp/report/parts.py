@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from koopman_interp.report.inline_svg import inline
-from koopman_interp.tables import Table, escaped, percent
+from koopman_interp.tables import Table, escaped, in_percent
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def described(facts: Mapping[str, str]) -> str:
 
 def strong(share: float | None) -> str:
     """A share in per cent, in bold."""
-    return f"<strong>{percent(share, 1)} %</strong>"
+    return f"<strong>{in_percent(share, 1)}</strong>"
 
 
 def classes_named(labels: Sequence[int], names: Mapping[int, str], otherwise: str) -> str:

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from koopman_interp.clocks import Clock
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.surrogates.record import FitRecord
+from koopman_interp.tables import in_percent
 
 LIBRARY = "koopman-interp"
 TAGS = ("koopman", "interpretability")
@@ -128,9 +129,8 @@ def _held_out(record: FitRecord) -> str:
     if record.distilled:
         best = min(look["kl"] for look in record.distilled)
         rows.append(("KL at the model's output after distillation, nats", f"{best:.4g}"))
-    share = (
-        "" if record.validation is None else f", {record.validation:.0%} of those observed, drawn by seed {record.seed}"
-    )
+    part = in_percent(record.validation, 0)
+    share = "" if record.validation is None else f", {part} of those observed, drawn by seed {record.seed}"
     return (
         f"{_table(('figure', 'value'), rows)}\n\nHeld out were {len(record.held_out):,} inputs{share}; their digests "
         "are saved with the weights, and `koopman.is_held_out` knows them again. They chose the weights that were "

@@ -16,7 +16,7 @@ from koopman_interp.errors import InputError
 from koopman_interp.files import Json
 from koopman_interp.hashing import Draw
 from koopman_interp.results import Result
-from koopman_interp.tables import Column, Table, digits
+from koopman_interp.tables import Column, Table, digits, in_percent
 
 Look = Mapping[str, int | float]
 """Held-out figures at one step, by name."""
@@ -100,7 +100,7 @@ class FitRecord(Result):
         if not self.history:
             return ()
         made_with = " and ".join(f"{name} {version}" for name, version in self.versions.items())
-        share = "" if self.validation is None else f", {self.validation:.0%} of all (seed {self.seed})"
+        share = "" if self.validation is None else f", {in_percent(self.validation, 0)} of all (seed {self.seed})"
         return (
             f"{len(self.held_out):,} inputs were held out{share}. Fitted in {self.seconds:.1f} s with {made_with}.",
             *self.choices,

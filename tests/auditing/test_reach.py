@@ -98,7 +98,7 @@ def test_what_k_takes_to_nothing_does_not_arrive_and_is_warned_of():
     null = torch.linalg.svd(koopman.K.detach().double()).Vh[-1]
     edit = along(koopman, 0, null)
     assert edit.certificate.reach < 1e-5
-    with pytest.warns(UserWarning, match="K carries 0.00% to"):
+    with pytest.warns(UserWarning, match="K carries 0.00 % to"):
         patch = ki.patched(host, koopman, edit)
     with pytest.warns(UserWarning, match="K takes it to nothing on the way. Write it in place"):
         found = ki.reach(patch, held_out=x)

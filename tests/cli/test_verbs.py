@@ -115,7 +115,7 @@ def test_forget_writes_the_edit_that_its_table_marks(run, tmp_path):
     assert told["forget_rows"] == int((yin_yang(300)[1] == 1).sum())
     kept = ki.EditSet.load(tmp_path / "e.safetensors")
     assert kept.description == told["chosen"]["name"]
-    assert "at most 50.00%" in told["asked"]
+    assert "at most 50.00 %" in told["asked"]
     assert run(*arguments, "--mode", "replace")[1].count("chosen") == 1
 
 

@@ -283,5 +283,5 @@ def test_a_file_that_lacks_parts_is_refused(tmp_path):
 
 def test_the_certificate_says_what_its_drift_was_measured_on():
     measured, bound = Certificate(1, 0.2, 0.1234, 1200, 0.01, 1e-15), Certificate(1, 0.2, 0.1234, 0, 0.01, 1e-15)
-    assert "12.34% (1,200 rows)" in str(measured)
-    assert "12.34% (at most, from held-out moments)" in str(bound)
+    assert "12.34 % (1,200 rows)" in str(measured)
+    assert "12.34 % (at most, from held-out moments)" in str(bound)

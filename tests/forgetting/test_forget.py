@@ -75,7 +75,7 @@ def test_no_row_of_the_table_is_nearer(forgetting):
 
 
 def test_it_prints_and_saves(forgetting, tmp_path):
-    assert f"forget accuracy {forgetting.chosen.forget_accuracy:.1%} on class {LABEL}" in repr(forgetting)
+    assert f"forget accuracy {100 * forgetting.chosen.forget_accuracy:.1f} % on class {LABEL}" in repr(forgetting)
     (marked,) = (line for line in str(forgetting).splitlines() if line.endswith("  yes"))
     assert marked.startswith(forgetting.chosen.name)
     assert f"{100 * forgetting.chosen.retain_accuracy:.2f}" in marked

@@ -103,7 +103,7 @@ def test_its_tables_are_the_figures_by_step():
     assert [(column.name, column.values) for column in distilled.columns] == [("step", (0, 10)), ("KL", (0.5, 0.25))]
     assert list(RECORD.to_frame()["FVU"]) == [0.9, 0.2, 0.3]
     assert "20    1.0000  0.2000  0.0500" in str(RECORD)
-    assert "4 inputs were held out, 20% of all (seed 3). Fitted in 1.5 s with torch 2.9." in str(RECORD)
+    assert "4 inputs were held out, 20 % of all (seed 3). Fitted in 1.5 s with torch 2.9." in str(RECORD)
     assert repr(RECORD) == ("FitRecord(gradient, step 20, held-out FVU 0.2, held-out stress 0.05, 4 inputs held out)")
 
 

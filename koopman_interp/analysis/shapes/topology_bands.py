@@ -29,7 +29,7 @@ from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import PlainResult, Result
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import Column, Table
+from koopman_interp.tables import Column, Table, in_percent
 
 LEVEL = 0.9
 """Share of the runs that a band holds, between its lower and its upper quantile."""
@@ -112,7 +112,7 @@ class TopologyBands(Result):
             Column(name, tuple(map(tuple, self.band(each).T.tolist())), _band, parts=("low", "mean", "high"))
             for name, each in values.items()
         )
-        caption = f"Mean [{self.level:.0%} of {len(self.runs)} runs], scales in {self.runs[0].scale_name}."
+        caption = f"Mean [{in_percent(self.level, 0)} of {len(self.runs)} runs], scales in {self.runs[0].scale_name}."
         return Table((Column("cloud", self.names), *columns), caption)
 
     def as_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from jaxtyping import Complex, Float
 from numpy import ndarray
 
 from koopman_interp.analysis.spectra.grams import Grams, Span
+from koopman_interp.tables import in_percent
 
 LEADING = 32
 """Modes that are given intervals: the slowest."""
@@ -67,8 +68,8 @@ class Intervals:
     def __repr__(self) -> str:
         told = int(np.isfinite(self.estimate).sum())
         return (
-            f"Intervals({told} of {len(self.estimate)} modes, {self.level:.0%} of {self.draws} draws of {self.shards} "
-            f"shards, {self.samples:,} samples)"
+            f"Intervals({told} of {len(self.estimate)} modes, {in_percent(self.level, 0)} of {self.draws} draws of "
+            f"{self.shards} shards, {self.samples:,} samples)"
         )
 
     def times(self, factor: Float[ndarray, " mode"]) -> Intervals:

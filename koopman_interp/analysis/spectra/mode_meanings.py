@@ -9,7 +9,7 @@ import numpy as np
 
 from koopman_interp.analysis.spectra.eigen import turned
 from koopman_interp.results import PlainResult
-from koopman_interp.tables import Column, Table, digits, percents
+from koopman_interp.tables import Column, Table, digits, in_percent, percents
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ModeMeaning(PlainResult):
         known = "–" if self.residual is None else f"{self.residual:.3f}"
         return (
             f"ModeMeaning(mode {self.mode}, λ = {complex(*self.eigenvalue):.4f}, residual {known}, {self.verdict}, "
-            f"{self.varying:.0%} of it differs between samples)"
+            f"{in_percent(self.varying, 0)} of it differs between samples)"
         )
 
     def tables(self) -> tuple[Table, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
+from koopman_interp.tables import in_percent
 
 HELD = 0.99
 """Share of the variance at a depth that its space holds."""
@@ -65,8 +66,9 @@ def apart(shares: Float[ndarray, " step"] | None, trusted: float | None) -> str 
         return None
     step = int(shares.argmin())
     return (
-        f"Depths {step} and {step + 1} are different spaces: of the variance at the later, {shares[step]:.0%} lies "
-        f"where {HELD:.0%} of that at the earlier does, and trusted modes explain {trusted:.0%}. An eigenmode is one "
-        "function at both; what K carries from one to the other are pairs: "
+        f"Depths {step} and {step + 1} are different spaces: of the variance at the later, "
+        f"{in_percent(shares[step], 0)} lies where {in_percent(HELD, 0)} of that at the earlier does, and trusted "
+        f"modes explain {in_percent(trusted, 0)}. An eigenmode is one function at both; what K carries from one to the "
+        "other are pairs: "
         f"ki.transfer_modes(koopman, held_out, source={step}, target={step + 1})."
     )

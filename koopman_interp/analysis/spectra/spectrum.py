@@ -29,7 +29,7 @@ from koopman_interp.errors import InputError
 from koopman_interp.files import Json, read_tensors, rebuilding, write_tensors
 from koopman_interp.results import Result
 from koopman_interp.surrogates.coordinates import Coordinates
-from koopman_interp.tables import Column, Table, digits, percents
+from koopman_interp.tables import Column, Table, digits, in_percent, percents
 
 TOLERANCE = 0.3
 """Modes whose residual is larger are marked spurious."""
@@ -229,7 +229,7 @@ class Spectrum(Result):
 
     def _table(self, order: ndarray, first: str, most: int | None) -> Table:
         upper = [index for index in order.tolist() if self.operator_eigenvalues[index].imag >= 0]
-        level = 0.95 if self.intervals is None else self.intervals.level
+        level = in_percent(0.95 if self.intervals is None else self.intervals.level, 0)
         verdicts = self.verdicts
         columns = (
             Column("mode", tuple(upper)),
@@ -238,7 +238,7 @@ class Spectrum(Result):
             Column("half-life", tuple(self.half_life[upper].tolist()), digits(1)),
             Column("energy %", tuple(map(self._energy, upper)), percents(1)),
             Column("residual", tuple(self._residual(index) for index in upper), digits(3)),
-            Column(f"|λ| on data, {level:.0%}", tuple(map(self._on_data, upper)), _ends, parts=("low", "high")),
+            Column(f"|λ| on data, {level}", tuple(map(self._on_data, upper)), _ends, parts=("low", "high")),
             Column("verdict", tuple(verdicts[index] for index in upper), left=True),
         )
         units = "the host's own units" if self.in_host_units else "the units of K"

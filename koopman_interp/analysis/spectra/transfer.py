@@ -37,7 +37,7 @@ from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import Result
 from koopman_interp.sources.opening import Rows
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import Column, Table, digits, percents
+from koopman_interp.tables import Column, Table, digits, in_percent, percents
 from koopman_interp.trajectories import Trajectories
 
 By = Literal["variance", "correlation"]
@@ -99,7 +99,7 @@ class TransferModes(Result):
         return (
             f"TransferModes({len(self)} pairs from {self.source!r} to {self.target!r}, {int(self.trusted.sum())} "
             f"trusted at residual ≤ {self.tolerance:g} on {self.samples:,} samples, which hold "
-            f"{self.share[self.trusted].sum():.0%} of the variance there)"
+            f"{in_percent(self.share[self.trusted].sum(), 0)} of the variance there)"
         )
 
     @property

@@ -12,6 +12,7 @@ from numpy import ndarray
 from koopman_interp.analysis.spectra.eigen import DEFECTIVE
 from koopman_interp.analysis.spectra.intervals import ROWS_PER_MODE
 from koopman_interp.analysis.spectra.residuals import CONSTANT
+from koopman_interp.tables import in_percent
 
 DRIFT = 0.05
 """Distance of λ from what the data give for it, relative to its size, up to which the data never contradict it."""
@@ -20,7 +21,7 @@ Verdict = Literal["trusted", "spurious", "contradicted", "unknown", "constant", 
 
 _SENTENCES: dict[Verdict, str] = {
     "unknown": f"not judged, on fewer than {ROWS_PER_MODE} samples a mode; give more rows",
-    "contradicted": f"small in residual, but solved anew on these rows no λ is within that, or {DRIFT:.0%}",
+    "contradicted": f"small in residual, but solved anew on these rows no λ is within that, or {in_percent(DRIFT, 0)}",
     "constant": "the same for all samples, so without a residual to speak of",
     "unreached": "zero on all samples, so not judged",
     "defective": "without an eigenvector of their own to working precision; read the Schur form instead",

@@ -45,7 +45,7 @@ from koopman_interp.own_kinds import own_kinds
 from koopman_interp.results import PlainResult
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
-from koopman_interp.tables import Column, Table, digits
+from koopman_interp.tables import Column, Table, digits, in_percent
 
 Spans = Literal["given", "to_target", "all"]
 
@@ -97,7 +97,7 @@ class Fidelity(PlainResult):
         at_output = ""
         if self.outputs:
             ours = next(row for row in self.outputs if row.name == SURROGATE)
-            at_output = f"agreement with the model {ours.agreement:.2%}, KL {ours.kl:.4f}, "
+            at_output = f"agreement with the model {in_percent(ours.agreement)}, KL {ours.kl:.4f}, "
         return f"Fidelity({self.rows:,} rows, {at_output}FVU at the target {self.depths[-1].fvu[SURROGATE]:.4f})"
 
     def tables(self) -> tuple[Table, ...]:

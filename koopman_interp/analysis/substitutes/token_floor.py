@@ -19,6 +19,7 @@ from torch import Tensor
 
 from koopman_interp.divergence import kullback_leibler
 from koopman_interp.observing.own_pass import Continuation, OwnPass
+from koopman_interp.tables import in_percent
 from koopman_interp.trajectories import Trajectories
 
 FLOOR = "token-wise floor"
@@ -78,7 +79,7 @@ class TokenFloor:
         )
         share = _within(self._fitted)
         if share > _NOTHING_ELSE:
-            said += f" States at the first depth hold more than the token ({share:.1%} of their variance)."
+            said += f" States at the first depth hold more than the token ({in_percent(share, 1)} of their variance)."
         return said
 
     def _learn(self, own: OwnPass) -> None:

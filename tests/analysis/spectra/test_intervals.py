@@ -152,7 +152,7 @@ def test_a_seed_gives_the_same_again():
     assert (one.decay != other.decay).any()
     narrow = intervals(grams, found.values, found.readers, level=0.5)
     assert (np.ptp(narrow.decay, axis=1) < np.ptp(one.decay, axis=1)).all()
-    assert "6 of 6 modes, 95% of 400 draws of 16 shards" in repr(one)
+    assert "6 of 6 modes, 95 % of 400 draws of 16 shards" in repr(one)
 
 
 def test_turns_and_residuals_lie_in_their_own_intervals():

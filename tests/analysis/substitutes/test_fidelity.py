@@ -548,7 +548,7 @@ def test_the_printed_tables_hold_the_figures(found):
     text = str(found)
     assert text.startswith(repr(found))
     ours = by_name(found)["surrogate"]
-    assert f"agreement with the model {ours.agreement:.2%}, KL {ours.kl:.4f}" in repr(found)
+    assert f"agreement with the model {100 * ours.agreement:.2f} %, KL {ours.kl:.4f}" in repr(found)
     line = next(line for line in text.split("\n") if line.startswith("endpoint linear"))
     linear = by_name(found)["endpoint linear"]
     expected = [f"{100 * linear.accuracy:.2f}", f"{100 * linear.agreement:.2f}", f"{linear.kl:.4f}"]
