@@ -42,6 +42,7 @@ from .analysis.substitutes.lenses import LogitLens as LogitLens
 from .auditing.audit import audit as audit
 from .auditing.result import Audit as Audit
 from .auditing.language import LanguageAudit as LanguageAudit
+from .auditing.concept_baselines import concept_baselines as concept_baselines
 from .auditing.language import LanguageChecks as LanguageChecks
 from .auditing.language import audit_language as audit_language
 from .auditing.reach import Reach as Reach

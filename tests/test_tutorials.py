@@ -47,7 +47,7 @@ def test_ten_minutes(tmp_path):
     printed = run("00_ten_minutes", tmp_path)
     assert (tmp_path / "runs" / "00_ten_minutes" / "report.html").stat().st_size > 1000
     shares = dict(
-        re.findall(r"^(before|under the patch|after it): (\d+\.\d)% of the 4s are called 4", printed, re.MULTILINE)
+        re.findall(r"^(before|under the patch|after it): (\d+\.\d) % of the 4s are called 4", printed, re.MULTILINE)
     )
     assert float(shares["under the patch"]) < float(shares["before"]) / 2
     assert shares["after it"] == shares["before"]

@@ -24,8 +24,7 @@
 # The model is read from the folder `models/stories260K` where there is one, and the stories that it has told from
 # `data/stories-sampled`; else `EleutherAI/pythia-14m` and `roneneldan/TinyStories` come from the Hub. What is said
 # below was measured on stories260K. On the other model nothing here was measured: expect the code to run, and figures
-# of its own.
-# So it is with reviews: `data/sst2`, or `stanfordnlp/sst2`.
+# of its own. So it is with reviews: `data/sst2`, or `stanfordnlp/sst2`.
 
 # %% tags=["parameters"]
 SLICE = 0  # rows (stories) of a trial run, which takes seconds and whose figures mean nothing; 0 takes all
@@ -90,8 +89,7 @@ tap = ki.attach(model, skip=1)  # without the attention sink
 told_before = stories["train"].select(range(STORIES))["text"]
 corpus = tap.observe([tokenizer(text)["input_ids"] for text in told_before], batch_size=16)
 koopman = ki.fit(corpus, CONFIG)
-print("== Fit ==")
-print(koopman)
+print(f"== Fit ==\n{koopman}")
 
 # %% [markdown]
 # ## Teach the concept
@@ -134,37 +132,20 @@ JUDGED = [
 
 def contrast(templates, boys, girls):
     """Fill in templates with names."""
-    fillings = ([{"kind": "boy", "name": n} for n in boys], [{"kind": "girl", "name": n} for n in girls])
+    fillings = tuple(
+        [{"kind": kind, "name": name} for name in names.split()] for kind, names in (("boy", boys), ("girl", girls))
+    )
     return ki.Contrast.filled(tokenizer, templates, fillings)
 
 
 few = 2 if SLICE else None
 taught = contrast(
     [f"{opening} {middle}" for opening in OPENINGS[:few] for middle in MIDDLES[:few]],
-    ["Fred", "Leo", "Billy", "Joe", "Mike", "Jim", "Alex", "Dave", "Andy", "Timmy", "Johnny", "Bobby", "Jimmy", "Rob"],
-    [
-        "Jane",
-        "Mary",
-        "Kate",
-        "Zoe",
-        "Rose",
-        "Lisa",
-        "Molly",
-        "Sally",
-        "Daisy",
-        "Lola",
-        "Nina",
-        "Bella",
-        "Nancy",
-        "Annie",
-    ],
+    "Fred Leo Billy Joe Mike Jim Alex Dave Andy Timmy Johnny Bobby Jimmy Rob",
+    "Jane Mary Kate Zoe Rose Lisa Molly Sally Daisy Lola Nina Bella Nancy Annie",
 )
-choosing = contrast(CHOOSING_TEMPLATES, ["Mark", "Peter", "Roy", "Tommy"], ["Ella", "Susie"])
-judged = contrast(
-    JUDGED,
-    ["Tim", "Tom", "Ben", "Max", "Jack", "Sam", "Bob", "John"],
-    ["Lily", "Mia", "Sue", "Anna", "Emma", "Sara", "Lucy", "Amy"],
-)
+choosing = contrast(CHOOSING_TEMPLATES, "Mark Peter Roy Tommy", "Ella Susie")
+judged = contrast(JUDGED, "Tim Tom Ben Max Jack Sam Bob John", "Lily Mia Sue Anna Emma Sara Lucy Amy")
 print("\n== Taught, chosen by, judged by ==")
 for prompts in (taught, choosing, judged):
     print(prompts)
@@ -174,11 +155,10 @@ for prompts in (taught, choosing, judged):
 # choose by, on others to judge by.
 
 # %%
-WORDS_OF_GENDER = """
+GENDERED = """
 she he her him his hers himself herself girl boy girls boys man woman men women lady sir mr mrs mom dad mommy daddy
 mother father mum mama papa grandma grandpa aunt uncle brother sister son daughter queen king prince princess
 """
-GENDERED = set(WORDS_OF_GENDER.split())
 
 
 def free_of_gender(text):
@@ -186,7 +166,7 @@ def free_of_gender(text):
     found = tokenizer(text, return_offsets_mapping=True)
     free = [False] * len(found["input_ids"])
     for sentence in re.finditer(r'[^.!?\n]+[.!?\n"]*\s*', text):
-        if not GENDERED & set(re.findall(r"[a-z]+", sentence.group().lower())):
+        if not {*GENDERED.split()} & {*re.findall(r"[a-z]+", sentence.group().lower())}:
             for index, (start, stop) in enumerate(found["offset_mapping"]):
                 free[index] |= stop > start >= sentence.start() - 1 and stop <= sentence.end()
     return found["input_ids"], free
@@ -207,31 +187,12 @@ held_ids, free = zip(*map(free_of_gender, held), strict=True)
 # cross-entropy. Where teaching failed, it says so.
 
 # %%
-WORDS = ([HE], [SHE])
-
-
-def suppressed(one, name="gender"):
-    """Choose with one of several surrogates."""
-    return ki.suppress_concept(
-        model,
-        one,
-        taught=taught,
-        choosing=choosing,
-        words=WORDS,
-        text=paying_ids,
-        judged=paying_free,
-        budget=BUDGET,
-        sites=[(-1,)] if SLICE else None,
-        weights=WEIGHTS,
-        strengths=STRENGTHS,
-        name=name,
-    )
-
-
+asked = {"taught": taught, "choosing": choosing, "words": ([HE], [SHE])}
+costs = {"text": paying_ids, "judged": paying_free, "budget": BUDGET}
+grid = {"sites": [(-1,)] if SLICE else None, "weights": WEIGHTS, "strengths": STRENGTHS}
+suppressed = partial(ki.suppress_concept, model, name="gender", **asked, **costs, **grid)
 found = suppressed(koopman)
-print("\n== The edit ==")
-print(found)
-print(found.edits)
+print(f"\n== The edit ==\n{found}\n{found.edits}")
 
 # %% [markdown]
 # ## Its neighbours
@@ -243,6 +204,7 @@ print(found.edits)
 # %%
 host = ki.host_for(model)
 surrogates = {
+    "operator": koopman,
     "random features": ki.fit(corpus, method="least_squares", progress=False),
     "states": ki.fit(corpus, ki.FitConfig(hidden=()), method="least_squares", progress=False),
 }
@@ -265,36 +227,9 @@ def tied(strength):
     return host.hooked({HEAD: hook}, first=True)
 
 
-def projected(covariances, strength):
-    """Take off the difference between the two means at each site, read the cheapest way in a covariance (LEACE)."""
-    hooks = {}
-    for site, covariance in covariances.items():
-        x, value = of_rows[site], rows.value.double()
-        mean, apart = x.mean(0), (x - x.mean(0)).T @ (value - value.mean()) / len(x)
-        reader = torch.linalg.pinv(covariance, hermitian=True, rtol=1e-9) @ apart
-        reader /= apart @ reader
-        hooks[site] = partial(moved, strength=strength, mean=mean, apart=apart, reader=reader)
-    return host.hooked(hooks, first=True)
-
-
-def moved(state, strength, mean, apart, reader):
-    """Move states along one direction, by what a reader finds."""
-    found = (state.double() - mean) @ reader
-    return (state - strength * found[..., None] * apart).to(state.dtype)
-
-
 rows = taught.rows(tap)
-ways = {"operator": partial(scaled, koopman, found)}
-for name, one in surrogates.items():
-    ways[name] = partial(scaled, one, suppressed(one))
-of_rows, of_corpus = (
-    {site: some.states[some.sites.index(site)].double() for site in found.chosen.sites}
-    for some in (rows.trajectories, corpus)
-)
-nothing = {site: torch.eye(x.shape[1], dtype=torch.float64) for site, x in of_rows.items()}
-ways["mean difference"] = partial(projected, nothing)
-ways["LEACE"] = partial(projected, {site: x.T.cov(correction=0) for site, x in of_rows.items()})
-ways["LEACE, corpus covariance"] = partial(projected, {site: x.T.cov(correction=0) for site, x in of_corpus.items()})
+ways = {name: partial(scaled, one, found if one is koopman else suppressed(one)) for name, one in surrogates.items()}
+ways |= ki.concept_baselines(host, rows.trajectories, rows.value, sites=found.chosen.sites, corpus=corpus)
 ways["two logits tied"] = tied
 
 # %% [markdown]
@@ -329,8 +264,7 @@ for name, way in ways.items():
         left, more = left_and_loss(way(strength))
         points.append(ki.FrontierPoint(name, strength, left, 100 * (more / loss - 1)))
 frontier = ki.Frontier("mean |log She − log He|, nats", "more cross-entropy, %", odds, tuple(points))
-print("\n== What is left, and what it costs ==")
-print(frontier)
+print(f"\n== What is left, and what it costs ==\n{frontier}")
 print(frontier.summary(0.5, 1.0))
 chosen = next(point for point in frontier.curve("operator") if point.strength == found.chosen.strength)
 print(f"Chosen on teaching data alone: {odds:.2f} → {chosen.left:.2f} nats at {chosen.cost:+.2f} % cross-entropy.")
@@ -371,15 +305,13 @@ def told(prompt, times=40):
 
 
 print("\n== Generate ==")
-before = {}
 for prompt in ("There was a girl named Lily. Lily was very happy.", "There was a boy named Tim. Tim was very happy."):
-    before[prompt] = told(prompt)
+    before = told(prompt)
     with ki.patched(model, koopman, edit, at="each site"):
         after = told(prompt)
-    for name, (text, she, he) in (("host", before[prompt]), ("patched", after)):
+    for name, (text, she, he) in (("host", before), ("patched", after)):
         print(f"{name + ':':8} She {she:3}, He {he:3} of 40. {text!r}")
-same = all(told(prompt) == kept for prompt, kept in before.items())
-print(f"Outside of the context the model goes on as before: {same}")
+    print(f"Outside of the context the model goes on as before: {told(prompt) == before}")
 with torch.no_grad():
     ids = torch.tensor([held_ids[0]])
     plain = model(ids).logits
@@ -404,8 +336,7 @@ seen = tap.observe(list(reviews[column]), tokenizer=tokenizer, batch_size=32, pr
 fitted = seen[seen.sequence < half]
 eraser = ki.erase_concept(koopman, fitted, attribute=sentiment[:half], site=-1, pooled=True, name="sentiment")
 by_token = ki.erase_concept(koopman, fitted, attribute=sentiment[:half], site=-1, cost="rows", name="sentiment")
-print("\n== Sentiment ==")
-print(eraser)
+print(f"\n== Sentiment ==\n{eraser}")
 
 
 def probed(trajectories):
@@ -436,7 +367,7 @@ print(
 # 2. Is half the strength half the effect? And half the cost?
 
 # %% tags=["solution"]
-mine = contrast(["People liked a {kind} whose name was {name}. {name} was proud."], ["Pete"], ["Amelia"])
+mine = contrast(["People liked a {kind} whose name was {name}. {name} was proud."], "Pete", "Amelia")
 for ids, value in zip(mine.ids, mine.value.tolist(), strict=True):
     with torch.no_grad():
         plain = model(torch.tensor([list(ids)])).logits[0, -1]
@@ -454,13 +385,13 @@ for factor in (0.5, 1.0):
 # ## The answer
 #
 # It can, at the output: on names and templates that nothing has seen 0.50 of 4.98 nats are left, at 0.5 %
-# cross-entropy, chosen on teaching data alone. Continued forty times, *She* after a girl falls from 37 to 14, and
-# *He* after a boy from 36 to 13.
+# cross-entropy, chosen on teaching data alone. Continued forty times, *She* after a girl falls from 37 to 14, and *He*
+# after a boy from 36 to 13.
 #
 # **What does as well, or better:** tying two logits, which leaves nothing and costs nothing. Of the ways that act on
-# states the same formula without any lifting leaves 0.36, and LEACE with the corpus's covariance 0.54. So the
-# operator is not what makes it work: in place it is not even used.
+# states the same formula without any lifting leaves 0.36, and LEACE with the corpus's covariance 0.54. So the operator
+# is not what makes it work: in place it is not even used.
 #
-# **What failed:** carried by K the edit makes 17 % of the change that it makes in place. No way brings it to nothing
-# on states: past the best strength each of them overshoots. And of sentiment a probe finds so little in this model
-# (58.3 % against 51.5 %) that its erasure shows nothing.
+# **What failed:** carried by K the edit makes 17 % of the change that it makes in place. No way brings it to nothing on
+# states: past the best strength each of them overshoots. And of sentiment a probe finds so little in this model (58.3 %
+# against 51.5 %) that its erasure shows nothing.
