@@ -33,6 +33,9 @@ from koopman_interp.results import PlainResult
 from koopman_interp.tables import Column, Table, columns_of, digits, in_percent, number, percents
 from koopman_interp.trajectories import Trajectories
 
+_SHARES = {"reliability": "reliable", "generality": "general", "locality": "local"}
+"""Names of the shares, and what the columns of their intervals are called for short."""
+
 
 @dataclass(frozen=True)
 class LanguageChecks:
@@ -104,22 +107,24 @@ class LanguageAudit(PlainResult):
 
     def __repr__(self) -> str:
         before, *_, after = self.rows.values()
-        said = [
-            f"{name} {in_percent(getattr(after, name), 1)}"
-            for name in ("reliability", "generality", "locality")
-            if getattr(after, name) is not None
-        ]
+        said = [f"{name} {in_percent(getattr(after, name), 1)}" for name in _SHARES if getattr(after, name) is not None]
         if after.perplexity is not None:
             said.append(f"perplexity {number(before.perplexity, 2)} → {number(after.perplexity, 2)}")
         return f"LanguageAudit({self.edit}: {', '.join(said) or f'{len(after.samples):,} texts'})"
 
+    @property
+    def scored(self) -> bool:
+        """Whether more was asked for than texts."""
+        return any(getattr(row, name) is not None for row in self.rows.values() for name in (*_SHARES, "perplexity"))
+
     def tables(self) -> Sequence[Table]:
-        """Return the scores as one table."""
-        return [language_table(self.rows)]
+        """Return the scores as one table, or the texts where nothing else was asked for."""
+        return [language_table(self.rows) if self.scored else texts_table(self.rows)]
 
     def notes(self) -> Sequence[str]:
-        """Return the samples, each behind the name of its row, and how the edit is written."""
-        return [*language_samples(self.rows), *([f"The edit is {self.way}."] if self.way else [])]
+        """Return the samples below the scores, each behind the name of its row, and how the edit is written."""
+        samples = language_samples(self.rows) if self.scored else []
+        return [*samples, *([f"The edit is {self.way}."] if self.way else [])]
 
 
 @own_kinds
@@ -258,13 +263,22 @@ def language_table(rows: Mapping[str, LanguageScores]) -> Table:
     """Tabulate scores by the name of their method, each share beside its interval; what was not asked is left out."""
     scores = [*rows.values()]
     columns = [Column("method", tuple(rows))]
-    for name, short in (("reliability", "reliable"), ("generality", "general"), ("locality", "local")):
+    for name, short in _SHARES.items():
         ends = tuple(each.intervals.get(name) for each in scores)
         columns += columns_of(scores, **{name: percents(1)})
         columns.append(Column(f"{short}, 95 %", ends, partial(between, digits=0), parts=("low", "high")))
     columns += columns_of(scores, perplexity=digits(3))
     caption = "What the language model does: shares in %, with 95 % intervals."
     return Table(tuple(columns), caption, len(rows) - 1).without_empty()
+
+
+def texts_table(rows: Mapping[str, LanguageScores]) -> Table:
+    """Tabulate the samples, a row each, beside one another by method, on one line."""
+    texts = {name: row.samples for name, row in rows.items() if row.samples}
+    count = max(map(len, texts.values()), default=0)
+    numbers = Column("text", tuple(range(1, count + 1)))
+    columns = (Column(name, own, lambda text: " ".join(text.split()), left=True) for name, own in texts.items())
+    return Table((numbers, *columns), "How the model goes on, without the edit and under it.")
 
 
 def language_samples(rows: Mapping[str, LanguageScores]) -> list[str]:

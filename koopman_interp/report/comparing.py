@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+from koopman_interp.auditing.language import texts_table
 from koopman_interp.errors import FileFormatError
 from koopman_interp.files import write_text
 from koopman_interp.report.folder import METRICS, Run, read_run
 from koopman_interp.report.joined_audits import joined
-from koopman_interp.report.language_section import scores_table, texts_of
+from koopman_interp.report.language_section import texts_of
 from koopman_interp.report.lead import lead
 from koopman_interp.report.page import framed, said_of_fact
 from koopman_interp.report.paired_tables import differing, paired
 from koopman_interp.report.parts import figure, scrolling, section
 from koopman_interp.report.surrogate_sections import edit_table
-from koopman_interp.report.texts import texts_table
 from koopman_interp.tables import Column, Table, digits, escaped
 
 _FIGURES = {
@@ -126,8 +126,8 @@ def _tables(run: Run) -> dict[str, tuple[str, Sequence[Table]]]:
 
 def _spoken(run: Run) -> dict[str, tuple[str, Sequence[Table]]]:
     """Tables of what a language model says: those of scores and those of texts each by themselves."""
-    scores = [table for table in map(scores_table, run.language) if table is not None]
-    texts = [texts_table(texts) for texts in (texts_of(audit.rows) for audit in run.language) if texts]
+    scores = [table for audit in run.language if audit.scored for table in audit.tables()]
+    texts = [texts_table(audit.rows) for audit in run.language if texts_of(audit.rows)]
     return {
         f"{name}-{index}": (f"{heading} {index + 1}" if index else heading, [table])
         for name, heading, tables in (("language", "Language", scores), ("texts", "Texts", texts))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from koopman_interp.auditing.language import LanguageAudit, LanguageScores
 from koopman_interp.report.parts import Section, section, shown
 from koopman_interp.report.texts import Texts, beside
-from koopman_interp.tables import Table, escaped
+from koopman_interp.tables import escaped
 
 
 def language_section(audit: LanguageAudit, index: int) -> Section:
@@ -17,24 +17,18 @@ def language_section(audit: LanguageAudit, index: int) -> Section:
         audit: what was asked, and what was said.
         index: which of the run's it is.
     """
-    scores, texts = scores_table(audit), texts_of(audit.rows)
-    what = "What the language model says" if scores is not None else "Text without and under an edit"
+    texts = texts_of(audit.rows)
+    what = "What the language model says" if audit.scored else "Text without and under an edit"
     written = f"The edit is {audit.way}. " if audit.way else ""
     marked = "A text is marked from where it leaves the base model's. " if texts else ""
-    explained = 'The columns are explained in the <a href="#glossary">glossary</a>.' if scores is not None else ""
+    explained = 'The columns are explained in the <a href="#glossary">glossary</a>.' if audit.scored else ""
     return section(
         f"language-{index}",
         f"{what}: {audit.edit}",
         f"<p>{escaped(written + marked)}{explained}</p>",
-        shown(scores) if scores is not None else "",
+        *(map(shown, audit.tables()) if audit.scored else ()),
         beside(texts),
     )
-
-
-def scores_table(audit: LanguageAudit) -> Table | None:
-    """Return the scores that were asked for, or None where texts alone were."""
-    (table,) = audit.tables()
-    return table if len(table.columns) > 1 else None
 
 
 def texts_of(rows: Mapping[str, LanguageScores]) -> Texts:

@@ -17,7 +17,6 @@ from koopman_interp.auditing.language import LanguageAudit
 from koopman_interp.errors import HostMismatchError
 from koopman_interp.files import read_json, write_json
 from koopman_interp.report.folder import KOOPMAN, METRICS, PAGE, is_part, read_run
-from koopman_interp.report.language_section import scores_table
 from koopman_interp.report.page import build_page
 from koopman_interp.report.run import write_run
 from koopman_interp.report.swapping import swapped
@@ -81,7 +80,7 @@ def _renewed(old: Sequence[Kept], new: Sequence[Kept], key: Callable[[Kept], obj
 
 def _asked(audit: LanguageAudit) -> object:
     """What two language audits share where one takes the place of the other."""
-    return audit.edit, [*audit.rows][-1], scores_table(audit) is None
+    return audit.edit, [*audit.rows][-1], audit.scored
 
 
 def _joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from koopman_interp.report.parts import folded
-from koopman_interp.tables import Column, Table, escaped
+from koopman_interp.tables import escaped
 
 Texts = Mapping[str, Sequence[str]]
 """Texts by the name of the method that wrote them, each method's in the same order."""
@@ -27,18 +27,6 @@ def beside(texts: Texts) -> str:
     blocks = [_beside(dict(zip(texts, row, strict=True))) for row in zip(*texts.values(), strict=True)]
     more = blocks[_UNFOLDED:]
     return "\n".join([*blocks[:_UNFOLDED], folded(f"{len(more):,} more", *more)]).strip()
-
-
-def texts_table(texts: Texts) -> Table:
-    """Tabulate the texts, a row a prompt, for two runs side by side.
-
-    Raises:
-        ValueError: the methods have not as many texts as each other.
-    """
-    rows = list(zip(*texts.values(), strict=True))
-    numbers = Column("text", tuple(str(place) for place in range(1, len(rows) + 1)))
-    columns = (Column(name, tuple(row[place] for row in rows), left=True) for place, name in enumerate(texts))
-    return Table((numbers, *columns), "How the model goes on, without the edit and under it.")
 
 
 def _beside(row: Mapping[str, str]) -> str:

@@ -189,6 +189,8 @@ def test_what_is_not_asked_is_not_answered(language):
     assert repr(found).startswith(f"LanguageAudit({edit.description}: perplexity {row.perplexity:.2f} → ")
     texts = ki.audit_language(ki.patched(model, koopman, edit), ki.LanguageChecks(samples=PROMPTS[:2], new_tokens=1))
     assert repr(texts) == f"LanguageAudit({edit.description}: 2 texts)"
+    assert texts.to_frame()["edit (delta)"].tolist() == [*texts.rows["edit (delta)"].samples]
+    assert str(texts).count(texts.rows["edit (delta)"].samples[0]) == 2  # which is what the base model says, too
 
 
 def test_each_share_stands_beside_its_interval(language):
