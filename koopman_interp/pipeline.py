@@ -73,7 +73,7 @@ class Plan:
         classes: whether the model's outputs are the classes of the labels, so that accuracies have a meaning. Without,
             a language model is asked what `checks` hold.
         checks: what to ask a language model.
-        class_names: of the labels from 0 on, for figures and tables.
+        class_names: of the labels from 0 on, or by label, for figures and tables.
         bands: how many subsets of how many rows Betti numbers are taken of, for bands; None is of all rows, once.
         text: a text that the lens is shown on; empty for none.
         batch_size: of inputs that are to be cut.
@@ -93,7 +93,7 @@ class Plan:
     retrained: Retrained | None = None
     classes: bool = True
     checks: LanguageChecks | None = None
-    class_names: Sequence[str] = ()
+    class_names: Sequence[str] | Mapping[int, str] = ()
     bands: tuple[int, int] | None = None
     text: str = ""
     batch_size: int = BATCH_SIZE

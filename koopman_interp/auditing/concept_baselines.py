@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from koopman_interp.auditing.baselines import LEACE, MEAN_DIFFERENCE
 from koopman_interp.edits.concept import columns_of, cross_covariance
 from koopman_interp.edits.low_rank import LowRankMap
 from koopman_interp.edits.oblique import oblique
 from koopman_interp.errors import InputError
+from koopman_interp.hosts.finding import host_for
 from koopman_interp.hosts.layouts import from_rows, to_rows
 from koopman_interp.hosts.protocol import Host
+from koopman_interp.own_kinds import own_kinds
 from koopman_interp.trajectories import Trajectories
 
 LEACE_OF_CORPUS = "LEACE, corpus covariance"
@@ -31,24 +33,31 @@ InPlace = Callable[[float], AbstractContextManager[None]]
 """From a strength, 1 being the projection, to the context in which a model runs with it."""
 
 
+@own_kinds
 def concept_baselines(
-    host: Host, taught: Trajectories, attribute: Any, *, sites: Sequence[str], corpus: Trajectories | None = None
+    model: nn.Module | Host,
+    taught: Trajectories,
+    attribute: Any,
+    *,
+    sites: Sequence[str],
+    corpus: Trajectories | None = None,
 ) -> dict[str, InPlace]:
     """Fit the baselines of erasing a concept, each at several sites at once.
 
     Args:
-        host: the base model.
+        model: the base model.
         taught: rows that vary in the attribute, at all of the sites.
         attribute: of each row, or of each input; see `erase_concept`.
         sites: where they act.
         corpus: rows of other text at the same sites, for the covariance; None leaves that row out.
 
     Returns:
-        Each baseline by its name.
+        Each baseline by its name: a function that takes a strength, and gives the context in which the model runs so.
 
     Raises:
         InputError: the attribute does not fit the rows, or the rows lack a site.
     """
+    host = host_for(model)
     columns = columns_of(attribute, taught.sequence, "attribute")
     fitted = dict[str, dict[str, LowRankMap]]()
     for site in sites:

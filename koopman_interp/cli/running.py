@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,8 @@ def run(
         _require_labels(fitted, train, speaks)
         require_class(number, fitted, str(train))
         require_class(number, held_out, str(test))
-    named = _named(number, fitted, host, next_token=next_token)
+    names = {number: _token(number, host)} if next_token else dict(enumerate(fitted.names))
+    named = f"token {names[number]!r}" if next_token else _named(number, names)
     plan = Plan(
         label=number,
         name=named,
@@ -123,7 +125,7 @@ def run(
         modes=tuple(dict.fromkeys(modes)),
         retrained=None if reference is None else lambda: reference.model(taking.device, taking.dtype),
         classes=next_token or not speaks,
-        class_names=fitted.names,
+        class_names=names,
         checks=_checks(held_out, number, next_token=next_token) if speaks else None,
         text=held_out.texts[0] if speaks and held_out.texts else "",
         batch_size=taking.batch_size,
@@ -179,12 +181,15 @@ def _checks(held_out: Rows, label: int, *, next_token: bool) -> LanguageChecks |
     return replace(checks, unwanted=(label,)) if next_token else checks
 
 
-def _named(number: int, rows: Rows, model: nn.Module, *, next_token: bool) -> str:
-    """Name a class in a title."""
-    if next_token:
-        from koopman_interp.hosts.finding import host_for
-        from koopman_interp.hosts.tokens import token_names
+def _token(number: int, model: nn.Module) -> str:
+    """Name a token as its model's tokenizer does."""
+    from koopman_interp.hosts.finding import host_for
+    from koopman_interp.hosts.tokens import token_names
 
-        return f"token {token_names(host_for(model).tokenizer)(number)!r}"
-    name = rows.names[number] if number < len(rows.names) else ""
+    return token_names(host_for(model).tokenizer)(number)
+
+
+def _named(number: int, names: Mapping[int, str]) -> str:
+    """Name a class in a title."""
+    name = names.get(number, "")
     return f"class {number} ({name})" if name and name != str(number) else f"class {number}"

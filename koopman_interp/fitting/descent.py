@@ -177,10 +177,9 @@ class Descent:
             return "as many as the time allowed"
         if state.step >= config.steps:
             return "as many as were allowed"
-        looks = f"{config.patience} looks, {config.evaluate_every} steps apart"
+        looks, gain = f"{config.patience} looks, {config.evaluate_every} steps apart", in_percent(config.least_gain, 0)
         if self.config.schedule != "wsd":
             return f"{looks}, brought nothing"
-        gain = in_percent(config.least_gain, 0)
         return f"{looks}, brought less than {gain} by step {state.decay_from:,}, and the rate fell to 0"
 
     def _is_stale(self) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from koopman_interp.hosts.protocol import Host

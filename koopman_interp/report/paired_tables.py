@@ -18,7 +18,8 @@ def paired(a: Table | None, b: Table | None) -> str:
     captions = list(dict.fromkeys(each.caption for each in (a, b) if each is not None))
     caption = captions[0] if len(captions) == 1 else f"A: {captions[0]} B: {captions[1]}"
     first = next(each.columns[0].name for each in (a, b) if each is not None)
-    head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in [first, *columns])
+    looks = dict.fromkeys(words, ' class="words"')
+    head = "".join(f'<th scope="col"{looks.get(name, "")}>{escaped(name)}</th>' for name in [first, *columns])
     body = "\n".join(
         f'<tr><th scope="row">{escaped(row)}</th>'
         + "".join(_cell(ours.get((row, name)), theirs.get((row, name)), name in words) for name in columns)

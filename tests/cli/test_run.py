@@ -168,6 +168,9 @@ def test_stories_go_the_whole_way_by_the_tokens_that_follow(run, tmp_path):
     assert audit["rows"][-1]["name"] == "edit (each site)"
     assert audit["rows"][0]["forget_accuracy"] > audit["rows"][-1]["forget_accuracy"]
     assert told["lens"] is not None
+    (name,) = told["class_names"].values()
+    assert name.endswith("Lily")
+    assert f"{name} (class {audit['labels'][0]})" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
     assert told["facts"]["not held out"].startswith("100.0 % of the rows to judge by")
     assert "zebra" in run("run", model, *given, "--label", "zebra", "--out", "r")[2]
 
