@@ -43,9 +43,17 @@ class Data:
 
 def default_data(name: str) -> Path:
     """Name a folder below KOOPMAN_INTERP_DATA, or beside the checkout."""
-    root = os.environ.get("KOOPMAN_INTERP_DATA")
-    beside = Path(__file__).resolve().parents[2] / "shared" / "datasets"
-    return (Path(root) if root else beside) / name
+    return _root("KOOPMAN_INTERP_DATA", "datasets") / name
+
+
+def default_model(name: str) -> Path:
+    """Name a folder below KOOPMAN_INTERP_MODELS, or beside the checkout."""
+    return _root("KOOPMAN_INTERP_MODELS", "models") / name
+
+
+def _root(variable: str, beside: str) -> Path:
+    given = os.environ.get(variable)
+    return Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / beside
 
 
 def default_mnist() -> str:

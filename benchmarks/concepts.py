@@ -17,7 +17,6 @@ in place (`ki.reach`). Takes some ten minutes on an idle core.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine
+from common import default_data, default_model, machine
 from concept_prompts import (
     CHOOSING,
     CHOOSING_MIDDLES,
@@ -178,11 +177,9 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     here = Path(__file__).resolve().parent
-    models = os.environ.get("KOOPMAN_INTERP_MODELS", here.parents[1] / "shared" / "models")
-    stories = os.environ.get("KOOPMAN_INTERP_DATA", here.parents[1] / "shared" / "datasets")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=f"{models}/stories260K")
-    parser.add_argument("--stories", default=f"{stories}/stories-sampled")
+    parser.add_argument("--model", default=str(default_model("stories260K")))
+    parser.add_argument("--stories", default=str(default_data("stories-sampled")))
     parser.add_argument("--koopman", type=Path, help="folder of the surrogate, to read or to write")
     parser.add_argument("--slice", type=int, help="stories to fit and to judge on: a smoke run")
     parser.add_argument("--told", type=int, default=TOLD, help="samples a prompt (default: %(default)s)")

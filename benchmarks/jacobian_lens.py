@@ -6,7 +6,7 @@ the model at each depth. Then directions: " She" and " He" are exchanged at the 
 about a girl or a boy, by `swap_hooks` along the directions of each lens and by JacobianLens's own, and the log-odds of
 the right pronoun are taken. Cost: some twelve minutes on one core, a third of it to fit the JacobianLens.
 
-    python benchmarks/jacobian_lens.py --models ../shared/models --data ../shared/datasets
+    python benchmarks/jacobian_lens.py
     python benchmarks/jacobian_lens.py --slice 12 --steps 20 --distil-steps 10 --prompts 2        # smoke
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from common import machine
+from common import default_data, default_model, machine
 from datasets import load_dataset
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis import JacobianLens
@@ -28,7 +28,6 @@ import koopman_interp as ki
 from koopman_interp.files import write_json
 from koopman_interp.tables import table
 
-ROOT = Path(__file__).resolve().parents[2] / "shared"
 Made = TypeVar("Made")
 DISTILLED = "Koopman lens, distilled"
 OWN = "JacobianLens, its own swap_hooks"
@@ -43,8 +42,8 @@ TEMPLATES = (
 def main() -> None:
     """Run and print."""
     given = arguments()
-    model = TransformerBridge.boot_transformers(str(given.models / "stories260K")).eval()
-    stories = load_dataset(str(given.data / "stories-sampled"))
+    model = TransformerBridge.boot_transformers(str(given.model)).eval()
+    stories = load_dataset(str(given.stories))
     train, test = (
         [model.to_tokens(text)[0].tolist() for text in stories[split]["text"][: given.slice]]
         for split in ("train", "test")
@@ -82,8 +81,8 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=ROOT / "models", help="folder that holds stories260K")
-    parser.add_argument("--data", type=Path, default=ROOT / "datasets", help="folder that holds stories-sampled")
+    parser.add_argument("--model", type=Path, default=default_model("stories260K"))
+    parser.add_argument("--stories", type=Path, default=default_data("stories-sampled"))
     parser.add_argument("--slice", type=int, metavar="N", help="use N training stories: a smoke run")
     parser.add_argument("--steps", type=int, default=800, help="of the fit")
     parser.add_argument("--distil-steps", type=int, default=300)

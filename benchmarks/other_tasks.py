@@ -20,7 +20,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from common import default_data, default_mnist, machine, mnist, mnist_host
+from common import default_data, default_mnist, default_model, machine, mnist, mnist_host
 from erasing import by_class, erased_in_turn
 from jaxtyping import Float
 from resnet20 import SITES, cifar, trained_resnet20
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--data", help="folder or Hub name of the data set")
-    parser.add_argument("--model", type=Path, default=default_data("../models/resnet20-cifar10"))
+    parser.add_argument("--model", type=Path, default=default_model("resnet20-cifar10"))
     parser.add_argument("--sites", nargs="+", default=list(SITES), help="of the ResNet (default: %(default)s)")
     parser.add_argument("--column", type=int, default=GLAZING, help="input to forget (default: %(default)s)")
     parser.add_argument("--slice", type=int, metavar="N", help="use N training rows: a smoke run")

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from common import machine, mnist_host
+from common import default_data, default_model, machine, mnist_host
 from common import mnist as mnist_rows
 from datasets import load_dataset
 from digits import digits_setting
@@ -32,7 +31,6 @@ from koopman_interp.fitting.sizes import sizes
 from koopman_interp.tables import table
 from koopman_interp.testing import ResidualMLP, train_classifier, yin_yang
 
-ROOT = Path(__file__).resolve().parents[2] / "shared"
 Observed = tuple[ki.Trajectories, ki.Trajectories]
 """Rows to fit, and rows to judge by."""
 
@@ -76,16 +74,16 @@ def digits_host() -> Observed:
 
 def mnist_slice() -> Observed:
     """A network of width 256 on 6,000 rows."""
-    data = mnist_rows(str(_data("mnist")), 6000)
+    data = mnist_rows(str(default_data("mnist")), 6000)
     tap = ki.attach(mnist_host(data, None, epochs=4, seed=0))
     return tap.observe(data.x, progress=False), tap.observe(data.x_test, progress=False)
 
 
 def stories_host() -> Observed:
     """A language model, on 260 stories that it has told, and 40 others."""
-    folder = str(Path(os.environ.get("KOOPMAN_INTERP_MODELS", ROOT / "models")) / "stories260K")
+    folder = str(default_model("stories260K"))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    stories, tap = load_dataset(str(_data("stories-sampled"))), ki.attach(model, skip=1)
+    stories, tap = load_dataset(str(default_data("stories-sampled"))), ki.attach(model, skip=1)
     train, test = (
         [tokenizer(text)["input_ids"] for text in stories[split][:count]["text"]]
         for split, count in (("train", 260), ("test", 40))
@@ -99,10 +97,6 @@ HOSTS: dict[str, Callable[[], Observed]] = {
     "mnist": mnist_slice,
     "stories260K": stories_host,
 }
-
-
-def _data(name: str) -> Path:
-    return Path(os.environ.get("KOOPMAN_INTERP_DATA", ROOT / "datasets")) / name
 
 
 @torch.no_grad()

@@ -6,9 +6,9 @@ call with the model, `ki.fit(trajectories, model=…, batches=…)`; a larger on
 lens; and one of the states alone. Beside them an affine lens by least squares, and one trained on the divergence
 (`ki.tune_lens`). Cost: some quarter of an hour on one idle core.
 
-    python benchmarks/stories.py --models ../shared/models --data ../shared/datasets
+    python benchmarks/stories.py
     python benchmarks/stories.py --rows default affine --keep runs/stories       # some of it, kept to be gone on with
-    python benchmarks/stories.py --slice 24 --steps 20                           # smoke
+    python benchmarks/stories.py --slice 24 --steps 20 --tune-steps 20                # smoke
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import machine, peak_memory_gb
+from common import default_data, default_model, machine, peak_memory_gb
 from datasets import load_dataset
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -29,7 +29,6 @@ from koopman_interp import plotting
 from koopman_interp.files import write_json
 from koopman_interp.tables import number, table
 
-ROOT = Path(__file__).resolve().parents[2] / "shared"
 TUNED = "affine lens, tuned"
 CONFIGS = {
     "default": ki.FitConfig(),
@@ -67,8 +66,8 @@ def main() -> None:
     """Run and print."""
     given = arguments()
     started = time.perf_counter()
-    model = TransformerBridge.boot_transformers(str(given.models / "stories260K")).eval()
-    stories = load_dataset(str(given.data / "stories-sampled"))
+    model = TransformerBridge.boot_transformers(str(given.model)).eval()
+    stories = load_dataset(str(given.stories))
     train, test = (tokens(model, stories[split]["text"], given.slice) for split in ("train", "test"))
     trajectories = ki.attach(model, skip=1).observe(train, batch_size=16, progress=False)
     print(f"{trajectories}\n", flush=True)
@@ -113,8 +112,8 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=ROOT / "models", help="folder that holds stories260K")
-    parser.add_argument("--data", type=Path, default=ROOT / "datasets", help="folder that holds stories-sampled")
+    parser.add_argument("--model", type=Path, default=default_model("stories260K"))
+    parser.add_argument("--stories", type=Path, default=default_data("stories-sampled"))
     parser.add_argument("--slice", type=int, metavar="N", help="use N training stories: a smoke run")
     parser.add_argument("--rows", nargs="+", choices=list(NAMES), default=list(NAMES), help="what to fit; default: all")
     parser.add_argument("--steps", type=int, help="at most, in place of each row's own: a smoke run")

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import default_data, machine, predictions, share
+from common import default_model, machine, predictions, share
 from paper_recipe import paper_fit
 from paper_settings import SETTINGS
 from zoo_hosts import HOSTS, Case, Known
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--hosts", nargs="+", choices=list(HOSTS), default=list(HOSTS), help="default: all")
     parser.add_argument("--smoke", action="store_true", help="few rows, few steps, one seed")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON of settings other than the defaults")
-    parser.add_argument("--models", type=Path, default=default_data("").parent / "models", help="folder of weights")
+    parser.add_argument("--models", type=Path, default=default_model(""), help="folder of weights")
     parser.add_argument("--keep", type=Path, help="folder to keep trained hosts in, or to read them from")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results" / "zoo.json")
     given = parser.parse_args()
