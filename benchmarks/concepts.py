@@ -12,6 +12,9 @@ Neighbours: the same formula on the host's own states (a surrogate without featu
 corpus's), and the trivial row, which ties two logits and nothing else. At the end, samples: how likely the host itself
 finds what is told, all tokens and those that are no word of gender; and how much of the edit arrives, carried by K and
 in place (`ki.reach`). Takes some ten minutes on an idle core.
+
+    python benchmarks/concepts.py
+    python benchmarks/concepts.py --slice 24 --told 1        # smoke
 """
 
 from __future__ import annotations

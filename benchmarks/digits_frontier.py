@@ -7,6 +7,7 @@ of `edits.py digits` were chosen. Takes two minutes.
 
     python benchmarks/digits_frontier.py
     python benchmarks/digits_frontier.py --seeds 0 1 2
+    python benchmarks/digits_frontier.py --seeds 10        # smoke
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 A surrogate of given width with random encoder, operator and rows: the time of a solve does not depend on their values.
 Times are of the processor, so that other work on the machine does not count. Takes under a minute.
+
+    OMP_NUM_THREADS=1 python benchmarks/edit_speed.py
+    python benchmarks/edit_speed.py --observables 64 --rows 200 --repeats 1        # smoke
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ another and at once; one model and one fit a seed.
 
     python benchmarks/edits.py digits
     python benchmarks/edits.py mnist --seeds 0 --host runs/mnist256.safetensors
+    python benchmarks/edits.py digits --seeds 0                     # smoke
+    python benchmarks/edits.py mnist --seeds 0 --slice 2000         # smoke
 """
 
 from __future__ import annotations

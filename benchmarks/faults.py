@@ -9,7 +9,7 @@ writes JSON; the exit status is 1 where something did not hold.
 Cost: some minutes, most of it for drawing the pages of runs; with --smoke less than one.
 
     OMP_NUM_THREADS=1 python benchmarks/faults.py
-    OMP_NUM_THREADS=1 python benchmarks/faults.py --smoke
+    OMP_NUM_THREADS=1 python benchmarks/faults.py --smoke        # smoke
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A random transformer of 4 blocks, in bfloat16, observed on tokens; and fits to r
 4,096, in float32 and in bfloat16. The peak is that of a large product of matrices on the same device in the same run.
 
     python benchmarks/gpu.py --out runs/gpu.json
-    python benchmarks/gpu.py --device cpu --smoke
+    python benchmarks/gpu.py --device cpu --smoke        # smoke
 """
 
 from __future__ import annotations

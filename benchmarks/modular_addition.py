@@ -13,6 +13,9 @@ from its logits. Asked, for each seed:
 
 Erasers beside the operator's, taught on the same rows: LEACE (package concept-erasure) and the orthogonal projection of
 the directions in which the phases' means differ, on the raw states before the block and after it.
+
+    OMP_NUM_THREADS=1 python benchmarks/modular_addition.py
+    python benchmarks/modular_addition.py --seeds 0 --steps 100 --fit-steps 20 --features 64        # smoke
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ edit takes out the influence of one input (the glazing area), beside a mean in i
     python benchmarks/other_tasks.py cifar --data <folder> --model <folder of model.safetensors>
     python benchmarks/other_tasks.py energy --data <folder>
     python benchmarks/other_tasks.py no-skips
+    python benchmarks/other_tasks.py cifar --slice 300                       # smoke
+    python benchmarks/other_tasks.py energy --slice 200 --epochs 5           # smoke
+    python benchmarks/other_tasks.py no-skips --slice 2000 --epochs 1        # smoke
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ whole span. The first row has no features; "as in 0.3.0" is the size that least 
 own; the default is what `ki.fit(…, method="least_squares")` takes now.
 
     python benchmarks/random_features.py
-    python benchmarks/random_features.py --hosts yin-yang digits
+    python benchmarks/random_features.py --hosts yin-yang        # smoke
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ it did with the model built and called once. The host is a residual MLP of rando
 the wide one, 33 of 1,024. Times are by the clock: run it alone on the machine.
 
     python benchmarks/scale.py --out runs/scale.json            # 20 minutes and 20 GB of disk
-    python benchmarks/scale.py --smoke                          # a minute
+    python benchmarks/scale.py --smoke                          # smoke
     python benchmarks/scale.py --only read write                # some of it
 """
 

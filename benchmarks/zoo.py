@@ -8,7 +8,7 @@ trained here, apart from those that come as weights. A host whose data or weight
 so. Cost: some hours on one core, most of it for MNIST.
 
     OMP_NUM_THREADS=1 python benchmarks/zoo.py --seeds 0 1 2
-    python benchmarks/zoo.py --smoke                             # a minute
+    python benchmarks/zoo.py --smoke                             # smoke
     python benchmarks/zoo.py --hosts linear slow-manifold        # some of them
     python benchmarks/zoo.py --hosts digits --config '{"aim": "spectrum"}'        # other settings than the defaults
 """
