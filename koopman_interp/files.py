@@ -53,7 +53,7 @@ def replacing(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[Path
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(target)
+        clear_leftovers(target)
         _require_room(target, needed)
         # A folder, since some writers put temporary files of their own beside the one that they write.
         own = Path(tempfile.mkdtemp(prefix=f"{_prefix(target)}{os.getpid()}-", suffix=target.suffix, dir=target.parent))
@@ -125,8 +125,8 @@ def _prefix(target: Path) -> str:
     return f".{target.stem}-{socket.gethostname()}-"
 
 
-def _clear_leftovers(target: Path) -> None:
-    """Delete what writers of the same file left that were killed: their processes are no more."""
+def clear_leftovers(target: Path) -> None:
+    """Delete what writers of a file left that were killed: their processes are no more."""
     prefix = _prefix(target)
     for left in target.parent.iterdir():
         if left.name.startswith(prefix) and left.suffix == target.suffix:

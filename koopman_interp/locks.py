@@ -18,12 +18,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from koopman_interp.errors import LockedError
-from koopman_interp.files import storage_error
+from koopman_interp.files import clear_leftovers, storage_error
 
 
 @contextmanager
 def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the lock of a file or folder, which need not be there yet, while the context lasts.
+
+    What killed writers of it left beside it is cleared away first.
 
     Args:
         path: what is written to; missing parent folders are made.
@@ -47,6 +49,8 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         raise storage_error(target, 0, error) from error
     try:
+        with suppress(OSError):
+            clear_leftovers(target)
         with suppress(OSError):  # where a file that is locked cannot be written to, it says less
             beside.write_text(json.dumps(_own()), encoding="utf-8")
         yield

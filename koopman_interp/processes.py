@@ -37,13 +37,23 @@ class Processes:
 
     @classmethod
     def here(cls) -> Processes:
-        """Say which process this is, by what `torchrun` sets, and join the others."""
+        """Say which process this is, by what `torchrun` sets, and join the others.
+
+        Raises:
+            ProcessError: another process did not come.
+        """
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         if not dist.is_available() or (ranks == 1 and not dist.is_initialized()):
             return cls()
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=_PATIENCE)
+            try:
+                dist.init_process_group(backend, timeout=_PATIENCE)
+            except RuntimeError as error:
+                raise ProcessError(
+                    f"Process {os.environ.get('RANK', '?')} of {ranks} did not find the others ({_in_short(error)}). "
+                    "See what the first that ended said, then start all again."
+                ) from error
             atexit.register(_leave)
         return cls(dist.get_rank(), dist.get_world_size())
 
@@ -131,5 +141,5 @@ def _leave() -> None:
 
 
 def _in_short(error: RuntimeError) -> str:
-    """Return the first sentence of what a backend says, without the place in its source."""
-    return re.sub(r"^\[.*?\]\s*", "", str(error)).split(". ")[0].split("\n")[0]
+    """Return the first sentence of what a backend says, without places in its source."""
+    return re.sub(r"\[/.*?\]\s*", "", str(error)).split(". ")[0].split("\n")[0].removesuffix(".")

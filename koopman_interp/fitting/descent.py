@@ -102,6 +102,7 @@ class Descent:
         """
         if self._checkpoint.is_gone_on_from(resume):
             self._go_on_from(self._checkpoint.read())
+        self._processes.wait()  # so that none writes before all have looked
         self._processes.copy_from_first(weight.data for weight in self._moved.parameters)
         for callback in self._callbacks:
             callback.on_start(tuple(self.progress.history))

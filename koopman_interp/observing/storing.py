@@ -27,7 +27,7 @@ from koopman_interp.observing.recording import Recording
 from koopman_interp.observing.samples import Samples, labels_of_samples
 from koopman_interp.processes import Processes
 from koopman_interp.sources.merging import join_ranks
-from koopman_interp.sources.store import INDEX, Store
+from koopman_interp.sources.store import Store
 from koopman_interp.sources.writing import Coordinates, StoreWriter, index_path
 from koopman_interp.trajectories import Trajectories
 
@@ -91,9 +91,6 @@ def observed_to_store(
         share=(here.rank, here.ranks),
     )
     bar = tqdm(found, total=total, desc="observe", unit="batch", disable=None if progress is None else not progress)
-    if (folder / INDEX).is_file() and here.are_several:
-        raise InputError(f"{folder} holds a store already. Observe to another folder, or read this one: Store(folder).")
-    here.wait()  # so that none writes before all have looked
     with locked(index_path(folder, here.rank, here.ranks)):
         writer = StoreWriter(
             folder,

@@ -9,21 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from koopman_interp.errors import InputError
-from koopman_interp.files import read_tensors
+from koopman_interp.files import clear_leftovers, read_tensors
 from koopman_interp.sources.store import COORDINATES, INDEX, Index, Store
-from koopman_interp.sources.writing import index_path
+from koopman_interp.sources.writing import PARTS, index_path
 
 
 def join_ranks(folder: Path, ranks: int) -> None:
     """Write the one index of a store that several processes have observed, in the place of theirs.
+
+    Where it is there already, of a call that was killed after it had written it, what that left is cleared away.
 
     Args:
         folder: of the store.
         ranks: how many processes.
     """
     paths = [index_path(folder, rank, ranks) for rank in range(ranks)]
-    joined = _joined([Index.read(path) for path in paths])
-    joined.write(folder / INDEX)
+    if not (folder / INDEX).is_file():
+        indices = [Index.read(path) for path in paths]
+        parts = [{name: getattr(index, name) for name in ("inputs", "batches", "seen")} for index in indices]
+        joined = _joined(indices)
+        replace(joined, settings=joined.settings | {PARTS: parts}).write(folder / INDEX)
+    clear_leftovers(folder / INDEX)
     for path in paths:
         path.unlink(missing_ok=True)
 
@@ -84,6 +90,7 @@ def _joined(indices: Sequence[Index]) -> Index:
         inputs += index.inputs
     return replace(
         first,
+        settings={name: value for name, value in first.settings.items() if name != PARTS},
         shards=tuple(shards),
         classes=tuple(sorted({label for index in indices for label in index.classes})),
         inputs=inputs,

@@ -29,6 +29,8 @@ from koopman_interp.sources.store import COORDINATES, INDEX, Index
 from koopman_interp.trajectories import Trajectories
 
 SHARD_ROWS = 8192
+PARTS = "parts"
+"""Among the settings of an index that several processes have written: what each has observed."""
 _NUMBER = "[0-9]" * 6
 _RANK_INDEX = re.compile(r"index-\d+-of-(\d+)\.json")
 _OURS = re.compile(
@@ -91,7 +93,7 @@ class StoreWriter:
             raise InputError(f"keep is the share of the rows that is kept, above 0 and up to 1; got {share}.")
         self._folder, self._share, self._coordinates = folder, share, coordinates
         self._path, self._prefix = index_path(folder, rank, ranks), f"{rank:03d}-" if ranks > 1 else ""
-        self._through = folder / f".writing-{rank}"
+        self._through, self._rank = folder / f".writing-{rank}", rank
         self._facts, self._settings = facts, {**settings, "share": share, "ranks": ranks}
         self._gathered: dict[str, GrowingRows] = {}
         self._seen = xxhash.xxh3_128()
@@ -265,10 +267,10 @@ class StoreWriter:
             InputError: it was observed otherwise, or the folder holds something else.
         """
         self._require_own()
-        if not self._path.is_file():
+        index = self._there()
+        if index is None:
             self._delete_unnamed([])
             return None
-        index = Index.read(self._path)
         here = HostFingerprint(**self._facts["host"])
         HostFingerprint(**index.facts["host"]).require(here, f"store {self._folder}")
         facts = {name: value for name, value in self._facts.items() if name != "host"}
@@ -282,6 +284,26 @@ class StoreWriter:
                 )
         self._delete_unnamed([shard.name for shard in index.shards])
         return index
+
+    def _there(self) -> Index | None:
+        """Read this process's index or, where all have come to their end and were joined, what the joint one has of it.
+
+        Raises:
+            InputError: the joint one is of something else than these processes observe.
+        """
+        if self._path.is_file():
+            return Index.read(self._path)
+        if not (self._folder / INDEX).is_file():
+            return None
+        joint = Index.read(self._folder / INDEX)
+        parts = joint.settings.get(PARTS, ())
+        if len(parts) != self._settings["ranks"]:
+            raise InputError(
+                f"{self._folder} holds a store already, of an observation by {len(parts) or 'another number of'} "
+                f"processes, and here there are {self._settings['ranks']}. Observe to another folder, or read this "
+                "one: Store(folder)."
+            )
+        return replace(joint, **parts[self._rank])
 
     def _require_own(self) -> None:
         """Refuse a folder of something else, and one that another number of processes has begun to write.
