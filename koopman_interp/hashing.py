@@ -133,15 +133,15 @@ class Draw:
     """Some of all inputs there could be: those whose hash under a seed lies below a bound.
 
     Attributes:
-        seed: of the draw.
+        seed: of the draw; a name is one that no number is.
         bound: of the hashes, up to 2⁶⁴.
     """
 
-    seed: int
+    seed: int | str
     bound: int
 
     @classmethod
-    def of(cls, inputs: Int[Tensor, " input"], share: float, seed: int) -> Draw:
+    def of(cls, inputs: Int[Tensor, " input"], share: float, seed: int | str) -> Draw:
         """Draw a share of inputs: of up to 100,000 the exact number, of more each with that probability.
 
         So neither the order of the inputs, nor who draws which of them, makes a difference.
@@ -168,17 +168,21 @@ class Draw:
         return ~self(digests)
 
 
-def in_share(digests: Int[Tensor, " row"], position: Int[Tensor, " row"], share: float) -> Bool[Tensor, " row"]:
-    """Mark a share of rows, drawn by the digest of their input and where in it they stand."""
+def in_share(
+    digests: Int[Tensor, " row"], position: Int[Tensor, " row"], share: float, use: str = "share"
+) -> Bool[Tensor, " row"]:
+    """Mark a share of rows, drawn by the digest of their input and where in it they stand; apart for each use."""
     if share >= 1:
         return torch.ones(len(digests), dtype=torch.bool)
-    return torch.from_numpy(row_hashes(digests, position) < np.uint64(int(share * 2**64)))
+    return torch.from_numpy(row_hashes(digests, position, use) < np.uint64(int(share * 2**64)))
 
 
-def row_hashes(digests: Int[Tensor, " row"], position: Int[Tensor, " row"]) -> UInt64[np.ndarray, " row"]:
+def row_hashes(
+    digests: Int[Tensor, " row"], position: Int[Tensor, " row"], use: str = "share"
+) -> UInt64[np.ndarray, " row"]:
     """Hash rows by the digest of their input and where in it they stand, evenly over all words."""
     places = mixed(_GOLDEN * (_unsigned(position) + 1))
-    return mixed(_unsigned(digests) ^ places ^ _key("share"))
+    return mixed(_unsigned(digests) ^ places ^ _key(use))
 
 
 def generator_of(text: str) -> torch.Generator:
@@ -187,7 +191,7 @@ def generator_of(text: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def _hashes(digests: Int[Tensor, " input"], seed: int) -> UInt64[np.ndarray, " input"]:
+def _hashes(digests: Int[Tensor, " input"], seed: int | str) -> UInt64[np.ndarray, " input"]:
     return mixed(_unsigned(digests) ^ mixed(_key(f"draw {seed}")))
 
 

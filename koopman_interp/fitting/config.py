@@ -163,7 +163,8 @@ class FitConfig(DescentConfig):
         outlying: rows that lie more than so many times as far out as the median row are fitted neither on nor judged
             by, where they are no more than a twentieth of all and hold more than a tenth of all squares; None keeps
             all.
-        statistics: rows that moments, and solves for K, are summed over, at most: of more, evenly spaced ones.
+        statistics: rows that moments, and solves for K, are summed over, at most: of more, about as many, of inputs
+            drawn by their digests.
         device: where to fit; None is CUDA where there is one, else the CPU.
     """
 

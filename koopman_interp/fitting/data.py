@@ -25,7 +25,7 @@ from koopman_interp.processes import Processes
 from koopman_interp.sources.memory import Memory
 from koopman_interp.sources.opening import Rows as AnyRows
 from koopman_interp.sources.opening import as_source, shared
-from koopman_interp.sources.protocol import Blocks, Part, Source
+from koopman_interp.sources.protocol import Blocks, Part, Source, thinning
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.normalization import Normalization
 from koopman_interp.surrogates.outlying_rows import outlying_rows
@@ -201,7 +201,9 @@ class InMemory:
         """Return normalised copies."""
         normalizer = Normalizer(normalization, device, looks_back=self._config.context is not None)
         train, judged = normalizer.held(self._train), normalizer.held(self._judged)
-        train.statistics = self._config.statistics
+        if len(train) > self._config.statistics:
+            drawn = thinning(torch.unique(self._train.digests), self._config.statistics / len(train))
+            train.summed = drawn(self._train.digests).to(device)
         return train, judged
 
     def gather_moments(self, surrogate: KoopmanAutoencoder) -> None:
@@ -253,11 +255,9 @@ class FromSource:
 
     def chunks(self) -> Iterator[list[Tensor]]:
         """Go through the states of rows drawn from those to fit on: the same, whichever process reads them."""
-        wanted = _BASIS_SHARES * basis_rows(self.facts.widths)
-        read = min(self._config.statistics, _BASIS_SHARES * wanted)
-        share = wanted / min(read, self.fitted)
-        for batch in self._parts(self._seen.draw.rest, read):
-            kept = batch[in_share(batch.digests, batch.position, share)]
+        share = _BASIS_SHARES * basis_rows(self.facts.widths) / self.fitted
+        for batch in self._parts(self._seen.draw.rest):
+            kept = batch[in_share(batch.digests, batch.position, share, use="basis")]
             if len(kept):
                 yield list(kept.states)
 
@@ -285,11 +285,10 @@ class FromSource:
                     first.add(other)
                 moments.load_state_dict(first.state_dict())
 
-    def _parts(self, part: Part | None, most: int | None = None) -> Iterator[Trajectories]:
-        """Go through this process's share of the rows that do not outlie."""
-        most = most or self._config.statistics
+    def _parts(self, part: Part | None) -> Iterator[Trajectories]:
+        """Go through this process's share of the rows that do not outlie, of as many as settings say."""
         outlying = self._seen.outlying
-        for batch in shared(self._source.thinned(most), self.processes).batches(part=part):
+        for batch in shared(self._source.thinned(self._config.statistics), self.processes).batches(part=part):
             kept = batch if outlying is None else batch[~outlying.marked(batch.states)]
             if len(kept):
                 yield kept

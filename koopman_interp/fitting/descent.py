@@ -184,8 +184,7 @@ class Descent:
         )
 
     def _is_stale(self) -> bool:
-        patience = self.config.patience
-        return self.config.schedule != "wsd" and patience is not None and self.progress.stale >= patience
+        return self.config.schedule != "wsd" and self.progress.stale >= (self.config.patience or math.inf)
 
     def _let_fall(self) -> None:
         """Begin the decay of wsd where otherwise it would not end with the steps, or within the time."""

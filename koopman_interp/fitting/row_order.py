@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from koopman_interp.errors import InputError
@@ -62,9 +62,15 @@ class RowOrder:
         renumbered[real] = torch.arange(int(real.sum()), device=rows.device)
         return rows[real], Sequences(renumbered, place)
 
-    def pieces(self, rows: int) -> Iterator[Part]:
-        """Go through all sequences, so many at a time that they have about as many rows."""
-        for numbers in torch.arange(len(self)).split(self.sequences_for(rows)):
+    def pieces(self, rows: int, among: Bool[Tensor, " row"] | None = None) -> Iterator[Part]:
+        """Go through sequences, so many at a time that they have about as many rows.
+
+        Args:
+            rows: of a piece.
+            among: which rows are wanted, sequences with all of theirs; None is all.
+        """
+        chosen = torch.arange(len(self)) if among is None else among[self._laid.rows[:, 0]].nonzero()[:, 0]
+        for numbers in chosen.split(self.sequences_for(rows)):
             yield self.take(numbers)
 
     def first(self, rows: int) -> Part:

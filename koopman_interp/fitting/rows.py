@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from koopman_interp.fitting.descent import Epochs
@@ -80,11 +80,13 @@ class HeldRows:
     Args:
         states: normalised.
         order: how they follow each other, for an encoder that looks back.
-        statistics: rows that a solve goes through, at most; None is all.
+        summed: which rows a solve goes through, inputs with all of theirs; None is all.
     """
 
-    def __init__(self, states: States, order: RowOrder | None = None, statistics: int | None = None) -> None:
-        self.states, self.order, self.statistics = states, order, statistics
+    def __init__(
+        self, states: States, order: RowOrder | None = None, summed: Bool[Tensor, " row"] | None = None
+    ) -> None:
+        self.states, self.order, self.summed = states, order, summed
 
     @property
     def depths(self) -> int:
@@ -99,16 +101,16 @@ class HeldRows:
         return HeldBatches(self, size, seed)
 
     def chunks(self, width: int) -> Iterator[Ordered]:
-        """Go through the rows in chunks, where there are more than a solve takes through evenly spaced ones."""
-        if self.statistics is not None and len(self) // self.statistics > 1:
-            yield from self.spaced(self.statistics).chunks(width)
-            return
+        """Go through the rows that a solve takes, in chunks."""
         rows = chunk_rows(self.depths, width)
-        if self.order is None:
+        if self.order is not None:
+            for numbers, sequences in self.order.pieces(rows, self.summed):
+                yield self.states[:, numbers], sequences
+        elif self.summed is not None:
+            for numbers in self.summed.nonzero()[:, 0].split(rows):
+                yield self.states[:, numbers], None
+        else:
             yield from ((chunk, None) for chunk in self.states.split(rows, 1))
-            return
-        for numbers, sequences in self.order.pieces(rows):
-            yield self.states[:, numbers], sequences
 
     def spaced(self, rows: int) -> HeldRows:
         """Take evenly spaced rows."""
@@ -129,7 +131,7 @@ class HeldRows:
 
     def ends(self) -> HeldRows:
         """Keep the first depth and the last."""
-        return HeldRows(self.states[[0, -1]], self.order, self.statistics)
+        return HeldRows(self.states[[0, -1]], self.order, self.summed)
 
 
 class HeldBatches:

@@ -14,7 +14,7 @@ from torch import Tensor
 from koopman_interp.errors import InputError
 from koopman_interp.fitting.config import FitConfig
 from koopman_interp.fitting.rows import judged_rows
-from koopman_interp.hashing import MOST_COUNTED, Draw
+from koopman_interp.hashing import Draw
 from koopman_interp.processes import Processes
 from koopman_interp.sources.opening import shared, some_rows
 from koopman_interp.sources.protocol import Source
@@ -100,17 +100,13 @@ def surveyed(source: Source, config: FitConfig, processes: Processes) -> Survey:
 
 def _draw(source: Source, config: FitConfig) -> Draw:
     """Say which inputs are held out; of many each is drawn for itself, and they need not be counted."""
-    distinct = torch.empty(0, dtype=torch.int64)
-    for digests in source.digests():
-        distinct = torch.unique(torch.cat([distinct, digests]))
-        if len(distinct) > MOST_COUNTED:
-            break
-    if not 0 < round(config.validation * len(distinct)) < len(distinct):
+    inputs = source.inputs
+    if not 0 < round(config.validation * len(inputs)) < len(inputs):
         raise InputError(
-            f"Holding out {config.validation:.0%} of {len(distinct)} distinct inputs leaves one part empty. Observe "
+            f"Holding out {config.validation:.0%} of {len(inputs)} distinct inputs leaves one part empty. Observe "
             "more, or choose another fraction."
         )
-    return Draw.of(distinct, config.validation, config.seed)
+    return Draw.of(inputs, config.validation, config.seed)
 
 
 class _Looked:

@@ -120,7 +120,7 @@ def parts_of(rows: Rows | Iterable[Trajectories], most: int = 1_000_000) -> Iter
 
     Args:
         rows: as for `as_source`, or parts already, which are passed on.
-        most: rows of a store or a stream, evenly spaced ones where there are more.
+        most: rows of a store or a stream, about as many of inputs drawn where there are more.
     """
     if isinstance(rows, Trajectories):
         return [rows]

@@ -6,9 +6,11 @@ and holds none but the batch at hand. Knows nothing of files or models.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
@@ -16,12 +18,15 @@ from torch import Tensor
 
 from koopman_interp.clocks import Clock
 from koopman_interp.errors import InputError
-from koopman_interp.hashing import generator_of
+from koopman_interp.hashing import MOST_COUNTED, Draw, generator_of
 from koopman_interp.hosts.fingerprint import HostFingerprint
 from koopman_interp.trajectories import Trajectories
 
 Part = Callable[[Int[Tensor, " row"]], Bool[Tensor, " row"]]
 """Which rows are wanted, by the digests of their inputs."""
+
+_COUNTED_AT_ONCE = 1 << 17
+"""Rows whose distinct inputs are looked for at a time, at least."""
 
 
 class Source(ABC):
@@ -113,9 +118,21 @@ class Source(ABC):
         for batch in self.batches():
             yield batch.digests
 
+    @cached_property
+    def inputs(self) -> Int[Tensor, " input"]:
+        """Distinct digests of the inputs, ascending: all of them or, of more than are counted, some more than that."""
+        distinct, waiting = torch.empty(0, dtype=torch.int64), list[Tensor]()
+        for digests in self.digests():
+            waiting.append(digests)
+            if sum(map(len, waiting)) >= _COUNTED_AT_ONCE:
+                distinct, waiting = torch.unique(torch.cat([distinct, *waiting])), []
+            if len(distinct) > MOST_COUNTED:
+                return distinct
+        return torch.unique(torch.cat([distinct, *waiting]))
+
     @abstractmethod
     def thinned(self, rows: int) -> Source:
-        """Return as many rows as these or a few more, spread evenly over the source where it can be read so."""
+        """Return about as many rows, in whole inputs; where the source can be read so, the same in whatever order."""
 
 
 class Blocks(Source):
@@ -131,6 +148,15 @@ class Blocks(Source):
     def read(self, block: int, depths: Sequence[int] | None = None) -> Trajectories:
         """Read a block, or some of its depths."""
 
+    def digests_of(self, block: int) -> Int[Tensor, " row"]:
+        """Read the digests of a block's inputs, one a row."""
+        return self.read(block).digests
+
+    def digests(self) -> Iterator[Int[Tensor, " row"]]:
+        """Go through the digests of the inputs, one a row."""
+        for block in self.order(None, 0):
+            yield self.digests_of(block)
+
     def __len__(self) -> int:
         return sum(self.counts)
 
@@ -143,8 +169,10 @@ class Blocks(Source):
         epoch: int = 0,
         start: int = 0,
     ) -> Iterator[Trajectories]:
-        """Go through the blocks once; see `Source.batches`."""
+        """Go through the blocks once; those that have no wanted row are not read. See `Source.batches`."""
         for block in self.order(shuffle, epoch)[start:]:
+            if part is not None and not bool(part(self.digests_of(block)).any()):
+                continue
             batch = taken(self.read(block, depths), part)
             if len(batch):
                 yield batch
@@ -157,6 +185,12 @@ class Blocks(Source):
         return order
 
     def thinned(self, rows: int) -> Blocks:
+        """Return the rows of inputs drawn, about as many, or all: the same, however they lie in blocks and shards."""
+        if len(self) <= rows:
+            return self
+        return Drawn(self, thinning(self.inputs, rows / len(self)))
+
+    def spaced(self, rows: int) -> Blocks:
         """Return evenly spaced blocks that have as many rows, or all."""
         stride = min(max(1, len(self) // max(1, rows)), max(1, len(self.counts)))
         while stride > 1 and sum(self.counts[::stride]) < rows:  # blocks need not be of one size
@@ -189,6 +223,72 @@ class Subset(Blocks):
     def read(self, block: int, depths: Sequence[int] | None = None) -> Trajectories:
         """Read a block."""
         return self._source.read(self._numbers[block], depths)
+
+    def digests_of(self, block: int) -> Int[Tensor, " row"]:
+        """Read the digests of a block's inputs, one a row."""
+        return self._source.digests_of(self._numbers[block])
+
+
+class Drawn(Blocks):
+    """The inputs drawn of a source, in its blocks.
+
+    Args:
+        source: whose.
+        draw: which inputs.
+    """
+
+    def __init__(self, source: Blocks, draw: Draw) -> None:
+        self._source, self._draw = source, draw
+        self.empty = source.empty
+
+    @cached_property
+    def counts(self) -> list[int]:  # type: ignore[override]  # known once all digests have been read
+        """Rows of each block."""
+        return [int(self._draw(digests).sum()) for digests in self._source.digests()]
+
+    def read(self, block: int, depths: Sequence[int] | None = None) -> Trajectories:
+        """Read a block."""
+        return taken(self._source.read(block, depths), self._draw)
+
+    def digests_of(self, block: int) -> Int[Tensor, " row"]:
+        """Read the digests of a block's inputs, one a row."""
+        digests = self._source.digests_of(block)
+        return digests[self._draw(digests)]
+
+    def batches(
+        self,
+        *,
+        depths: Sequence[int] | None = None,
+        part: Part | None = None,
+        shuffle: int | None = None,
+        epoch: int = 0,
+        start: int = 0,
+    ) -> Iterator[Trajectories]:
+        """Go through the blocks once that have such inputs; see `Source.batches`."""
+
+        def wanted(digests: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
+            drawn = self._draw(digests)
+            return drawn if part is None else drawn & part(digests)
+
+        return self._source.batches(depths=depths, part=wanted, shuffle=shuffle, epoch=epoch, start=start)
+
+    def order(self, shuffle: int | None, epoch: int) -> list[int]:
+        """Return the numbers of the blocks in the order of an epoch."""
+        return self._source.order(shuffle, epoch)
+
+    def share(self, rank: int, ranks: int) -> Blocks:
+        """Return every so many-th block, as one of several processes reads them."""
+        return Drawn(self._source.share(rank, ranks), self._draw)
+
+
+def thinning(inputs: Int[Tensor, " input"], share: float) -> Draw:
+    """Draw a share of inputs, one or more, apart from what is held out of a fit by its seed.
+
+    Args:
+        inputs: as `Source.inputs` has them.
+        share: of them.
+    """
+    return Draw.of(inputs, math.ceil(share * len(inputs)) / len(inputs), "thinned")
 
 
 def taken(batch: Trajectories, part: Part | None) -> Trajectories:

@@ -30,6 +30,8 @@ from koopman_interp.trajectories import Trajectories
 
 INDEX, COORDINATES = "index.json", "coordinates.safetensors"
 KIND, VERSION = "koopman-interp store", 1
+_MOST_READ = 8
+"""Times as many blocks as hold the rows wanted that are read at most, so that these are the same in every order."""
 
 
 @dataclass(frozen=True)
@@ -198,10 +200,21 @@ class Store(Blocks):
             tokens=tensors.get("tokens"),
         )
 
-    def digests(self) -> Iterator[Int[Tensor, " row"]]:
-        """Go through the digests of the inputs, one a row."""
-        for shard, at in self._places:
-            yield read_block(self.folder, shard, at, ["digests"])["digests"]
+    def digests_of(self, block: int) -> Int[Tensor, " row"]:
+        """Read the digests of a block's inputs, one a row, and nothing else of it."""
+        shard, at = self._places[block]
+        return read_block(self.folder, shard, at, ["digests"])["digests"]
+
+    def thinned(self, rows: int) -> Blocks:
+        """Return the rows of inputs drawn, about as many, or all: the same, however they lie in blocks and shards.
+
+        A block is read whole, so that few of many short inputs are spread over all blocks: where these are read many
+        times over, they are evenly spaced blocks instead, which differ by how the store was written.
+        """
+        share, in_block = rows / max(1, len(self)), self.index.inputs / max(1, len(self.counts))
+        if share < 1 and 1 - (1 - share) ** in_block > _MOST_READ * share:
+            return self.spaced(rows)
+        return super().thinned(rows)
 
     def trajectories(self, rows: int | None = None) -> Trajectories:
         """Read rows into memory.
@@ -209,7 +222,7 @@ class Store(Blocks):
         Args:
             rows: how many, from evenly spaced blocks; None is all.
         """
-        source: Blocks = self if rows is None else self.thinned(rows)
+        source: Blocks = self if rows is None else self.spaced(rows)
         if not len(self):  # of an observation that was stopped early
             return self.empty
         found = Trajectories.concatenate(source.batches(), same_inputs=True)

@@ -7,9 +7,11 @@ import torch
 
 import koopman_interp as ki
 from koopman_interp.errors import FitInterrupted, InputError
+from koopman_interp.fitting.data import InMemory
 from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.row_order import RowOrder
 from koopman_interp.surrogates.context import CausalEncoder
+from koopman_interp.surrogates.normalization import fit_normalization
 from koopman_interp.testing import ResidualMLP
 from tests.causal import fitted
 
@@ -198,3 +200,21 @@ def test_what_a_context_cannot_do_is_refused(data, quick, unchecked):
 def test_the_width_of_a_context_follows_the_states(dimension, heads, width):
     assert ki.FitConfig(context="causal", context_heads=heads).context_shape(dimension).width == width
     assert ki.FitConfig().context_shape(dimension) is None
+
+
+@pytest.mark.parametrize("statistics", [100, 400, 5000])
+def test_a_solve_goes_through_whole_sequences_of_inputs_drawn(data, statistics):
+    rows = InMemory(data, ki.FitConfig(**SMALL, statistics=statistics))
+    normalization = fit_normalization(rows.chunks(), times=data.times)
+    train, _ = rows.rows(normalization, torch.device("cpu"))
+    first = normalization.normalize(data.states[0], 0)
+    found = []
+    for states, laid in train.chunks(2):
+        nearest = torch.cdist(states[0], first).argmin(1)
+        for line in laid.rows:
+            numbers = nearest[line[line >= 0]]
+            whole = (data.sequence == data.sequence[numbers[0]]).nonzero()[:, 0]
+            assert torch.equal(numbers, whole)  # all of its rows, in their order
+        found += nearest.tolist()
+    assert len(found) == len(set(found)) == pytest.approx(min(statistics, rows.fitted), rel=0.25)
+    assert not bool(rows.is_held_out(data.digests[found]).any())

@@ -270,6 +270,49 @@ def test_no_input_held_out_is_forgotten_though_sums_go_through_few_rows(store, n
     assert torch.equal(ki.KoopmanAutoencoder.from_pretrained(tmp_path / "koopman").is_held_out(rows), held_out)
 
 
+def in_another_order(tap, folder):
+    """The same rows, as two observed them, every other batch each, and as they were joined, the second first."""
+    x, y = points()
+    parts = [(x[at : at + 50], y[at : at + 50]) for at in range(0, len(x), 50)]
+    for rank in range(2):
+        tap.observe(parts[rank::2], store=folder / str(rank), progress=False)
+    return ki.merge_stores([folder / "1", folder / "0"], folder / "joined")
+
+
+def sums_of(rows, config):
+    """What a fit sums over rows: its normalisation, moments and what its solves go through."""
+    koopman = fitted(rows, config, method="least_squares")
+    data = fit_data.fit_data(rows, config)
+    train, _ = data.rows(koopman.normalization, torch.device("cpu"))
+    found = {name: tensor.double() for name, tensor in koopman.normalization.named_buffers()}
+    seen = [states.double() for states, _ in train.chunks(4)]
+    found["second moment"] = torch.stack([(states.mT @ states) for states in seen]).sum(0)
+    found["step"] = torch.stack([states[:-1].mT @ states[1:] for states in seen]).sum(0)
+    data.gather_moments(koopman)
+    moments = koopman.moments
+    return found | {"mean": moments.mean, "covariance": moments.covariance}, moments.rows, sum(map(_rows_of, seen))
+
+
+def _rows_of(states):
+    return states.shape[1]
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["in memory", "from the disk"])
+def test_sums_over_few_rows_are_the_same_in_whatever_order_these_were_written(store, tap, tmp_path, monkeypatch, held):
+    if not held:
+        monkeypatch.setattr(fit_data, "HELD_BYTES", 1000)
+    config = replace(QUICK, statistics=600)
+    (one, rows, solved), (other, rows_of_other, solved_of_other) = (
+        sums_of(each, config) for each in (store, in_another_order(tap, tmp_path / "apart"))
+    )
+    assert (rows, solved) == (rows_of_other, solved_of_other)
+    assert 0 < rows <= solved + 0.1 * 600
+    assert 0.8 * 600 < solved <= 600
+    for name, tensor in one.items():
+        difference = float((tensor - other[name]).norm() / tensor.norm())
+        assert difference < 1e-6, name
+
+
 def test_processes_that_were_given_different_rows_are_refused(tap, monkeypatch):
     class Apart(Processes):
         def all_of(self, value):

@@ -11,11 +11,13 @@ import torch
 import koopman_interp as ki
 from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import json_digest, read_json, write_json
+from koopman_interp.hashing import Draw, in_share
 from koopman_interp.sources import shards, writing
 from koopman_interp.sources.memory import Memory
+from koopman_interp.sources.protocol import thinning
 from koopman_interp.sources.shards import read_block, write_shard
 from koopman_interp.sources.store import INDEX
-from tests.sources.conftest import OBSERVED, mlp, of_inputs, rows, same
+from tests.sources.conftest import OBSERVED, batched, mlp, of_inputs, rows, same
 
 
 @pytest.mark.parametrize("name", OBSERVED)
@@ -79,18 +81,59 @@ def test_shares_part_the_blocks(store):
 
 
 @pytest.mark.parametrize("wanted", [1, 20, 77, 150, 299, 300, 1000])
-def test_thinned_has_as_many_rows_or_a_few_more(store, wanted):
-    thinned = store.thinned(wanted)
-    assert min(wanted, 300) <= len(thinned)
-    assert len(thinned) <= 2 * wanted + 2 * max(store.counts)
+def test_spaced_blocks_have_as_many_rows_or_a_few_more(store, wanted):
+    spaced = store.spaced(wanted)
+    assert min(wanted, 300) <= len(spaced)
+    assert len(spaced) <= 2 * wanted + 2 * max(store.counts)
     assert len(store.trajectories(wanted)) == min(wanted, 300)
-    batches = [batch.sequence for batch in thinned.batches()]
-    assert [len(batch) for batch in batches] == list(thinned.counts)
+    batches = [batch.sequence for batch in spaced.batches()]
+    assert [len(batch) for batch in batches] == list(spaced.counts)
 
 
-def test_blocks_of_unlike_sizes_are_thinned_to_no_fewer():
+def test_blocks_of_unlike_sizes_are_spaced_to_no_fewer():
     source = Memory(of_inputs(3, 200, 3, 200, 3, 200), rows=50)
-    assert all(len(source.thinned(wanted)) >= wanted for wanted in (100, 150, 300, 500))
+    assert all(len(source.spaced(wanted)) >= wanted for wanted in (100, 150, 300, 500))
+
+
+@pytest.mark.parametrize("wanted", [40, 77, 150, 299, 300, 1000])
+def test_thinned_has_inputs_drawn_and_as_many_rows(store, wanted):
+    thinned = store.thinned(wanted)
+    assert sum(map(len, thinned.batches())) == len(thinned) == min(wanted, 300)  # each input has one row
+    found = torch.cat([batch.digests for batch in thinned.batches()])
+    in_memory = Memory(store.trajectories()[torch.arange(299, -1, -1)], 7).thinned(wanted)
+    assert set(torch.cat(list(in_memory.digests())).tolist()) == set(found.tolist())
+    shares = [batch.digests for rank in range(3) for batch in thinned.share(rank, 3).batches()]
+    assert torch.equal(torch.cat(shares).sort().values, found.sort().values)
+
+
+def test_thinned_has_whole_inputs_and_about_as_many_rows():
+    counts = torch.randint(1, 9, (400,), generator=torch.Generator().manual_seed(0)).tolist()
+    source = Memory(of_inputs(*counts), rows=30)
+    for wanted in (20, 200, 900):
+        found = torch.cat([batch.sequence for batch in source.thinned(wanted).batches()])
+        taken = torch.bincount(found, minlength=400).tolist()
+        assert all(each in (0, count) for each, count in zip(taken, counts, strict=True))
+        assert len(found) == pytest.approx(wanted, rel=0.25)
+        assert sum(map(bool, taken)) == -(-400 * wanted // sum(counts))
+
+
+def test_what_is_thinned_is_drawn_apart_from_what_is_held_out_and_kept(store):
+    """Of inputs that a draw by seed or by share has taken already, thinning takes its own share."""
+    digests = torch.randint(-(2**62), 2**62, (20_000,), generator=torch.Generator().manual_seed(0))
+    drawn = thinning(digests, 0.25)(digests)
+    others = [Draw.of(digests, 0.1, seed)(digests) for seed in (-1, 0, 1)]
+    others += [in_share(digests, torch.zeros_like(digests), 0.1)]
+    for other in others:
+        assert float(drawn[other].double().mean()) == pytest.approx(0.25, abs=0.05)  # five standard deviations
+
+
+@pytest.mark.parametrize("wanted", [1, 20, 60, 200])
+def test_few_rows_cost_no_reading_of_all(tmp_path, small_shards, monkeypatch, wanted):
+    store = ki.attach(mlp()).observe(batched(rows(2000, 4)), store=tmp_path / "states", progress=False)
+    read, blocks = type(store).read, list[int]()
+    monkeypatch.setattr(type(store), "read", lambda self, block, depths=None: blocks.append(block) or read(self, block))
+    assert sum(map(len, store.thinned(wanted).batches())) >= wanted
+    assert len(blocks) <= max(1, 8 * len(store.counts) * wanted / 2000)
 
 
 # --- what is not as it was written -----------------------------------------------------------------------------------
