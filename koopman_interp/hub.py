@@ -1,19 +1,24 @@
-"""Files on the Hub: one file of a value, pushed and fetched by huggingface_hub.
+"""Files on the Hub: one file of a value, or the files of a folder, pushed and fetched by huggingface_hub.
 
-A value that saves to one file and loads from it says under which name (`OnHub`); nothing here knows what it holds.
-Costs the file and its way over the network; what was fetched stays in huggingface_hub's cache.
+A value that saves to one file and loads from it says under which name (`OnHub`); what is a folder of rows goes there as
+a data set. Nothing here knows what they hold. Costs the files and their way over the network; what was fetched stays in
+huggingface_hub's cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, TypeVar
 
-from huggingface_hub import create_repo, hf_hub_download, upload_file
+from huggingface_hub import create_repo, hf_hub_download, snapshot_download, upload_file, upload_folder
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
 Value = TypeVar("Value", bound="OnHub")
+
+_DATASET = "dataset"
 
 
 def fetched(repo: str, file: str, **download: Any) -> Path:
@@ -30,12 +35,59 @@ def fetched(repo: str, file: str, **download: Any) -> Path:
     Raises:
         FileNotFoundError: there is no such repository, or no such file in it.
     """
-    try:
+    with _asked(file, repo, repo):
         return Path(hf_hub_download(repo, file, **download))
+
+
+def fetched_dataset(repo: str, patterns: Sequence[str], **download: Any) -> Path:
+    """Download files of a data set, or find them in the cache.
+
+    Args:
+        repo: `owner/name`.
+        patterns: of the names wanted.
+        **download: as `snapshot_download` takes them: `revision`, `local_dir`, …
+
+    Returns:
+        The folder on this machine where they lie.
+
+    Raises:
+        FileNotFoundError: there is no such data set.
+    """
+    with _asked("data set", repo, f"datasets/{repo}"):
+        return Path(snapshot_download(repo, repo_type=_DATASET, allow_patterns=list(patterns), **download))
+
+
+def sent_dataset(folder: Path, names: Sequence[str], repo: str, *, private: bool | None, **upload: Any) -> str:
+    """Send files of a folder to a data set, which is made where there is none; other files there stay.
+
+    Args:
+        folder: where they lie.
+        names: of the files.
+        repo: `owner/name`.
+        private: whether a data set that is made is private; None is as the account has it.
+        **upload: as `upload_folder` takes them: `commit_message`, `revision`, …
+
+    Returns:
+        The address of the commit.
+    """
+    create_repo(repo, repo_type=_DATASET, private=private, exist_ok=True)
+    done = upload_folder(folder_path=folder, repo_id=repo, repo_type=_DATASET, allow_patterns=list(names), **upload)
+    return str(done)
+
+
+@contextmanager
+def _asked(what: str, repo: str, address: str) -> Iterator[None]:
+    """Say in a sentence that the Hub does not give what was asked for.
+
+    Raises:
+        FileNotFoundError: it does not.
+    """
+    try:
+        yield
     except (HFValidationError, EntryNotFoundError, RepositoryNotFoundError) as error:
         raise FileNotFoundError(
-            f"The Hub gave no {file} under the name {repo!r}. Expected owner/name of a repository that holds it; look "
-            f"at https://huggingface.co/{repo}/tree/main, or log in by `hf auth login` where it is private."
+            f"The Hub gave no {what} under the name {repo!r}. Expected owner/name of a repository that holds it; look "
+            f"at https://huggingface.co/{address}/tree/main, or log in by `hf auth login` where it is private."
         ) from error
 
 

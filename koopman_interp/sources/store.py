@@ -23,7 +23,7 @@ from koopman_interp.errors import FileFormatError, InputError
 from koopman_interp.files import Json, json_digest, read_json, read_tensors, rebuilding, write_json
 from koopman_interp.hashing import generator_of
 from koopman_interp.hosts.fingerprint import HostFingerprint
-from koopman_interp.sources.hub import fetched, sent
+from koopman_interp.hub import fetched_dataset, sent_dataset
 from koopman_interp.sources.protocol import Blocks
 from koopman_interp.sources.shards import Shard, read_block
 from koopman_interp.trajectories import Trajectories
@@ -261,7 +261,7 @@ class Store(Blocks):
             FileNotFoundError: there is no such data set, or no store in it.
             FileFormatError: its index was changed, or is of something else.
         """
-        return cls(fetched(repo, **download))
+        return cls(fetched_dataset(repo, ["*.safetensors", "*.json"], **download))
 
     def push_to_hub(self, repo: str, *, private: bool | None = None, **upload: Any) -> str:
         """Send the store to the Hub, as a data set.
@@ -279,7 +279,8 @@ class Store(Blocks):
         """
         if not self.index.complete:
             raise InputError(f"The observation of {self.folder} did not come to its end. Observe to it again first.")
-        return sent(self.folder, self._files, repo, private=private, **upload)
+        said = {"commit_message": "Upload a store of koopman-interp"} | upload
+        return sent_dataset(self.folder, self._files, repo, private=private, **said)
 
     @property
     def _files(self) -> list[str]:

@@ -5,6 +5,7 @@ import torch
 from scipy.linalg import block_diag
 
 import koopman_interp as ki
+from koopman_interp.testing import LinearHost
 
 HOST = ki.HostFingerprint(model="m.M", adapter="torch", basis="b", dtype="float64", weights="0" * 32)
 
@@ -90,3 +91,14 @@ def pairs_of(koopman, trajectories):
     for depth in range(trajectories.depths - 1):
         before, after = (koopman.encode(trajectories.states[d], d).double().numpy() for d in (depth, depth + 1))
         yield times[depth + 1] - times[depth], before, after
+
+
+def exact_on_a_linear_host():
+    """A host each of whose three blocks is one matrix K, K, inputs, what was observed, and a surrogate exact on it."""
+    K = torch.eye(6) * 0.9 + 0.2 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    model = LinearHost(K, 3).eval()
+    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
+    data = ki.attach(model).observe(x, progress=False)
+    # Without a scale and a rotation of its own for each depth, all steps of the normalised states are one matrix.
+    config = ki.FitConfig(observables=6, ridge=0.0, normalization=ki.NormalizationConfig(scale="common"))
+    return model, K, x, data, ki.fit(data, config, method="least_squares")

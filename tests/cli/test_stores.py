@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 
 import koopman_interp as ki
+from koopman_interp import hub
 from koopman_interp.errors import InputError
 
 
@@ -66,26 +66,26 @@ def test_stores_are_joined(run, states):
 
 
 def test_a_store_goes_to_the_hub_and_comes_back(run, states, monkeypatch, tmp_path):
-    hub, asked = tmp_path / "hub", []
+    there, asked = tmp_path / "hub", []
 
     def created(repo, **how):
         asked.append((repo, how))
 
     def uploaded(*, folder_path, repo_id, repo_type, allow_patterns, commit_message):
-        hub.mkdir()
+        there.mkdir()
         for name in allow_patterns:
-            (hub / name).write_bytes((Path(folder_path) / name).read_bytes())
+            (there / name).write_bytes((Path(folder_path) / name).read_bytes())
         return f"{repo_type} {repo_id}: {commit_message}"
 
     def downloaded(repo, *, repo_type, allow_patterns, **how):
         assert (repo, repo_type) == ("me/states", "dataset")
         assert allow_patterns == ["*.safetensors", "*.json"]
         asked.append(how)
-        return str(hub)
+        return str(there)
 
-    monkeypatch.setattr(huggingface_hub, "create_repo", created)
-    monkeypatch.setattr(huggingface_hub, "upload_folder", uploaded)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", downloaded)
+    monkeypatch.setattr(hub, "create_repo", created)
+    monkeypatch.setattr(hub, "upload_folder", uploaded)
+    monkeypatch.setattr(hub, "snapshot_download", downloaded)
     (states / "notes.txt").write_text("my own")
     code, printed, _ = run("store", "push", "states", "me/states", "--private")
     assert (code, printed) == (0, "dataset me/states: Upload a store of koopman-interp\n")
@@ -97,7 +97,7 @@ def test_a_store_goes_to_the_hub_and_comes_back(run, states, monkeypatch, tmp_pa
 
 
 def test_what_the_hub_does_not_have_is_said():
-    with pytest.raises(FileNotFoundError, match=r"no data set 'not a name'.*expected owner/name"):
+    with pytest.raises(FileNotFoundError, match=r"no data set under the name 'not a name'.*Expected owner/name"):
         ki.Store.from_hub("not a name")
 
 

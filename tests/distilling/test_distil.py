@@ -11,12 +11,12 @@ from scipy.special import log_softmax
 
 import koopman_interp as ki
 from koopman_interp.errors import FitInterrupted, HostMismatchError, InputError, NonFiniteError
-from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.output import arrivals_of
 from koopman_interp.hosts.fingerprint import weight_digest
 from koopman_interp.observing.digests import input_digests
 from koopman_interp.testing import yin_yang
 from tests.hosts.lens_models import llama_bridge
+from tests.interrupting import interrupted_at
 
 QUICK = ki.DistilConfig(steps=30, evaluate_every=10)
 
@@ -190,17 +190,10 @@ def test_the_same_call_gives_the_same_surrogate(known, points, distilled):
 def test_a_resumed_distillation_is_bit_identical_to_one_never_interrupted(
     known, points, distilled, tmp_path, monkeypatch, stop
 ):
-    path, descend = tmp_path / "kept.safetensors", Descent._descend
-
-    def stops(self, step):
-        if step == stop:
-            raise KeyboardInterrupt
-        descend(self, step)
-
-    monkeypatch.setattr(Descent, "_descend", stops)
+    path, mend = tmp_path / "kept.safetensors", interrupted_at(monkeypatch, stop)
     with pytest.raises(FitInterrupted, match=rf"{re.escape(str(path))} holds step {stop // 10 * 10}"):
         distil(known, points, checkpoint=path)
-    monkeypatch.setattr(Descent, "_descend", descend)
+    mend()
     resumed = distil(known, points, checkpoint=path, resume=True)
     ours, theirs = resumed.state_dict(), distilled.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

@@ -8,9 +8,9 @@ import torch
 
 import koopman_interp as ki
 from koopman_interp.errors import FitInterrupted, HostMismatchError, InputError
-from koopman_interp.fitting.descent import Descent
 from koopman_interp.hosts.fingerprint import weight_digest
 from koopman_interp.testing import yin_yang
+from tests.interrupting import interrupted_at
 
 QUICK = ki.DistilConfig(steps=20, evaluate_every=10, batch_size=60)
 
@@ -34,21 +34,16 @@ def test_a_tuned_lens_is_nearer_to_the_host_than_least_squares(known, points):
 
 def test_a_resumed_tuning_is_bit_identical_to_one_never_interrupted(known, yin_yang_data, tmp_path, monkeypatch):
     model, _, trajectories = known
-    lens, descend = ki.AffineLens.fit(trajectories), Descent._descend
+    lens = ki.AffineLens.fit(trajectories)
 
     def tuned(**options):
         return ki.tune_lens(model, lens, yin_yang_data[0], QUICK, progress=False, **options)
 
-    def stops(self, step):
-        if step == 13:
-            raise KeyboardInterrupt
-        descend(self, step)
-
     whole, path = tuned(), tmp_path / "kept.safetensors"
-    monkeypatch.setattr(Descent, "_descend", stops)
+    mend = interrupted_at(monkeypatch, 13)
     with pytest.raises(FitInterrupted, match="holds step 10"):
         tuned(checkpoint=path)
-    monkeypatch.setattr(Descent, "_descend", descend)
+    mend()
     assert tuned(checkpoint=path, resume=True).digest() == whole.digest()
     lens = replace(lens, maps=tuple(reversed(lens.maps)))
     with pytest.raises(InputError, match="another call of tune_lens: lens differ"):

@@ -10,6 +10,7 @@ import pytest
 import koopman_interp as ki
 from koopman_interp.errors import FitInterrupted, InputError, NonFiniteError, StorageError
 from koopman_interp.fitting.descent import Descent
+from tests.interrupting import interrupted_at
 
 
 class Heard(ki.Callback):
@@ -24,18 +25,6 @@ class Heard(ki.Callback):
 
     def on_end(self, why, /):
         self.ends.append(why)
-
-
-def interrupted_at(monkeypatch, stop):
-    descend = Descent._descend
-
-    def stops(self, step):
-        if step == stop:
-            raise KeyboardInterrupt
-        descend(self, step)
-
-    monkeypatch.setattr(Descent, "_descend", stops)
-    return lambda: monkeypatch.setattr(Descent, "_descend", descend)
 
 
 def test_a_callback_hears_of_each_look_and_changes_nothing(trajectories, quick_config, surrogate):

@@ -8,12 +8,12 @@ import torch
 import koopman_interp as ki
 from koopman_interp.errors import FitInterrupted, InputError
 from koopman_interp.fitting.data import InMemory
-from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.row_order import RowOrder
 from koopman_interp.surrogates.context import CausalEncoder
 from koopman_interp.surrogates.normalization import fit_normalization
 from koopman_interp.testing import ResidualMLP
 from tests.causal import fitted
+from tests.interrupting import interrupted_at
 
 LENGTHS, WIDTH = (5, 9, 7), 6
 SMALL = {"observables": 16, "hidden": (32,), "context_width": 16, "context_heads": 2, "context": "causal"}
@@ -61,19 +61,6 @@ def surrogate(data, quick):
 def same_weights(one, other):
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def interrupted_at(monkeypatch, stop):
-    """Let Ctrl-C come at the start of a step; the function returned undoes that."""
-    descend = Descent._descend
-
-    def stops(self, step):
-        if step == stop:
-            raise KeyboardInterrupt
-        descend(self, step)
-
-    monkeypatch.setattr(Descent, "_descend", stops)
-    return lambda: monkeypatch.setattr(Descent, "_descend", descend)
 
 
 def fvu(koopman, data):

@@ -15,6 +15,7 @@ from koopman_interp.files import write_tensors
 from koopman_interp.fitting.descent import Descent
 from koopman_interp.surrogates.operators import OPERATORS
 from koopman_interp.testing import LinearHost
+from tests.interrupting import interrupted_at
 from tests.naming import named
 
 PLAIN = ki.NormalizationConfig(scale="common")
@@ -283,19 +284,6 @@ def test_the_trajectories_are_untouched(trajectories, quick_config):
     before = [state.clone() for state in trajectories.states]
     ki.fit(trajectories, replace(quick_config, steps=3), progress=False)
     assert all(torch.equal(a, b) for a, b in zip(trajectories.states, before, strict=True))
-
-
-def interrupted_at(monkeypatch, stop):
-    """Let Ctrl-C come at the start of a step; the function returned undoes that."""
-    descend = Descent._descend
-
-    def stops(self, step):
-        if step == stop:
-            raise KeyboardInterrupt
-        descend(self, step)
-
-    monkeypatch.setattr(Descent, "_descend", stops)
-    return lambda: monkeypatch.setattr(Descent, "_descend", descend)
 
 
 @pytest.mark.parametrize(

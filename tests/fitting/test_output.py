@@ -12,7 +12,6 @@ from scipy.special import log_softmax
 import koopman_interp as ki
 from koopman_interp.errors import FitInterrupted, HostMismatchError, InputError, UnsupportedHostError
 from koopman_interp.fitting import output
-from koopman_interp.fitting.descent import Descent
 from koopman_interp.fitting.inputs import PartedInputs
 from koopman_interp.fitting.output import OutputObjective, arrivals_of
 from koopman_interp.hosts.finding import host_for
@@ -20,6 +19,7 @@ from koopman_interp.hosts.fingerprint import weight_digest
 from koopman_interp.observing.digests import input_digests
 from koopman_interp.testing import yin_yang
 from tests.hosts.lens_models import llama_bridge
+from tests.interrupting import interrupted_at
 
 QUICK = ki.FitConfig(observables=14, hidden=(16,), steps=40, evaluate_every=10, batch_size=64, inputs=60)
 
@@ -119,17 +119,10 @@ def test_passes_that_are_kept_change_no_bit(known, fitted, monkeypatch):
 
 @pytest.mark.parametrize("stop", [7, 20, 39])
 def test_a_resumed_fit_is_bit_identical_to_one_never_interrupted(known, fitted, tmp_path, monkeypatch, stop):
-    path, descend = tmp_path / "kept.safetensors", Descent._descend
-
-    def stops(self, step):
-        if step == stop:
-            raise KeyboardInterrupt
-        descend(self, step)
-
-    monkeypatch.setattr(Descent, "_descend", stops)
+    path, mend = tmp_path / "kept.safetensors", interrupted_at(monkeypatch, stop)
     with pytest.raises(FitInterrupted, match=rf"{re.escape(str(path))} holds step {stop // 10 * 10}"):
         fit(known, checkpoint=path)
-    monkeypatch.setattr(Descent, "_descend", descend)
+    mend()
     resumed, theirs = fit(known, checkpoint=path, resume=True), fitted.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in resumed.state_dict().items())
     assert resumed.record.history == fitted.record.history

@@ -14,12 +14,12 @@ from koopman_interp.errors import FitInterrupted, InputError
 from koopman_interp.files import read_tensors
 from koopman_interp.fitting import data as fit_data
 from koopman_interp.fitting import windows
-from koopman_interp.fitting.descent import Descent
 from koopman_interp.processes import Processes
 from koopman_interp.sources import shards, writing
 from koopman_interp.sources.memory import Memory
 from koopman_interp.testing import ResidualMLP
 from tests.causal import gpt2
+from tests.interrupting import interrupted_at
 
 QUICK = ki.FitConfig(observables=14, hidden=(16,), steps=60, evaluate_every=20, batch_size=64)
 
@@ -107,17 +107,11 @@ def test_a_streamed_fit_is_of_all_rows_and_takes_each_once_an_epoch(store, not_h
 
 @pytest.mark.parametrize("stopped", [10, 30, 50])
 def test_a_streamed_fit_goes_on_from_its_checkpoint(store, not_held, tmp_path, monkeypatch, stopped):
-    expected, path, step = fitted(store), tmp_path / "kept.safetensors", Descent._descend
-
-    def stops(self, number):
-        if number == stopped:
-            raise KeyboardInterrupt
-        step(self, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Descent, "_descend", stops)
-        with pytest.raises(FitInterrupted):
-            fitted(store, checkpoint=path)
+    expected, path = fitted(store), tmp_path / "kept.safetensors"
+    mend = interrupted_at(monkeypatch, stopped)
+    with pytest.raises(FitInterrupted):
+        fitted(store, checkpoint=path)
+    mend()
     assert fitted(store, checkpoint=path, resume="auto").digest() == expected.digest()
 
 

@@ -7,28 +7,8 @@ import torch
 
 import koopman_interp as ki
 from koopman_interp.errors import InputError
+from tests.causal import VOCABULARY, gpt2, llama
 from tests.naming import named
-
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-
-WIDTH, VOCABULARY = 16, 40
-
-
-def gpt2():
-    config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_positions=64, n_embd=WIDTH, n_layer=4, n_head=2, bos_token_id=1, eos_token_id=None,
-        pad_token_id=0, initializer_range=0.3,
-    )  # fmt: skip
-    return transformers.GPT2LMHeadModel(config)
-
-
-def llama():
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=None, pad_token_id=0,
-        initializer_range=0.3,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
 
 
 @pytest.fixture(scope="module", params=[gpt2, llama], ids=["gpt2", "llama"])

@@ -9,19 +9,8 @@ import koopman_interp as ki
 from koopman_interp.errors import HostMismatchError, InputError, UnsupportedHostError
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.testing import ResidualMLP
+from tests.causal import VOCABULARY, WIDTH, gpt2
 from tests.hosts.lens_models import gpt2_bridge
-
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-
-WIDTH, VOCABULARY = 16, 40
-
-
-def gpt2():
-    config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_positions=64, n_embd=WIDTH, n_layer=4, n_head=2, bos_token_id=1, eos_token_id=None,
-        pad_token_id=0, initializer_range=0.3,
-    )  # fmt: skip
-    return transformers.GPT2LMHeadModel(config)
 
 
 def prepared(model, skip=0):

@@ -15,6 +15,7 @@ from koopman_interp.errors import HostMismatchError, InputError, NonFiniteError
 from koopman_interp.hosts.fingerprint import weight_digest
 from koopman_interp.observing.outputs import Output
 from koopman_interp.testing import LinearHost, yin_yang
+from tests.analysis.linear import exact_on_a_linear_host
 
 NAMES = ["surrogate", "identity", "mean", "endpoint linear", "affine chain", "K per depth", "kernel ridge"]
 
@@ -203,13 +204,7 @@ def test_on_a_linear_host_the_linear_map_leaves_nothing():
 
 
 def test_on_a_linear_host_every_span_is_nothing_lost():
-    K = torch.eye(6) * 0.9 + 0.2 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
-    model = LinearHost(K, 3).eval()
-    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
-    data = ki.attach(model).observe(x, progress=False)
-    # Without a scale and a rotation of its own for each depth, all steps of the normalised states are one matrix.
-    config = ki.FitConfig(observables=6, ridge=0.0, normalization=ki.NormalizationConfig(scale="common"))
-    koopman = ki.fit(data, config, method="least_squares")
+    model, _, x, data, koopman = exact_on_a_linear_host()
     found = ki.fidelity(model, koopman, held_out=x[:50], fitted=data, spans="all")
     assert len(found.spans) == 6
     for one in found.spans:

@@ -16,6 +16,7 @@ from koopman_interp.files import write_tensors
 from koopman_interp.hosts.finding import host_for
 from koopman_interp.surrogates.coordinates import Coordinates
 from koopman_interp.testing import LinearHost, yin_yang
+from tests.analysis.linear import exact_on_a_linear_host
 from tests.hosts.lens_models import gpt2_bridge
 
 
@@ -68,13 +69,7 @@ def test_every_figure_is_counted_directly(reading, model, surrogate, held_out):
 
 
 def test_on_a_linear_host_it_is_exact_from_every_depth():
-    K = torch.eye(6) * 0.9 + 0.2 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
-    model = LinearHost(K, 3).eval()
-    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
-    data = ki.attach(model).observe(x, progress=False)
-    # Without a scale and a rotation of its own for each depth, all steps of the normalised states are one matrix.
-    config = ki.FitConfig(observables=6, ridge=0.0, normalization=ki.NormalizationConfig(scale="common"))
-    koopman = ki.fit(data, config, method="least_squares")
+    model, _, x, _, koopman = exact_on_a_linear_host()
     reading = ki.koopman_lens(model, koopman, x[:40])
     assert float(reading.kl.abs().max()) < 1e-5
     assert (reading.top[:, :, 0] == reading.top[-1, :, 0]).double().mean() > 0.99

@@ -8,7 +8,8 @@ from torch import nn
 
 import koopman_interp as ki
 from koopman_interp.errors import FileFormatError, HostMismatchError, InputError, UnsupportedHostError
-from koopman_interp.testing import LinearHost, ResidualMLP
+from koopman_interp.testing import ResidualMLP
+from tests.analysis.linear import exact_on_a_linear_host
 from tests.hosts.lens_models import gpt2_bridge, native_bridge
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -135,12 +136,7 @@ def test_through_another_lens_they_are_that_ones():
 
 
 def test_on_a_linear_host_they_are_the_rows_of_its_remaining_matrix():
-    K = torch.eye(6) * 0.9 + 0.2 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
-    model = LinearHost(K, 3).eval()
-    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
-    data = ki.attach(model).observe(x, progress=False)
-    config = ki.FitConfig(observables=6, ridge=0.0, normalization=ki.NormalizationConfig(scale="common"))
-    koopman = ki.fit(data, config, method="least_squares")
+    model, K, x, _, koopman = exact_on_a_linear_host()
     found = ki.lens_vectors(model, koopman, [0, 4], x[:20])
     for depth, vectors in enumerate(found.vectors):
         expected = torch.linalg.matrix_power(K.double(), 3 - depth)[[0, 4]]
