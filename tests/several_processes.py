@@ -1,4 +1,4 @@
-"""Processes that `torchrun` would start, forked from one that has imported all there is to import."""
+"""Processes to kill, and such as `torchrun` would start, forked from one that has imported all there is to import."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ from koopman_interp.errors import ProcessError
 SAID = 3
 """Exit status of a process that ended with a sentence."""
 
+FORKED = multiprocessing.get_context("forkserver")
+"""What starts a process from a clean one, in a fraction of the time that the imports take."""
+FORKED.set_forkserver_preload([__name__, "koopman_interp.fitting.fit", "koopman_interp.observing.tap"])
+
 _PATIENCE = timedelta(seconds=10)
 
 Work = Callable[[int, Path], None]
@@ -34,12 +38,10 @@ def run_by(ranks: int, work: Work, folder: Path) -> list[int]:
     Returns:
         Their exit statuses, in order; of one that was killed, less the signal.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "koopman_interp.fitting.fit", "koopman_interp.observing.tap"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     meeting = folder.parent / "meeting"
     meeting.unlink(missing_ok=True)
-    processes = [context.Process(target=_one, args=(rank, ranks, meeting, work, folder)) for rank in range(ranks)]
+    processes = [FORKED.Process(target=_one, args=(rank, ranks, meeting, work, folder)) for rank in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:

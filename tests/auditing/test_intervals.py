@@ -84,9 +84,11 @@ def test_the_error_is_near_hanley_and_mcneils():
 def test_all_ties_are_a_half_without_error_and_one_row_has_no_error():
     same = torch.full((5,), -torch.inf)
     assert area_under_curve(same, same[:4]) == (0.5, 0.0)
-    area, error = area_under_curve(torch.ones(1), torch.zeros(9))
-    assert area == 1
-    assert math.isnan(error)
+    few, many = torch.tensor([0.5]), torch.linspace(0, 1, 9)
+    for high, low in ((few, many), (many, few)):
+        area, error = area_under_curve(high, low)
+        assert area == pytest.approx(0.5)
+        assert math.isnan(error)
 
 
 # --- membership ---------------------------------------------------------------------------------------------

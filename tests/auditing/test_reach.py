@@ -55,6 +55,23 @@ def test_all_of_it_arrives_where_k_is_an_isometry_and_where_it_is_written_at_the
     assert there.warning is None
 
 
+@pytest.mark.parametrize("strength", [1.0, 1e-3])
+def test_the_certificate_says_what_k_carries_of_rows_held_out(surrogate, trajectories, quick_config, strength):
+    """Of several directions, whose readings are not of mean nothing: the mean of the changes counts as their spread."""
+    held_out = trajectories.split(quick_config.validation, seed=quick_config.seed)[1]
+    depth, last = 1, len(surrogate.sites) - 1
+    edit = ki.erase_class(surrogate, label=[0, 2], site=depth, strength=strength)
+    z, there = (surrogate.encode(held_out.states[at], at).double() for at in (depth, last))
+    change = edit(z) - z
+    assert float(change.mean(0).norm() / change.norm(dim=1).mean()) > 0.1
+    carried = change @ torch.linalg.matrix_power(surrogate.K.double(), last - depth).T
+    shares = [
+        float((part.square().sum(1).mean() / (rows - rows.mean(0)).square().sum(1).mean()).sqrt())
+        for part, rows in ((change, z), (carried, there))
+    ]
+    assert edit.certificate.reach == pytest.approx(shares[1] / shares[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("mode", ["delta", "replace"])
 def test_it_is_what_a_slow_computation_says(case, mode):
     x = case.held_out[0]

@@ -33,6 +33,20 @@ def test_how_far_the_output_forgets(forgotten, word):
     assert "reversible suppression" in said
 
 
+@pytest.mark.parametrize("base", [0.98, 0.4])
+@pytest.mark.parametrize(
+    ("share", "word"),
+    [(0.05, "Suppressed"), (0.15, "Partly"), (0.45, "Partly"), (0.55, "Not suppressed"), (1.0, "Not suppressed")],
+)
+def test_it_goes_by_the_share_of_what_the_base_model_knew(base, share, word):
+    rows = (replace(BASE, forget_accuracy=base), MASK, replace(EDIT, forget_accuracy=share * base))
+    said = verdict("class 4", rows)
+    assert said.startswith(word)
+    assert ("This is reversible suppression" in said) == (word != "Not suppressed")
+    back = replace(rows[-1], relearning=(curve("all parameters", 0.0, 0.45 * base, 0.55 * base),))
+    assert "is back by step 5" in verdict("class 4", (*rows[:-1], back))
+
+
 @pytest.mark.parametrize("forgotten", [0.0, 0.9])
 @pytest.mark.parametrize("probe", [0.5, 0.9])
 def test_it_never_claims_that_anything_was_removed(forgotten, probe):

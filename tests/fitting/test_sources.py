@@ -24,13 +24,15 @@ from tests.interrupting import interrupted_at
 QUICK = ki.FitConfig(observables=14, hidden=(16,), steps=60, evaluate_every=20, batch_size=64)
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def small():
     """Blocks of 32 rows, shards of 128, windows of some batches."""
-    monkeypatch.setattr(shards, "BLOCK_ROWS", 32)
-    monkeypatch.setattr(shards, "BLOCK_BYTES", 1)
-    monkeypatch.setattr(writing, "SHARD_ROWS", 128)
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "BLOCK_ROWS", 32)
+        patch.setattr(shards, "BLOCK_BYTES", 1)
+        patch.setattr(writing, "SHARD_ROWS", 128)
+        patch.setattr(windows, "WINDOW_BYTES", 1)
+        yield
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def not_held(monkeypatch):
     monkeypatch.setattr(fit_data, "HELD_BYTES", 1000)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tap():
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -50,9 +52,9 @@ def points(count=2000):
     return x, torch.arange(count) % 3
 
 
-@pytest.fixture
-def store(tap, tmp_path):
-    return tap.observe(points(), store=tmp_path / "states", progress=False)
+@pytest.fixture(scope="module")
+def store(tap, small, tmp_path_factory):
+    return tap.observe(points(), store=tmp_path_factory.mktemp("observed") / "states", progress=False)
 
 
 def fitted(rows, config=QUICK, **how):
@@ -61,9 +63,10 @@ def fitted(rows, config=QUICK, **how):
 
 @pytest.mark.parametrize("how", [{}, {"method": "least_squares"}], ids=["gradient", "least squares"])
 def test_what_fits_into_memory_is_fitted_as_trajectories_are(store, tap, how):
-    expected = fitted(store.trajectories(), **how).digest()
-    ways = (store, store.folder, str(store.folder), lambda: tap.stream(points(), progress=False))
-    assert all(fitted(way, **how).digest() == expected for way in ways)
+    config = replace(QUICK, steps=20)
+    expected = fitted(store.trajectories(), config, **how).digest()
+    ways = (store, str(store.folder), lambda: tap.stream(points(), progress=False))
+    assert all(fitted(way, config, **how).digest() == expected for way in ways)
 
 
 CASES = {
@@ -105,18 +108,19 @@ def test_a_streamed_fit_is_of_all_rows_and_takes_each_once_an_epoch(store, not_h
     assert len(torch.unique(nearest)) == len(nearest), "a row was taken twice in one epoch"
 
 
-@pytest.mark.parametrize("stopped", [10, 30, 50])
-def test_a_streamed_fit_goes_on_from_its_checkpoint(store, not_held, tmp_path, monkeypatch, stopped):
-    expected, path = fitted(store), tmp_path / "kept.safetensors"
-    mend = interrupted_at(monkeypatch, stopped)
-    with pytest.raises(FitInterrupted):
-        fitted(store, checkpoint=path)
-    mend()
-    assert fitted(store, checkpoint=path, resume="auto").digest() == expected.digest()
+def test_a_streamed_fit_goes_on_from_its_checkpoint(store, not_held, tmp_path, monkeypatch):
+    config = replace(QUICK, steps=30, evaluate_every=10)
+    expected = fitted(store, config).digest()
+    for stopped in (5, 15, 29):
+        path, mend = tmp_path / f"{stopped}.safetensors", interrupted_at(monkeypatch, stopped)
+        with pytest.raises(FitInterrupted):
+            fitted(store, config, checkpoint=path)
+        mend()
+        assert fitted(store, config, checkpoint=path, resume="auto").digest() == expected
 
 
 def test_a_stream_is_fitted_as_a_store_is(tap, store, not_held):
-    streamed = fitted(lambda: tap.stream(points(), progress=False))
+    streamed = fitted(lambda: tap.stream(points(), batch_size=250, progress=False))
     kept = fitted(store)
     assert torch.equal(streamed.record.held_out, kept.record.held_out)
     assert streamed.record.history[-1]["fvu"] == pytest.approx(kept.record.history[-1]["fvu"], rel=0.25)
@@ -174,7 +178,7 @@ def test_a_large_part_of_the_rows_is_no_outlier_in_a_source_either(tap, tmp_path
 
 
 def test_rows_that_lie_far_out_where_it_does_not_matter_stay(tap, tmp_path, not_held):
-    observed = tap.observe(points(40_000), progress=False)
+    observed = tap.observe(points(40_000), batch_size=4000, progress=False)
     states = [state.clone() for state in observed.states]
     states[1][::40] *= 1e4  # which is most of what there is at this depth
     middle = states[2].median(0).values
@@ -194,7 +198,7 @@ def test_an_encoder_that_looks_back_is_fitted_from_whole_sequences(tmp_path, not
     ids = torch.randint(2, 40, (120, 8), generator=torch.Generator().manual_seed(0))
     tap = ki.attach(gpt2().eval())
     config = ki.FitConfig(
-        context="causal", observables=24, hidden=(32,), context_width=16, context_heads=2, steps=20, evaluate_every=10
+        context="causal", observables=24, hidden=(32,), context_width=16, context_heads=2, steps=10, evaluate_every=5
     )
     store = tap.observe(ids, batch_size=10, store=tmp_path / "states", progress=False)
     held_bytes = fit_data.HELD_BYTES
@@ -212,11 +216,9 @@ def test_an_encoder_that_looks_back_is_fitted_from_whole_sequences(tmp_path, not
 # --- what else takes a source ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["store", "folder", "stream"])
+@pytest.fixture(params=["folder", "stream"])
 def way(request, store, tap):
-    return {"store": store, "folder": store.folder, "stream": lambda: tap.stream(points(), progress=False)}[
-        request.param
-    ]
+    return store.folder if request.param == "folder" else lambda: tap.stream(points(), batch_size=250, progress=False)
 
 
 def test_what_reads_trajectories_reads_a_source(store, tap, way, tmp_path):

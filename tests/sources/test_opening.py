@@ -87,6 +87,13 @@ def test_a_share_holds_each_smaller_one():
     assert not bool((marked[0] & ~marked[1]).any())
 
 
+def test_shares_for_other_uses_are_drawn_apart():
+    """Of rows that a store kept a tenth of, a fit's basis takes its own share, not all or none."""
+    digests, position = row_digests(rows(20_000, 2)), torch.arange(20_000) % 7
+    kept, taken = in_share(digests, position, 0.1), in_share(digests, position, 0.3, use="basis")
+    assert float(taken[kept].double().mean()) == pytest.approx(0.3, abs=0.05)  # five standard deviations
+
+
 def test_what_stands_for_a_source(store, tmp_path):
     observed = store.trajectories()
     observed.save(tmp_path / "observed.safetensors")

@@ -93,3 +93,26 @@ def test_rows_of_a_narrow_dtype_are_summed_in_float64():
     narrow = z.to(torch.bfloat16)
     moments = gathered(narrow, labels, (90, 110))
     np.testing.assert_allclose(moments.covariance[0].numpy(), np.cov(narrow[0].double().numpy().T, bias=True))
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e6])
+@pytest.mark.parametrize("sizes", [(200,), (0, 200), (200, 0), (30, 170), (1, 99, 100)])
+def test_moments_added_are_those_of_all_rows(sizes, shift):
+    z, labels = data()
+    z = z + shift + labels[:, None]  # so that parts differ in their means, and classes in theirs
+    order = labels.argsort()
+    z, labels = z[:, order], labels[order]
+    whole, added = gathered(z, labels, (200,)), Moments(3, CLASSES, 4)
+    for part in zip(z.split(sizes, 1), labels.split(sizes), strict=True):
+        added.add(gathered(*part, (len(part[1]),)))
+    assert torch.equal(added.count, whole.count)
+    torch.testing.assert_close(added.mean, whole.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(added.covariance, whole.covariance, rtol=1e-7, atol=1e-9)
+
+
+def test_moments_turned_are_those_of_rows_turned():
+    z, labels = data()
+    Q = torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    turned, expected = gathered(z, labels, (200,)).turned(Q), gathered(z @ Q, labels, (200,))
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(turned.state_dict()[name], tensor)
