@@ -61,7 +61,7 @@ def plot_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
     ticks_of_sites(ax, [depth.site for depth in fidelity.depths])
     ax.set(
         ylabel="FVU: fraction of variance unexplained (log)",
-        title=f"From {short(fidelity.depths[0].site)} onwards, {fidelity.rows:,} held-out rows: lower is better",
+        title=f"From {short(fidelity.depths[0].site)} onwards, {fidelity.judged_on}: lower is better",
     )
     plain(ax)
     label_ends(ax, ends)
@@ -83,7 +83,7 @@ def plot_output_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
         text = f"{agree:.1f}" if math.isnan(label) else f"{agree:.1f} / {label:.1f}"
         ax.text(1.02, row, text, va="center", transform=ax.get_yaxis_transform())
     ax.set_yticks(list(rows), [short(row.name, LONGEST) for row in fidelity.outputs])
-    ax.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5), xlabel="share of held-out rows, %")
+    ax.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5), xlabel="share of rows, %")
     ax.set_title("At the model's output, each predictor substituted for the span")
     plain(ax)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -1.1 / len(rows)), ncols=2, frameon=False)
@@ -120,7 +120,7 @@ def plot_span_fidelity(fidelity: Fidelity, ax: Axes | None = None) -> Axes:
     ax.set(
         xlabel="where the span starts",
         ylabel="KL to the model, nats (log)",
-        title=f"Spans to {short(spans[-1].target)}, {fidelity.rows:,} held-out rows: lower is better",
+        title=f"Spans to {short(spans[-1].target)}, {fidelity.judged_on}: lower is better",
     )
     plain(ax)
     label_ends(ax, ends)

@@ -79,7 +79,7 @@ def _of_fidelity(fidelity: Fidelity) -> Sequence[str]:
         return ()
     return (
         f"With the surrogate substituted for its span, the model predicts as before on {strong(ours.agreement)} of "
-        f"{fidelity.rows:,} held-out rows.",
+        f"{fidelity.judged_on}.",
     )
 
 

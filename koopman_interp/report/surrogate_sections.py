@@ -52,7 +52,7 @@ def fidelity_section(fidelity: Fidelity, figures: Mapping[str, bytes]) -> Sectio
         "fidelity",
         "Fidelity: the surrogate beside baselines",
         paragraphs(
-            f"On {fidelity.rows:,} held-out rows. Identity is the state as it was at the first depth; the mean and the "
+            f"On {fidelity.judged_on}. Identity is the state as it was at the first depth; the mean and the "
             "linear maps were fitted on the surrogate's rows. The output has the last word."
         ),
         *map(_beside_surrogate, at_output),

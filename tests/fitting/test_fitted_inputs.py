@@ -66,8 +66,10 @@ def test_fidelity_says_how_many_rows_were_fitted_on(koopman, model, yin_yang_dat
         found = ki.fidelity(model, koopman, held_out=given, progress=False)
         assert (found.fitted, found.rows) == (int(judged.sum()), len(judged))
         assert any(f"{found.fitted} of {found.rows} {SAID}" in note for note in found.notes())
+        assert found.judged_on == f"{found.rows} rows, {found.fitted} of them fitted on"
     honest = ki.fidelity(model, koopman, held_out=x[:300][~known], progress=False)
     assert honest.fitted == 0
+    assert honest.judged_on == f"{honest.rows} held-out rows"
     assert not any(SAID in note for note in honest.notes())
 
 

@@ -105,6 +105,13 @@ class Fidelity(PlainResult):
             at_output = f"agreement with the model {in_percent(ours.agreement)}, KL {ours.kl:.4f}, "
         return f"Fidelity({self.rows:,} rows, {at_output}FVU at the target {self.depths[-1].fvu[SURROGATE]:.4f})"
 
+    @property
+    def judged_on(self) -> str:
+        """Which rows the figures are of, in words."""
+        return (
+            f"{self.rows:,} rows, {self.fitted:,} of them fitted on" if self.fitted else f"{self.rows:,} held-out rows"
+        )
+
     def tables(self) -> tuple[Table, ...]:
         """Return figures at the output, where there are any, by depth, and by span."""
         whole = SpanFidelity(self.depths[0].site, self.depths[-1].site, self.outputs)
