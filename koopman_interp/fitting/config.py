@@ -78,6 +78,8 @@ class DescentConfig:
         self._require_whole("steps", "evaluate_every", "cycle", "patience")
         self._require_positive("learning_rate", "clip", "seconds", "decay")
         self._require_not_negative("weight_decay", "warm_up", "least_gain")
+        if not isinstance(self.seed, Integral) or not -(2**63) <= int(self.seed) < 2**63:
+            raise InputError(f"seed must be a whole number of 64 bits; got {self.seed}.")
         if not 0.0 < self.validation < 1.0:
             raise InputError(f"validation is a share between 0 and 1, both excluded; got {self.validation}.")
         if not 0.0 <= self.averaging < 1.0:
@@ -216,6 +218,14 @@ class FitConfig(DescentConfig):
             raise InputError(f"A fit needs 2 observables or more; got {self.observables}.")
         if self.aim == "spectrum" and self.operator != "dense":
             raise InputError(f"aim='spectrum' solves for a dense K; leave operator='dense', got {self.operator!r}.")
+        if self.aim == "spectrum" and self.pairs == "endpoints":
+            raise InputError(
+                "aim='spectrum' solves K from one depth to the next, and pairs='endpoints' leaves out those between. "
+                "Leave pairs='sampled', or observe two sites alone."
+            )
+        widths = self.hidden
+        if widths is not None and not (isinstance(widths, tuple) and all(_is_width(width) for width in widths)):
+            raise InputError(f"hidden is a tuple of widths, each 1 or more, as in (128,); got {widths!r}.")
         self._require_whole(
             "batch_size", "depths", "inputs", "statistics", "context_blocks", "context_width", "context_heads"
         )
@@ -268,3 +278,7 @@ class FitConfig(DescentConfig):
             return cls(**values)
         except TypeError as error:  # a comparison with what is no number
             raise InputError(f"A setting has a value of another kind than it takes: {error}.") from error
+
+
+def _is_width(value: object) -> bool:
+    return isinstance(value, Integral) and int(value) >= 1

@@ -548,6 +548,11 @@ def test_an_unknown_method_is_refused(trajectories):
         {"ridge": -1.0},
         {"prediction": -0.1},
         {"isometry_weight": -0.1},
+        {"hidden": (64, 0)},
+        {"hidden": (2.5,)},
+        {"seed": 2**63},
+        {"seed": 0.5},
+        {"pairs": "endpoints", "aim": "spectrum"},
     ],
     ids=named,
 )
