@@ -12,7 +12,7 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 PLOTTING = "koopman_interp.plotting"
 """The module whose `plot` draws results."""
+
+LATER = "later"
+"""Mark, in a field's metadata, of one that earlier versions did not write: a file without it has its default."""
 
 Value = TypeVar("Value")
 Kept = TypeVar("Kept", bound="PlainResult")
@@ -184,8 +187,7 @@ def rebuilt_part(hint: Any, value: Any) -> Any:
         return None if value is None else rebuilt_part(Any if others else kind, value)
     if isinstance(hint, type) and is_dataclass(hint):
         hints = get_type_hints(hint)
-        # What an earlier version did not write is what it was without it.
-        given = [part for part in fields(hint) if part.name in value or part.default is MISSING]
+        given = [part for part in fields(hint) if part.name in value or not part.metadata.get(LATER)]
         return hint(**{part.name: rebuilt_part(hints[part.name], value[part.name]) for part in given})
     if origin is tuple:
         entries = parts[:1] * len(value) if parts[1:] == (Ellipsis,) else parts

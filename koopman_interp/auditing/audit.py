@@ -31,7 +31,7 @@ from koopman_interp.auditing.baselines import (
     why_no_leace,
 )
 from koopman_interp.auditing.comparison import AuditedRows, FirstPasses, compared, scored_on_training
-from koopman_interp.auditing.labelled import Batch, Labelled, drawn, labelled_batches, require_classes
+from koopman_interp.auditing.labelled import Batch, Labelled, drawn, labelled_batches, repeated, require_classes
 from koopman_interp.auditing.language import LanguageChecks, LanguageScores, language_scores
 from koopman_interp.auditing.measures import Measured, audit_rows
 from koopman_interp.auditing.probe_scores import SHOTS, Depths, Prober
@@ -119,11 +119,14 @@ def audit(
     ours = edited(patch)
     labels = _classes(patch, label)
     _require_known(probes, depths)
+    if seed < 0:
+        raise InputError(f"seed is a whole number, 0 or more; got {seed}.")
     rows = replace(_rows(patch, held_out, training, labels, depths, batch_size), progress=progress)
     if relearn is not None:
         if not rows.training:
             raise InputError("Relearning needs rows to learn from: give training=(x, y).")
         require_classes(rows.training, labels, "training")
+    shared = repeated(rows.held_out, rows.training)
     layout = patch.koopman.config.layout
     reference = None if retrained is None else Method(RETRAINED, _reference(retrained, layout))
     methods, measured, missing = _measured(ours, rows, reference)
@@ -152,7 +155,7 @@ def audit(
         forget_training_rows=forget_training_rows,
         retain_training_rows=retain_training_rows,
         relearn=relearn,
-        left_out=missing,
+        left_out=tuple(note for note in (*missing, shared) if note),
         reach=measured_reach(patch, [x for x, _ in _spread(rows.held_out)]),
     )
 
@@ -204,8 +207,16 @@ def _reference(retrained: Retrained, layout: str | None) -> Host:
     """Train the reference where it is a function that does."""
     if isinstance(retrained, (nn.Module, Host)):
         return host_for(retrained, layout)
-    with torch.enable_grad():
-        return host_for(retrained().eval(), layout)
+    made: object = None
+    if callable(retrained):
+        with torch.enable_grad():
+            made = retrained()
+    if not isinstance(made, nn.Module):
+        raise InputError(
+            "retrained= is a model that was trained without the classes, or a function that trains and returns one; "
+            f"got {type(retrained if made is None else made).__name__}."
+        )
+    return host_for(made.eval(), layout)
 
 
 def _measured(

@@ -17,6 +17,7 @@ from koopman_interp.errors import InputError
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.labels import IGNORED, whole_numbers
 from koopman_interp.observing.batches import calls
+from koopman_interp.observing.digests import input_digests
 
 Labelled = tuple[Any, Any] | Iterable[Any]
 """Inputs and labels, or several batches of them, in the forms that `Tap.observe` takes."""
@@ -60,6 +61,28 @@ def require_classes(batches: Sequence[Batch], labels: Sequence[int], what: str) 
             raise InputError(f"None of the {what} rows is of class {label}; they are of {shown or 'no class at all'}.")
     if len(present) == len(labels):
         raise InputError(f"All {what} rows are of class {shown}; rows of other classes are needed beside them.")
+
+
+def repeated(held_out: Sequence[Batch], training: Sequence[Batch]) -> str:
+    """Say that some held-out inputs are among the training ones; nothing where none is, or that is not known.
+
+    Raises:
+        InputError: most of them are, so that the two are not apart.
+    """
+    if not training:
+        return ""
+    try:
+        judged, taught = (torch.unique(torch.cat([input_digests(x) for x, _ in each])) for each in (held_out, training))
+    except InputError:  # inputs that cannot be told apart
+        return ""
+    both = int(torch.isin(judged, taught).sum())
+    if 2 * both > len(judged):
+        raise InputError(
+            f"{both:,} of {len(judged):,} held-out inputs are among the training ones, so that neither accuracy nor "
+            "membership of the two can be compared. Give rows that the model was trained on as training=, and others "
+            "as held_out=."
+        )
+    return f"{both:,} of {len(judged):,} held-out inputs are among the training ones." if both else ""
 
 
 def drawn(batches: Sequence[Batch], labels: Sequence[int], *, rows: int, beside: int, seed: int) -> list[Batch]:

@@ -383,6 +383,26 @@ def test_rows_that_lack_the_class_or_the_others_are_refused(case):
         case.audited(held_out=[])
 
 
+def test_training_rows_that_are_the_held_out_ones_are_refused_and_a_few_are_told(case):
+    x, y = case.held_out
+    with pytest.raises(InputError, match="held-out inputs are among the training ones"):
+        case.audited(training=(x, y))
+    training = tuple(torch.cat(pair) for pair in zip(case.forget_training, case.retain_training, strict=True))
+    few = case.audited(
+        training=tuple(torch.cat([ours, theirs[:3]]) for ours, theirs in zip(training, (x, y), strict=True))
+    )
+    assert any(f"3 of {len(torch.unique(x, dim=0))} held-out inputs" in note for note in few.left_out)
+    assert not any("held-out inputs" in note for note in case.audited(training=training).left_out)
+
+
+def test_what_is_no_reference_and_no_seed_is_refused(case, unchecked):
+    for wrong in (3, lambda: 3, "model"):
+        with pytest.raises(InputError, match=r"retrained= is a model .* got (int|str)\."):
+            case.audited(retrained=wrong)
+    with pytest.raises(InputError, match="seed is a whole number, 0 or more; got -1"):
+        case.audited(seed=-1)
+
+
 def test_a_label_that_the_model_has_no_output_for_is_refused(case):
     x, y = case.held_out
     outside = torch.where(torch.arange(len(y)) == 5, 3, y)

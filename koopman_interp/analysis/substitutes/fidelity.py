@@ -11,7 +11,7 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
@@ -44,7 +44,7 @@ from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.observing.pass_record import PassRecord, recorded
 from koopman_interp.observing.samples import labels_of_samples
 from koopman_interp.own_kinds import own_kinds
-from koopman_interp.results import PlainResult
+from koopman_interp.results import LATER, PlainResult
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.record import in_sample
@@ -96,7 +96,7 @@ class Fidelity(PlainResult):
     no_outputs: str = ""
     kernel_rows: int = 0
     floor: str = ""
-    fitted: int = 0
+    fitted: int = field(default=0, metadata={LATER: True})
 
     def __repr__(self) -> str:
         at_output = ""

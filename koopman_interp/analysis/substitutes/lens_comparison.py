@@ -7,7 +7,7 @@ explanation: a lens with more parameters can learn what the model has not comput
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from koopman_interp.hosts.protocol import Host
 from koopman_interp.observing.batches import BATCH_SIZE, calls
 from koopman_interp.observing.own_pass import OwnPass
 from koopman_interp.own_kinds import own_kinds
-from koopman_interp.results import PlainResult
+from koopman_interp.results import LATER, PlainResult
 from koopman_interp.sources.opening import Rows, in_memory
 from koopman_interp.surrogates.autoencoder import KoopmanAutoencoder
 from koopman_interp.surrogates.record import in_sample
@@ -50,8 +50,8 @@ class LensComparison(PlainResult):
     parameters: dict[str, int]
     outputs: tuple[tuple[OutputFidelity, ...], ...]
     floor: str = ""
-    rows: int = 0
-    fitted: int = 0
+    rows: int = field(default=0, metadata={LATER: True})
+    fitted: int = field(default=0, metadata={LATER: True})
 
     def __repr__(self) -> str:
         means = []
