@@ -14,6 +14,7 @@ from koopman_interp.errors import FitInterrupted, InputError
 from koopman_interp.files import read_tensors
 from koopman_interp.fitting import data as fit_data
 from koopman_interp.fitting import windows
+from koopman_interp.fitting.normalizing import Normalizer
 from koopman_interp.processes import Processes
 from koopman_interp.sources import shards, writing
 from koopman_interp.sources.memory import Memory
@@ -146,6 +147,25 @@ def test_a_window_of_many_depths_reads_some_of_them(tmp_path, not_held, monkeypa
     monkeypatch.setattr(fit_data, "HELD_BYTES", 2**26)
     held = fitted(store, replace(QUICK, steps=80))
     assert streamed.record.history[-1]["fvu"] <= 1.3 * held.record.history[-1]["fvu"] + 1e-3
+
+
+def streamed_rows(store, part):
+    identity = fitted(store, replace(QUICK, steps=1)).normalization
+    return windows.StreamedRows(store, part, Normalizer(identity, torch.device("cpu")), statistics=10**6)
+
+
+def test_a_window_holds_as_many_bytes_as_it_may_and_a_block_more(store, monkeypatch):
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 300 * store.row_bytes)
+    batches = streamed_rows(store, lambda digests: digests > 0).batches(4, 0)
+    seen = [len(batches._window(step).rows) for step in range(400)]
+    assert 300 <= max(seen) < 300 + 2 * max(store.counts)
+    assert sorted(seen)[len(seen) // 2] >= 300  # the last of an epoch alone has fewer
+
+
+def test_a_process_whose_inputs_are_all_held_out_is_told(store):
+    rows = streamed_rows(store, lambda digests: torch.zeros_like(digests, dtype=torch.bool))
+    with pytest.raises(InputError, match="A process has no rows to fit on"):
+        rows.batches(4, 0)(0)
 
 
 @pytest.mark.parametrize("pairs", ["all", "endpoints"])
