@@ -197,6 +197,18 @@ def test_a_large_part_of_the_rows_is_no_outlier_in_a_source_either(tap, tmp_path
     assert (rows.fitted, rows.held_out, rows.notes) == (900, 100, [])
 
 
+@pytest.mark.parametrize("held", [True, False], ids=["held out", "fitted"])
+def test_rows_that_outlie_on_one_side_alone_are_left_out_too(tap, not_held, held):
+    observed = tap.observe(points(1000), batch_size=500, progress=False)
+    side = fit_data.fit_data(lambda: observed, QUICK).is_held_out(observed.digests) == held
+    outlying = side.nonzero()[:5, 0]
+    states = [state.index_fill(0, outlying, 1e4) for state in observed.states]
+    changed = replace(observed, states=tuple(states))
+    with pytest.warns(UserWarning, match="5 of 1,000 lie more than 30 times as far out"):
+        rows = fit_data.fit_data(lambda: changed, QUICK)
+    assert (rows.fitted, rows.held_out) == ((900, 95) if held else (895, 100))
+
+
 def test_rows_that_lie_far_out_where_it_does_not_matter_stay(tap, tmp_path, not_held):
     observed = tap.observe(points(40_000), batch_size=4000, progress=False)
     states = [state.clone() for state in observed.states]
