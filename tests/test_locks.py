@@ -1,6 +1,7 @@
 """A lock has one holder, says who, leaves nothing, and is free again when its holder is killed."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -104,3 +105,15 @@ def test_a_lock_below_a_file_is_refused_with_the_path(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="a part of its path is a file"), locked(tmp_path / "file" / "x"):
         pytest.fail("there is no such folder")
+
+
+def test_what_killed_writers_left_goes_with_the_next_lock(tmp_path):
+    """Of this file, and of processes that are no more: who was killed after its last write has no next one."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [f".{name}-{socket.gethostname()}-{pid}-x.json" for name in ("index", "other") for pid in (dead.pid, 1)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    with locked(tmp_path / "index.json"):
+        left = {path.name for path in tmp_path.iterdir()} - {".index.json.lock"}
+    assert left == set(names[1:])

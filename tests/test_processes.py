@@ -187,6 +187,24 @@ def test_others_are_not_taken_for_those_who_observed(tmp_path, whole):
     assert contents(folder) == whole
 
 
+def test_a_joined_store_is_not_what_two_processes_observed(tmp_path, whole):
+    """Though each of those joined was: what a process finds there is not its own part."""
+    parts = [tmp_path / name for name in ("first", "second")]
+    for folder in parts:
+        folder.mkdir()
+        for name, content in whole.items():
+            (folder / name).write_bytes(content)
+    joined = ki.merge_stores(parts, tmp_path / "joined" / "states").folder
+    before = contents(joined)
+    assert run_by(2, refused_as_a_store, joined) == [0, 0]
+    assert contents(joined) == before
+
+
+def refused_as_a_store(_, folder):
+    with pytest.raises(InputError, match="holds a store already"):
+        observe(0, folder)
+
+
 def refused(_, folder):
     with pytest.raises(InputError, match=r"an observation by 2 processes, and here there are 3"):
         observe(0, folder)

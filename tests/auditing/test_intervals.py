@@ -134,4 +134,5 @@ def test_a_class_that_cannot_be_answered_hides_its_loss_and_not_the_confidence()
 def test_either_attack_may_tell():
     assert not Membership(0.53, 0.02, 0.49, 0.02).tells
     assert Membership(0.45, 0.02, 0.5, 0.02).tells
-    assert Membership(0.5, 0.02, 0.56, 0.02).tells
+    assert Membership(0.5, 0.02, 0.545, 0.02).tells
+    assert not Membership(0.465, 0.02, 0.535, 0.02).tells

@@ -14,6 +14,7 @@ from koopman_interp.errors import FitInterrupted, InputError
 from koopman_interp.files import read_tensors
 from koopman_interp.fitting import data as fit_data
 from koopman_interp.fitting import windows
+from koopman_interp.fitting.normalizing import Normalizer
 from koopman_interp.processes import Processes
 from koopman_interp.sources import shards, writing
 from koopman_interp.sources.memory import Memory
@@ -148,6 +149,25 @@ def test_a_window_of_many_depths_reads_some_of_them(tmp_path, not_held, monkeypa
     assert streamed.record.history[-1]["fvu"] <= 1.3 * held.record.history[-1]["fvu"] + 1e-3
 
 
+def streamed_rows(store, part):
+    identity = fitted(store, replace(QUICK, steps=1)).normalization
+    return windows.StreamedRows(store, part, Normalizer(identity, torch.device("cpu")), statistics=10**6)
+
+
+def test_a_window_holds_as_many_bytes_as_it_may_and_a_block_more(store, monkeypatch):
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 300 * store.row_bytes)
+    batches = streamed_rows(store, lambda digests: digests > 0).batches(4, 0)
+    seen = [len(batches._window(step).rows) for step in range(400)]
+    assert 300 <= max(seen) < 300 + 2 * max(store.counts)
+    assert sorted(seen)[len(seen) // 2] >= 300  # the last of an epoch alone has fewer
+
+
+def test_a_process_whose_inputs_are_all_held_out_is_told(store):
+    rows = streamed_rows(store, lambda digests: torch.zeros_like(digests, dtype=torch.bool))
+    with pytest.raises(InputError, match="A process has no rows to fit on"):
+        rows.batches(4, 0)(0)
+
+
 @pytest.mark.parametrize("pairs", ["all", "endpoints"])
 def test_rows_that_outlie_are_left_out_of_a_source_too(tap, tmp_path, monkeypatch, pairs):
     x, y = points(1000)
@@ -175,6 +195,18 @@ def test_a_large_part_of_the_rows_is_no_outlier_in_a_source_either(tap, tmp_path
         warnings.simplefilter("error")
         rows = fit_data.fit_data(store, QUICK)
     assert (rows.fitted, rows.held_out, rows.notes) == (900, 100, [])
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["held out", "fitted"])
+def test_rows_that_outlie_on_one_side_alone_are_left_out_too(tap, not_held, held):
+    observed = tap.observe(points(1000), batch_size=500, progress=False)
+    side = fit_data.fit_data(lambda: observed, QUICK).is_held_out(observed.digests) == held
+    outlying = side.nonzero()[:5, 0]
+    states = [state.index_fill(0, outlying, 1e4) for state in observed.states]
+    changed = replace(observed, states=tuple(states))
+    with pytest.warns(UserWarning, match="5 of 1,000 lie more than 30 times as far out"):
+        rows = fit_data.fit_data(lambda: changed, QUICK)
+    assert (rows.fitted, rows.held_out) == ((900, 95) if held else (895, 100))
 
 
 def test_rows_that_lie_far_out_where_it_does_not_matter_stay(tap, tmp_path, not_held):

@@ -1,5 +1,7 @@
 """Normalisation is affine, undone by its inverse, and agrees with the textbook in numpy and SciPy."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -285,6 +287,34 @@ def test_second_moments_of_every_third_row_beside_means_of_all(chunks):
     assert float(moments.variances(1).sum()) == pytest.approx(float(data[1][::3].var(0, unbiased=False).sum()))
 
 
+def test_linearity_is_what_least_squares_leaves_in_units_of_where_each_step_arrives():
+    generator = torch.Generator().manual_seed(1)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    first = draw(300, 5)
+    data = [first, 40 * (first @ draw(5, 5) + draw(300, 5)), 3 + (first @ draw(5, 5)).tanh()]  # of very different sizes
+    factors = torch.linspace(0.5, 2, 5, dtype=torch.float64)
+    moments = StateMoments([5, 5, 5], 5, align=False)
+    for rows in torch.arange(300).chunk(4):
+        moments.update([state[rows] for state in data])
+    rows = [(state * factors).numpy() for state in data]
+    centred = [row - row.mean(0) for row in rows]
+    sizes = [np.sqrt((row**2).mean()) for row in centred[1:]]
+
+    def left(before, after):
+        return ((after - before @ np.linalg.lstsq(before, after, rcond=None)[0]) ** 2).sum() / (2 * rows[0].size)
+
+    def stacked(states):
+        befores = np.concatenate([state / size for state, size in zip(states[:-1], sizes, strict=True)])
+        return befores, np.concatenate([state / size for state, size in zip(states[1:], sizes, strict=True)])
+
+    affine = [np.c_[row, np.ones(len(row))] for row in rows]
+    own = sum(left(affine[at] / sizes[at], affine[at + 1] / sizes[at]) for at in range(2))
+    found = moments.linearity(factors)
+    assert found.centred == pytest.approx(left(*stacked(centred)), rel=1e-6)
+    assert found.affine == pytest.approx(left(*stacked(affine)), rel=1e-6)
+    assert found.own == pytest.approx(own, rel=1e-6)
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=named)
 def test_differences_map_linearly(settings):
     data = states()
@@ -401,6 +431,20 @@ def test_sketched_moments_of_data_of_low_rank_are_exact(widths, settings, monkey
         expected, found = (maps[True].normalize(state, depth) for maps in (exact, sketched))
         torch.testing.assert_close(found * signs, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(sketched[True].denormalize(found, depth), state, rtol=1e-5, atol=1e-5)
+
+
+def test_sketches_are_held_where_they_are_smaller_than_what_they_stand_for(monkeypatch):
+    monkeypatch.setattr(state_moments, "EXACT_WIDTH", 20)
+    for width, components in ((200, 4), (200, 90), (15, 4)):
+        moments = StateMoments([width, width], components, align=True)
+        moments.update([torch.randn(30, width), torch.randn(30, width)])
+        held = sum(each.nbytes for parts in vars(moments).values() for each in _tensors(parts))
+        whole = 4 * 8 * width**2  # second moments of either depth and their cross moments, in float64
+        assert (held < 0.9 * whole) == (width == 200 and components == 4)
+
+
+def _tensors(parts):
+    return [each for each in parts if isinstance(each, torch.Tensor)] if isinstance(parts, list) else []
 
 
 def test_sketches_keep_the_promises_of_exact_maps(monkeypatch):

@@ -8,6 +8,7 @@ import torch
 
 import koopman_interp as ki
 from koopman_interp.analysis.spectra.grams import shard_of
+from koopman_interp.analysis.spectra.residuals import step_residuals
 from koopman_interp.errors import FileFormatError, InputError
 from tests.analysis.linear import known_operator, pairs_of, plain_surrogate, trajectories_of
 
@@ -135,3 +136,22 @@ def test_bad_input_gets_a_sentence(surrogate, trajectories):
         ki.gather_grams(surrogate, trajectories, shards=8_000_000)
     with pytest.raises(InputError, match="no class 9"):
         ki.gather_grams(surrogate, trajectories, by_class=True).of_class(9)
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1.0, 1e8])
+def test_residuals_are_the_same_in_whatever_unit_observables_are(unit):
+    """Of modes that no row reaches too, which have none."""
+    K = known_operator()
+    koopman, data = plain_surrogate(K, (0.0, 1.0, 2.0)), random_data((0.0, 1.0, 2.0))
+    values, left = np.linalg.eig(K.T)
+    reader = left[:, :1].real / np.linalg.norm(left[:, 0].real)
+    states = torch.from_numpy(np.eye(len(K)) - reader @ reader.T).to(data.states[0])
+    flat = replace(data, states=tuple(state @ states for state in data.states))
+    for rows in (data, flat):
+        grams = ki.gather_grams(koopman, rows)
+        square = unit**2
+        scaled = replace(grams, G=grams.G * square, A=grams.A * square, L=grams.L * square, sums=grams.sums * unit)
+        found, expected = (step_residuals(each, values, left) for each in (scaled, grams))
+        np.testing.assert_allclose(found.about_zero, expected.about_zero, rtol=1e-9)
+        np.testing.assert_allclose(found.about_mean, expected.about_mean, rtol=1e-6)
+        np.testing.assert_allclose(found.variance, square * expected.variance, rtol=1e-6)
