@@ -24,7 +24,7 @@ import argparse
 import importlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,11 @@ def clock(network: Network, ticks: int, limit: dict[str, int]) -> dict[str, dict
     steps = [(network.pairs + torch.tensor([tick, 0])) % network.prime for tick in range(ticks)]
     orbit = ki.orbit(network.model, steps, site="block", period=network.prime, batch_size=4096, progress=False)
     told = {}
-    for name, method in (("trained", "gradient"), ("linear", "least_squares")):
-        koopman = ki.fit(orbit, ki.FitConfig(validation=0.2, **limit), method=method, progress=False)
+    trained = ki.FitConfig(validation=0.2, **limit)
+    # Without features: as many as least squares takes by itself would leave fewer than ten rows a mode.
+    linear = replace(trained, hidden=())
+    for name, method, config in (("trained", "gradient", trained), ("linear", "least_squares", linear)):
+        koopman = ki.fit(orbit, config, method=method, progress=False)
         spectrum = ki.spectrum(koopman, orbit[koopman.is_held_out(orbit)])
         turning = spectrum.operator_eigenvalues.imag > 0
         found = np.abs(spectrum.turns_a_period[spectrum.trusted & turning]).tolist()
