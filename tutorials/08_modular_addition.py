@@ -109,8 +109,9 @@ print(f"Frequencies in the logits: {', '.join(map(str, sorted(USED)))}.")
 # some on the unit circle, some with nearly as much energy as the least of these. Theirs are near 1, those of the true
 # ones between 0.1 and 0.2.
 #
-# Is the trained encoder needed? A linear fit (`method="least_squares"`) takes a second, has the same frequencies to
-# within 0.01, and trusts six of these seven: the residual of 17 is 0.43. With other seeds it trusts all.
+# Is the trained encoder needed? A linear fit, K on the states themselves (`ki.FitConfig(hidden=())`,
+# `method="least_squares"`), takes a second, has the same frequencies to within 0.01, and trusts six of these seven: the
+# residual of 17 is 0.43. With other seeds it trusts all.
 #
 # The clock has to be where the circle is. Before the block a state is $e(a) + e(b)$: $a$ turns and $b$ stands still in
 # the same plane, so that nothing turns evenly there. Try `site="block:input"`: of the same fit no mode is trusted.
