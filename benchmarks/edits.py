@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from common import Data, add_data_options, machine, mnist, mnist_host, predictions
 from digits import LABEL, MEASURES, Setting, digits_setting, observed_and_fitted
-from erasing import STRENGTHS, by_class, erased_in_turn, moved
+from erasing import STRENGTHS, by_class, erased_in_turn, fewest_left, moved
 from torch import Tensor, nn
 
 import koopman_interp as ki
@@ -146,19 +146,24 @@ def forget_classes(given: argparse.Namespace) -> dict[str, Any]:
 def erased_together(
     model: nn.Module, koopman: ki.KoopmanAutoencoder, data: Data, host: Tensor, jointly: bool, everywhere: bool
 ) -> dict[str, Any]:
-    """Erase three classes, at the smallest strength at which no training row of theirs is named one of them.
+    """Erase three classes, at the strength that leaves the fewest training rows of theirs named one of them.
 
     Either at the site where they are read with least noise, or in place at each site past the first.
     """
     classes = torch.tensor(IN_A_ROW)
     gone = torch.isin(data.y, classes)
-    for strength in (0.75, *STRENGTHS) if everywhere else STRENGTHS:
+
+    def made(strength: float) -> ki.OperatorEdit | ki.EditSet:
         make = partial(ki.erase_class, koopman, label=IN_A_ROW, jointly=jointly, strength=strength)
-        edit = everywhere_past_the_first(koopman, make) if everywhere else make()
+        return everywhere_past_the_first(koopman, make) if everywhere else make()
+
+    def left(strength: float) -> int:
+        edit = made(strength)
         with ki.patched(model, koopman, edit, at=written(edit)):
-            left = int(torch.isin(predictions(model, data.x[gone]), classes).sum())
-        if not left:
-            break
+            return int(torch.isin(predictions(model, data.x[gone]), classes).sum())
+
+    strength = fewest_left((0.75, *STRENGTHS) if everywhere else STRENGTHS, left)
+    edit = made(strength)
     with ki.patched(model, koopman, edit, at=written(edit)):
         guess = predictions(model, data.x_test)
     site = edit.site if isinstance(edit, ki.OperatorEdit) else f"each of {len(edit)}"

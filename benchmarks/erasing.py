@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from common import Data, predictions, share
@@ -14,7 +15,7 @@ STRENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
 
 
 def erased_in_turn(model: nn.Module, koopman: ki.KoopmanAutoencoder, data: Data) -> list[dict[str, Any]]:
-    """Erase each class at the smallest strength at which no training row of it is recognised, or the greatest.
+    """Erase each class at the strength that leaves the fewest of its training rows; see `fewest_left`.
 
     Returns:
         Figures on the test rows, in percent, one entry a class.
@@ -22,16 +23,27 @@ def erased_in_turn(model: nn.Module, koopman: ki.KoopmanAutoencoder, data: Data)
     host = predictions(model, data.x_test)
     classes = []
     for label in data.y.unique().tolist():
-        for strength in STRENGTHS:
-            edit = ki.erase_class(koopman, label=label, strength=strength)
-            with ki.patched(model, koopman, edit):
-                left = int((predictions(model, data.x[data.y == label]) == label).sum())
-            if not left:
-                break
+
+        def left(strength: float, label: int = label) -> int:
+            with ki.patched(model, koopman, ki.erase_class(koopman, label=label, strength=strength)):
+                return int((predictions(model, data.x[data.y == label]) == label).sum())
+
+        strength = fewest_left(STRENGTHS, left)
+        edit = ki.erase_class(koopman, label=label, strength=strength)
         with ki.patched(model, koopman, edit):
             guess = predictions(model, data.x_test)
         classes.append({"label": label, "site": edit.site, "strength": strength, **moved(host, guess, data, [label])})
     return classes
+
+
+def fewest_left(strengths: Sequence[float], left: Callable[[float], int]) -> float:
+    """Return the smallest strength that leaves no training row; where each leaves some, the one that leaves least."""
+    found: dict[float, int] = {}
+    for strength in strengths:
+        found[strength] = left(strength)
+        if not found[strength]:
+            break
+    return min(found, key=lambda strength: found[strength])
 
 
 def moved(host: Tensor, guess: Tensor, data: Data, labels: list[int]) -> dict[str, float]:
