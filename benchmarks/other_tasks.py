@@ -1,9 +1,9 @@
 """Tasks that arXiv 2505.12809 leaves open: images and convolutions, regression, and a network without skip connections.
 
-`cifar`: each class of CIFAR-10 erased from a ResNet-20, at a strength chosen on training rows. `energy`: a residual MLP
-on UCI Energy Efficiency; whether the surrogate keeps R², and how far a concept edit takes out the influence of one input
-(the glazing area), beside a mean in its place and a host trained without it. `no-skips`: the MNIST figures on the same
-network without its skip connections.
+`cifar`: each class of CIFAR-10 erased from a ResNet-20, at a strength chosen on training rows. `energy`: a residual
+MLP on UCI Energy Efficiency; whether the surrogate keeps R², and how far a concept edit takes out the influence of
+one input (the glazing area), beside a mean in its place and a host trained without it. `no-skips`: the MNIST figures
+on the same network without its skip connections.
 
     python benchmarks/other_tasks.py cifar --data <folder> --model <folder of model.safetensors>
     python benchmarks/other_tasks.py energy --data <folder>

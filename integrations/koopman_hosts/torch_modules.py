@@ -122,10 +122,10 @@ class TorchHost:
         """Return a host of a deep copy of the model."""
         return TorchHost(deepcopy(self.model))
 
-    def links(self, sites: Sequence[str]) -> tuple[tuple[str, str], ...]:
-        """Pair the outputs of blocks in a row with the inputs of the next, which they should be on one stream."""
+    def in_a_row(self, sites: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Return input and output of each of the blocks that are taken to follow each other."""
         run = next((names for names in runs(self._modules) if set(sites[1:]) <= set(names)), [])
-        return tuple((before, after + INPUT) for before, after in pairwise(run))
+        return tuple((block + INPUT, block) for block in run)
 
     def orders_axes(self, sites: Sequence[str]) -> bool:
         """Whether some of the sites are of torch's own layers that take positions first; they come batch first here."""

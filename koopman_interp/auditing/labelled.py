@@ -64,11 +64,7 @@ def require_classes(batches: Sequence[Batch], labels: Sequence[int], what: str) 
 
 
 def repeated(held_out: Sequence[Batch], training: Sequence[Batch]) -> str:
-    """Say that some held-out inputs are among the training ones; nothing where none is, or that is not known.
-
-    Raises:
-        InputError: most of them are, so that the two are not apart.
-    """
+    """Say that some held-out inputs are among the training ones; nothing where none is, or that is not known."""
     if not training:
         return ""
     try:
@@ -76,13 +72,12 @@ def repeated(held_out: Sequence[Batch], training: Sequence[Batch]) -> str:
     except InputError:  # inputs that cannot be told apart
         return ""
     both = int(torch.isin(judged, taught).sum())
-    if 2 * both > len(judged):
-        raise InputError(
-            f"{both:,} of {len(judged):,} held-out inputs are among the training ones, so that neither accuracy nor "
-            "membership of the two can be compared. Give rows that the model was trained on as training=, and others "
-            "as held_out=."
-        )
-    return f"{both:,} of {len(judged):,} held-out inputs are among the training ones." if both else ""
+    if not both:
+        return ""
+    return (
+        f"{both:,} of {len(judged):,} held-out inputs are among the training ones, by which accuracy and membership of "
+        "the two are alike; baselines that were fitted on training rows are judged on these too."
+    )
 
 
 def drawn(batches: Sequence[Batch], labels: Sequence[int], *, rows: int, beside: int, seed: int) -> list[Batch]:

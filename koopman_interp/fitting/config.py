@@ -218,11 +218,6 @@ class FitConfig(DescentConfig):
             raise InputError(f"A fit needs 2 observables or more; got {self.observables}.")
         if self.aim == "spectrum" and self.operator != "dense":
             raise InputError(f"aim='spectrum' solves for a dense K; leave operator='dense', got {self.operator!r}.")
-        if self.aim == "spectrum" and self.pairs == "endpoints":
-            raise InputError(
-                "aim='spectrum' solves K from one depth to the next, and pairs='endpoints' leaves out those between. "
-                "Leave pairs='sampled', or observe two sites alone."
-            )
         widths = self.hidden
         if widths is not None and not (isinstance(widths, tuple) and all(_is_width(width) for width in widths)):
             raise InputError(f"hidden is a tuple of widths, each 1 or more, as in (128,); got {widths!r}.")

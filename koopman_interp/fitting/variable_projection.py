@@ -39,6 +39,12 @@ class SpectrumObjective(FitObjective):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        between = len(self.surrogate.config.times) - len(self._times)
+        if between:
+            raise InputError(
+                f"aim='spectrum' solves K from one depth to the next, and pairs='endpoints' leaves out the {between} "
+                "between. Leave pairs='sampled', or observe two sites alone."
+            )
         gaps = {later - earlier for earlier, later in itertools.pairwise(self._times)}
         if len(gaps) > 1:
             raise InputError(

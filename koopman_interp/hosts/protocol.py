@@ -33,8 +33,8 @@ class Host(Protocol):
     with one more method, `adapted_lens(lens, sites, skip)`, which returns None for what it does not know. One that
     brings axes to the standard order of its own accord has two more: `orders_axes(sites)` says whether it does so at
     some of the sites, and `as_ordered()` returns a host that does so nowhere, for a user who names the axes. One whose
-    residual stream is guessed from the order of modules has `links(sites)`: sites of outputs, each with the site of the
-    input that it should be.
+    residual stream is guessed from the order of modules has `in_a_row(sites)`: the sites of input and output of each
+    block that is taken to follow the one before.
     """
 
     adapter: ClassVar[str]

@@ -55,8 +55,8 @@ def attach(
         raise InputError(f"Expected {len(chosen)} times, one a site ({', '.join(chosen)}); got {len(times)}.")
     if times is None:
         times = site_times(chosen, {site.name: site.kind for site in host.listed()})
-    links = host.links(chosen) if sites is None and hasattr(host, "links") else ()
-    return Tap(host, chosen, tuple(map(float, times)), skip, layout, links)
+    blocks = host.in_a_row(chosen) if sites is None and hasattr(host, "in_a_row") else ()
+    return Tap(host, chosen, tuple(map(float, times)), skip, layout, blocks)
 
 
 def _by_name(host: Host, sites: SiteSelection | nn.Module | Sequence[nn.Module]) -> SiteSelection:

@@ -1,7 +1,8 @@
-"""Whether blocks in a row hand their states on: each is given what the one before returned.
+"""Whether blocks that are taken to follow each other do: each is given what the one before made of its own input.
 
-Outputs of blocks that stand side by side, or return what is added to a stream, are no states of one stream, and nothing
-else tells them from those that are. Looked at in one pass, at the cost of comparing each state once.
+Outputs of blocks that stand side by side, all given the same, or whose outputs are added to what they are given, are no
+states of one stream, and nothing else tells them from those that are. An activation or a norm between blocks is. Looked
+at in one pass, at the cost of comparing each state a few times.
 """
 
 from __future__ import annotations
@@ -10,48 +11,59 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from koopman_interp.hosts.protocol import Host
 
-Links = Sequence[tuple[str, str]]
-"""Sites of outputs, each with the site of the input that it is expected to be."""
+Blocks = Sequence[tuple[str, str]]
+"""Sites of input and output of blocks in a row."""
 
 
 @contextmanager
-def warned_of_other_inputs(host: Host, first: str, links: Links) -> Iterator[None]:
-    """Compare, in the first pass of a context, what blocks return with what the next ones are given; warn at its end.
+def warned_of_no_stream(host: Host, blocks: Blocks) -> Iterator[None]:
+    """Compare, in the first pass of a context, what blocks are given and return; warn at its end.
 
     Args:
         host: the host.
-        first: site of what the first block is given.
-        links: what to compare.
+        blocks: what to compare.
     """
     kept: dict[str, Tensor] = {}
-    seen = dict[str, bool]()
+    found: list[str] = []
 
     def keep(site: str, state: Tensor) -> None:
-        if site not in seen:
-            kept[site] = state.detach().clone()  # what is written into later is not what was handed on
+        if site not in kept:
+            kept[site] = state.detach().clone()  # what is written into later is not what was there
 
-    def compare(site: str, state: Tensor) -> None:
-        if site in kept:
-            before = kept.pop(site)
-            same = before.shape == state.shape
-            seen[site] = same and bool(((before == state) | (before.isnan() & state.isnan())).all())
+    def compare(given: str, returned: str, after: str, state: Tensor) -> None:
+        if after not in kept and given in kept and returned in kept:
+            why = _why_none(kept[given], kept[returned], state)
+            if why:
+                found.append(f"{after!r} is {why.format(given=repr(given), returned=repr(returned))}")
+            kept[returned] = kept[given] = state.new_empty(0)
+        keep(after, state)
 
-    hooks = {site: partial(keep, site) for site, _ in links} | {after: partial(compare, site) for site, after in links}
+    hooks = {site: partial(keep, site) for block in blocks for site in block}
+    hooks |= {after: partial(compare, *block, after) for block, (after, _) in pairwise(blocks)}
     with host.hooked(hooks):
         yield
-    unlike = next((link for link in links if not seen.get(link[0], True)), None)
-    if unlike is not None:
-        before, after = unlike
-        inputs = [first, *(after for _, after in links)]
+    if found:
         warnings.warn(
-            f"The module of {after!r} is given something else than what {before!r} returned, so that the outputs of "
-            "these blocks may be no states of one stream: they may stand side by side, or return what is added to it. "
-            f"Name the sites that are meant: attach(model, {inputs}), say, are what the blocks are given; "
+            f"{found[0]}: so the outputs of these blocks may be no states of one stream. Name the sites that are "
+            f"meant: attach(model, {[given for given, _ in blocks]}) are what the blocks are given; "
             "attach(model, tap.sites) are these.",
             stacklevel=5,
         )
+
+
+def _why_none(given: Tensor, returned: Tensor, after: Tensor) -> str:
+    """Say what the next block is given, where it is not made of what this one returned."""
+    if not given.shape == returned.shape == after.shape or torch.equal(after, returned):
+        return ""
+    if torch.equal(after, given):
+        return "the same as {given}, and nothing of {returned} is in it"
+    if torch.allclose(after, given + returned, rtol=1e-4, atol=1e-6):
+        return "the sum of {given} and {returned}"
+    return ""

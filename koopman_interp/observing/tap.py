@@ -22,7 +22,7 @@ from koopman_interp.errors import InputError, NonFiniteError
 from koopman_interp.hosts.protocol import Host
 from koopman_interp.hosts.tokens import Tokenizer
 from koopman_interp.observing.batches import BATCH_SIZE, Inputs, batches_in, calls
-from koopman_interp.observing.handed_on import Links, warned_of_other_inputs
+from koopman_interp.observing.handed_on import Blocks, warned_of_no_stream
 from koopman_interp.observing.loader_order import require_own_order
 from koopman_interp.observing.model_inputs import Batch
 from koopman_interp.observing.pass_record import warn_of_train_mode
@@ -55,14 +55,14 @@ class Tap:
         times: tuple[float, ...],
         skip: int = 0,
         layout: str | None = None,
-        links: Links = (),
+        blocks: Blocks = (),
     ) -> None:
         self.host = host
         self.sites = sites
         self.times = times
         self.skip = skip
         self.layout = layout
-        self._links = links
+        self._blocks = blocks
         self._recording: Recording | None = None
         self._listening = ExitStack()
 
@@ -332,5 +332,5 @@ class Tap:
 
     def _handed_on(self) -> AbstractContextManager[None]:
         """Look, once, whether the blocks whose outputs were taken unasked hand their states on."""
-        links, self._links = self._links, ()
-        return warned_of_other_inputs(self.host, self.sites[0], links) if links else nullcontext()
+        blocks, self._blocks = self._blocks, ()
+        return warned_of_no_stream(self.host, blocks) if blocks else nullcontext()

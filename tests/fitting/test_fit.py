@@ -552,7 +552,6 @@ def test_an_unknown_method_is_refused(trajectories):
         {"hidden": (2.5,)},
         {"seed": 2**63},
         {"seed": 0.5},
-        {"pairs": "endpoints", "aim": "spectrum"},
     ],
     ids=named,
 )

@@ -63,3 +63,9 @@ def test_depths_at_unequal_distances_are_refused(trajectories, quick_config):
     uneven = replace(trajectories, times=(0.0, 1.0, 2.0, 3.0, 5.0))
     with pytest.raises(InputError, match="equally far apart"):
         ki.fit(uneven, replace(quick_config, aim="spectrum"), progress=False)
+
+
+def test_a_spectrum_of_the_ends_alone_is_refused_where_there_are_depths_between(trajectories):
+    config = ki.FitConfig(aim="spectrum", pairs="endpoints", steps=2)
+    with pytest.raises(InputError, match=r"leaves out the 3 between"):
+        ki.fit(trajectories, config, progress=False)
