@@ -392,8 +392,7 @@ for factor in (1.0, 2.0):
 #
 # **What does as well:** tying the words at the output leaves exactly nothing and costs nothing, and changes no state.
 # On the model's own states, without lifting, the same formula goes past zero (−0.35, at 1.3 %). In place of a span,
-# kernel ridge and a K for each depth are nearer to the model than the one K, but for the whole depth, where all are
-# bad.
+# kernel ridge and a K for each depth are nearer to the model than the one K, save for the whole, where all are bad.
 #
 # **What failed:** carrying. By K the edit does a tenth of what it does in place (+3.77): attention brings in on the
 # way what was to be taken. As a model of the whole depth the surrogate agrees with the host on one token in five, and

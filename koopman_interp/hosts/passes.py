@@ -79,7 +79,9 @@ class Pass:
         own = tokens.ids
         for arguments in self._calls[:-1]:
             ids = matrix_of_ids(arguments.get("input_ids", next(iter(arguments.values()), None)))
-            if own is not None and ids is not None and ids.shape == own.T.shape and torch.equal(ids, own.T):
+            if own is None or ids is None or (ids.shape == own.shape and torch.equal(ids, own)):
+                continue
+            if ids.shape == own.T.shape and torch.equal(ids, own.T):
                 return self._read(arguments) or tokens
         return tokens
 

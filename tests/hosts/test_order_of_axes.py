@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import koopman_interp as ki
 from koopman_interp.errors import UnsupportedHostError
+from tests.hosts.odd_models import llama
 from tests.hosts.situations import refused, right
 
 INPUTS, PLACES = 12, 5
@@ -125,3 +126,22 @@ def test_chosen_positions_are_those_of_the_tokens_in_either_order(mode: str) -> 
     changed = (before != after).any(-1)
     assert changed[:, 2].all()
     assert changed.sum() == INPUTS
+
+
+class Masking(nn.Module):
+    """Tells the model in it what is padding, which its own caller does not say."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model(
+            ids, attention_mask=(torch.arange(ids.shape[1]) < ids.shape[1] - 1).expand_as(ids).long()
+        ).logits
+
+
+def test_ids_that_are_the_same_in_either_order_are_read_as_the_innermost_call_has_them() -> None:
+    same = torch.full((PLACES, PLACES), 3)
+    found = ki.attach(Masking(llama()).eval()).observe(same, progress=False)
+    assert found.position.tolist() == list(range(PLACES - 1)) * PLACES
